@@ -1,0 +1,345 @@
+"""The ASGI middleware: one object around any ASGI application.
+
+Rule 1. A cached session costs a plain function call before the application runs: no I/O,
+no await. Everything unusual about a request goes the long way.
+Rule 2. All I/O happens before the application is called. The wrapped ``send`` edits the
+headers of the one message that starts the response and passes everything else on as it
+is.
+Rule 3. Identity is decided by the request alone; the application enforces it. Paths are
+excluded from this one by one and exactly, as they stand in ``scope["path"]``.
+Rule 4. Wrap the application from outside. A framework turns an unhandled exception into
+its 500 outside of the middleware it was given, and a cookie set inside is lost there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from handstamp.config import Cookies, TrustedProxies
+from handstamp.core.cookies import CookieWriter
+from handstamp.core.credentials import CookieReader, Credentials
+from handstamp.core.origins import (
+    SAFE_METHODS,
+    is_cross_site,
+    is_prefetch,
+    is_subresource_of_other_site,
+    read_origin,
+)
+from handstamp.core.records import Session
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import (
+    ConfigError,
+    CrossSiteRequest,
+    HandstampError,
+    SessionsUnavailable,
+)
+from handstamp.events import CrossSiteRefused
+from handstamp.handles import BaseHandle, Door, RawHeaders
+from handstamp.lifespan import Lifespan
+from handstamp.sockets import SocketGuard
+from handstamp.types import ASGIApp, Message, Receive, Scope, Send
+
+SCOPE_KEY = "handstamp"
+PASSIVE_HEADER = b"x-passive-request"
+"""A request with this header authenticates without counting as activity."""
+
+_WATCHED = frozenset(
+    {b"cookie", b"authorization", b"sec-purpose", b"purpose", PASSIVE_HEADER}
+)
+_PLAIN_METHODS = SAFE_METHODS - {"OPTIONS"}
+_STARTS = frozenset(
+    {"http.response.start", "websocket.accept", "websocket.http.response.start"}
+)
+
+
+class Handle(BaseHandle):
+    """The handle of a request under ASGI: see :class:`BaseHandle` for the sync half."""
+
+    _sender: Send
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """The application's ``send``: edits the start of the response, nothing else."""
+        if message["type"] in _STARTS:
+            headers = self.response_headers(list(message.get("headers") or ()))
+            message = {**message, "headers": headers}
+        return self._sender(message)
+
+    async def login(self, user_id: str, *, remember: bool = False) -> Session:
+        """Open a new session for a user who has just proven who they are.
+
+        The session this browser had ends in the same transaction. ``remember`` makes
+        the cookies outlive the browser. Raises :class:`LoginRefused`,
+        :class:`CrossSiteRequest` or :class:`SessionsUnavailable`.
+        """
+        self._check_login()
+        issued = await self._door.sessions.create(
+            user_id,
+            client=self.client,
+            remember=remember,
+            replaces=self._session.id if self._session else None,
+        )
+        return self._logged_in(issued)
+
+    async def logout(self) -> None:
+        """End this session and clear the cookies, also when there is none.
+
+        Raises :class:`SessionsUnavailable`, and then nobody was logged out.
+        """
+        session = self.session
+        if session is not None:
+            await self._door.sessions.revoke(session.id, reason="logout")
+        self._logged_out()
+
+    async def list_sessions(self) -> list[Session]:
+        """This user's live sessions, ``current`` marked. Raises as :meth:`require`."""
+        session = self.require()
+        return await self.sessions.list_for_user(session.user_id, current=session.id)
+
+    async def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:
+        """End one of this user's sessions; False if they have none of this id.
+
+        Raises as :meth:`require` does.
+        """
+        user_id = self.require().user_id
+        return await self.sessions.revoke(session_id, reason=reason, user_id=user_id)
+
+    async def revoke_others(self) -> int:
+        """End every session of this user but this one; how many. Raises as
+        :meth:`require` does."""
+        session = self.require()
+        return await self.sessions.revoke_user(
+            session.user_id, keep=session.id, reason="signed out from another session"
+        )
+
+
+class SessionAuthMiddleware:
+    """Authenticates every request of ``app`` by ``sessions``.
+
+    ``cookies`` and ``trusted_proxies`` as in their classes. ``exclude`` lists exact
+    values of ``scope["path"]`` that are not authenticated at all. ``passive`` tells
+    requests that are no activity (polling): exact paths, or a function of the scope; the
+    header ``X-Passive-Request: 1`` does so for any request. ``cross_site="refuse"``
+    answers 403 to writes that another site's page makes with our cookies; ``"allow"``
+    switches that off, and ``trusted_origins`` lists origins that are yours.
+    ``bearer=True`` also takes a session token from ``Authorization: Bearer``.
+    """
+
+    handle_class: ClassVar[type[Handle]] = Handle
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        sessions: Sessions,
+        *,
+        cookies: Cookies | None = None,
+        trusted_proxies: TrustedProxies | None = None,
+        exclude: Collection[str] = (),
+        passive: Collection[str] | Callable[[Scope], bool] = (),
+        cross_site: str = "refuse",
+        trusted_origins: Iterable[str] = (),
+        bearer: bool = False,
+    ) -> None:
+        if cross_site not in ("refuse", "allow"):
+            raise ConfigError('cross_site must be "refuse" or "allow"')
+        cookies = cookies or Cookies()
+        self.app = app
+        self._door = Door(
+            sessions=sessions,
+            cookies=cookies,
+            reader=CookieReader(cookies),
+            writer=CookieWriter(cookies),
+            proxies=trusted_proxies or TrustedProxies(),
+            trusted_origins=frozenset(map(read_origin, trusted_origins)),
+            refuse_cross_site=cross_site == "refuse",
+        )
+        self._exclude = frozenset(exclude)
+        self._passive = passive if callable(passive) else _among(passive)
+        self._bearer = bearer
+        self._sole = self._door.reader.sole
+        self._hit = sessions.hit
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._door.sessions!r})"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http" or SCOPE_KEY in scope:
+            await self._other(scope, receive, send)
+            return
+        handle = self._at_a_glance(scope) or await self._at_length(scope, send)
+        if handle is not None:
+            await self._serve(handle, scope, receive, send)
+
+    def _at_a_glance(self, scope: Scope) -> Handle | None:
+        """The handle of a plain request with a cached session, else None."""
+        if scope["method"] not in _PLAIN_METHODS:
+            return None
+        headers = scope["headers"]
+        cookie = None
+        try:
+            for name, value in headers:
+                if name in _WATCHED:
+                    if cookie is not None or name != b"cookie":
+                        return None
+                    cookie = value
+        except TypeError:
+            return None  # no conformant server: the long way copes
+        if cookie is None or self._is_special(scope):
+            return None
+        token = self._sole(cookie)
+        entry = None if token is None else self._hit(token)
+        if entry is None:
+            return None
+        handle = self.handle_class(self._door, headers, scope.get("client"))
+        handle._session = entry.session
+        handle._sent = True
+        return handle
+
+    def _is_special(self, scope: Scope) -> bool:
+        if self._exclude and scope["path"] in self._exclude:
+            return True
+        return self._passive is not None and self._passive(scope)
+
+    async def _at_length(self, scope: Scope, send: Send) -> Handle | None:
+        """The handle of any request; None if it was refused and answered."""
+        headers = _plain_headers(scope)
+        handle = self.handle_class(self._door, headers, scope.get("client"))
+        method = scope.get("method")
+        if method == "OPTIONS" or scope["path"] in self._exclude:
+            return handle
+        credentials = self._door.reader.read(headers, bearer=self._bearer)
+        if not credentials.sent:
+            return handle
+        handle._sent = True
+        if credentials.ambient and method not in SAFE_METHODS and self._is_foreign(headers):
+            self._door.sessions.publish(CrossSiteRefused())
+            await _refuse(scope, send)
+            return None
+        if credentials:
+            await self._resolve(handle, credentials, scope)
+        return handle
+
+    def _is_foreign(self, headers: RawHeaders) -> bool:
+        door = self._door
+        return door.refuse_cross_site and is_cross_site(headers, door.trusted_origins)
+
+    async def _resolve(
+        self, handle: Handle, credentials: Credentials, scope: Scope
+    ) -> None:
+        headers = handle._headers
+        passive = _asks_for_no_activity(headers) or is_prefetch(headers)
+        passive = passive or (self._passive is not None and self._passive(scope))
+        if credentials.ambient and is_subresource_of_other_site(headers):
+            # Its answer cannot set a SameSite cookie, so nothing may rotate here.
+            passive = True
+            if self._door.cookies.same_site != "None":
+                credentials = replace(credentials, refresh=())
+        handle._resolve(
+            await self._door.sessions.authenticate(
+                credentials, handle.client, passive=passive
+            )
+        )
+
+    async def _serve(
+        self, handle: Handle, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        handle._sender = send
+        self.admit(scope, handle)
+        try:
+            await self.app(scope, receive, handle.send)
+        except HandstampError as exc:
+            if handle._started:
+                raise
+            await _answer(exc, handle)
+
+    def admit(self, scope: Scope, handle: Handle) -> None:
+        """Put the handle where the application looks for it; frameworks add to this."""
+        scope[SCOPE_KEY] = handle
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if SCOPE_KEY in scope:
+            self._check_same(scope[SCOPE_KEY])
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._serve_socket(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await Lifespan(self.app, self._door.sessions)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _check_same(self, outer: object) -> None:
+        if isinstance(outer, BaseHandle) and outer.sessions is self._door.sessions:
+            return
+        raise ConfigError(
+            "two SessionAuthMiddleware with different Sessions wrap one application: "
+            "give both the same Sessions, or remove one"
+        )
+
+    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handle = await self._at_length(scope, send)
+        if handle is None:
+            return
+        session, connections = handle._session, self._door.sessions.connections
+        if session is None:
+            await self._serve(handle, scope, receive, send)
+            return
+        guard = SocketGuard(receive, send)
+        connections.add(session.id, guard.end)
+        try:
+            await self._serve(handle, scope, guard.receive, guard.send)
+        finally:
+            connections.remove(session.id, guard.end)
+            await guard.finish()
+
+
+def _among(paths: Collection[str]) -> Callable[[Scope], bool] | None:
+    if not paths:
+        return None
+    exact = frozenset(paths)
+    return lambda scope: scope["path"] in exact
+
+
+def _plain_headers(scope: Scope) -> RawHeaders:
+    """The request's headers as pairs of bytes, whatever a server made of them; an
+    iterator is replaced by a list, so that the application still finds its headers."""
+    headers = scope["headers"]
+    if not isinstance(headers, (list, tuple)):
+        headers = scope["headers"] = list(headers)
+    return [(_as_bytes(name), _as_bytes(value)) for name, value in headers]
+
+
+def _as_bytes(value: Any) -> bytes:
+    return value.encode("latin-1", "replace") if isinstance(value, str) else bytes(value)
+
+
+def _asks_for_no_activity(headers: RawHeaders) -> bool:
+    return any(name.lower() == PASSIVE_HEADER and value != b"0" for name, value in headers)
+
+
+async def _refuse(scope: Scope, send: Send) -> None:
+    """403 to a write from another site's page; a handshake is denied likewise."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    for message in plain_response(CrossSiteRequest()):
+        await send(message)
+
+
+async def _answer(exc: HandstampError, handle: Handle) -> None:
+    for message in plain_response(exc):
+        await handle.send(message)
+
+
+def plain_response(exc: HandstampError) -> list[Message]:
+    """An error of ours as an HTTP response: its status, and its text where that is the
+    client's business."""
+    text = str(exc) if exc.status < 500 else "temporarily unavailable"
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    if isinstance(exc, SessionsUnavailable):
+        headers.append((b"retry-after", str(exc.retry_after).encode()))
+    return [
+        {"type": "http.response.start", "status": exc.status, "headers": headers},
+        {"type": "http.response.body", "body": text.encode() + b"\n"},
+    ]

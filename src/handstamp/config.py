@@ -1,0 +1,233 @@
+"""Every setting: frozen, keyword-only, checked when it is made, never at a request.
+
+Durations are ``timedelta``. A combination that would sign honest users out is refused
+here with the reason, because in production it would look like bad luck.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Literal
+
+from handstamp.errors import ConfigError
+
+SameSite = Literal["Lax", "Strict", "None"]
+OnLimit = Literal["evict", "refuse"]
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_DOMAIN = re.compile(r"\.?[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?")
+_PATH = re.compile(r"/[\x21-\x3a\x3c-\x7e]*")
+_ZERO = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """All lifetimes and rules of a session.
+
+    Raises :class:`ConfigError` on construction for a combination that cannot keep the
+    promises of the documentation. Every process on one table should use one policy.
+    """
+
+    session_ttl: timedelta = timedelta(minutes=15)
+    """Life of a session token, whole seconds: how often tokens rotate."""
+    refresh_ttl: timedelta = timedelta(days=30)
+    """Life of a refresh token: how long a remembered user may stay away."""
+    absolute_ttl: timedelta = timedelta(days=90)
+    """Counted from the sign-in and never extended by anything."""
+    browser_ttl: timedelta = timedelta(hours=24)
+    """The absolute limit of a session that is not remembered."""
+    idle_ttl: timedelta | None = None
+    """Longest pause between two active requests; None for no such limit."""
+    grace: timedelta = timedelta(seconds=30)
+    """How long a replaced refresh token is still met with its successor."""
+    touch_every: timedelta = timedelta(seconds=60)
+    """Resolution of ``last_activity_at``."""
+    flush_every: timedelta = timedelta(seconds=5)
+    """How often the collected activity is written, and the most a crash loses."""
+    max_staleness: timedelta = timedelta(seconds=5)
+    """Longest time a cached session is believed without proof."""
+    retention: timedelta = timedelta(days=30)
+    """How long ``prune`` keeps a row after the session died, for your audit."""
+    max_sessions: int | None = None
+    """Live sessions a user may have; None for no limit."""
+    on_limit: OnLimit = "evict"
+    """At the limit, end the oldest session or refuse the new one."""
+    end_on_password_change: bool = False
+    """Refuse sessions older than the user's ``last_password_change``."""
+    accept_unsigned: bool = False
+    """Honour tokens your application issued before handstamp came. Each unknown
+    value then costs a query, so switch it off when the last of them has rotated."""
+
+    def __post_init__(self) -> None:
+        for name, value in _durations(self).items():
+            if value <= _ZERO:
+                raise ConfigError(f"{name} must be longer than zero, not {value}")
+        self._check_rotation()
+        self._check_limits()
+
+    def _check_rotation(self) -> None:
+        if self.session_ttl % timedelta(seconds=1):
+            raise ConfigError("session_ttl must be a whole number of seconds")
+        if self.session_ttl < 2 * self.grace:
+            raise ConfigError(
+                f"session_ttl ({self.session_ttl}) must be at least 2 × grace "
+                f"({self.grace}): a slow answer could overwrite a newer token"
+            )
+        if self.flush_every >= self.grace:
+            raise ConfigError(
+                f"flush_every ({self.flush_every}) must be shorter than grace "
+                f"({self.grace}): whether a new token was seen must be known by then"
+            )
+
+    def _check_limits(self) -> None:
+        if self.refresh_ttl < self.session_ttl:
+            raise ConfigError("refresh_ttl must not be shorter than session_ttl")
+        if self.absolute_ttl < self.session_ttl:
+            raise ConfigError("absolute_ttl must not be shorter than session_ttl")
+        if self.idle_ttl is not None and self.idle_ttl < 4 * self.flush_every:
+            raise ConfigError(
+                f"idle_ttl ({self.idle_ttl}) must be at least 4 × flush_every "
+                f"({self.flush_every}): activity is written that late"
+            )
+        if self.max_sessions is not None and self.max_sessions < 1:
+            raise ConfigError("max_sessions must be at least 1, or None for no limit")
+        if self.on_limit not in ("evict", "refuse"):
+            raise ConfigError('on_limit must be "evict" or "refuse"')
+
+    @property
+    def touch_interval(self) -> timedelta:
+        """How often one session's activity is noted: fine enough for ``idle_ttl``."""
+        if self.idle_ttl is None:
+            return self.touch_every
+        return min(self.touch_every, self.idle_ttl / 4)
+
+    def lifetime(self, *, remember: bool) -> timedelta:
+        """The longest a session lives, counted from its creation."""
+        if remember:
+            return self.absolute_ttl
+        return min(self.browser_ttl, self.absolute_ttl)
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, prefix: str = "HANDSTAMP_"
+    ) -> Policy:
+        """A policy from environment variables such as ``HANDSTAMP_SESSION_TTL=900``.
+
+        Durations are in seconds. With a short ``session_ttl`` and nothing said of
+        ``grace`` and ``flush_every``, those shrink along with it, so that a whole
+        life can be watched in seconds by setting a single variable.
+
+        Raises :class:`ConfigError` naming the variable that is not a number.
+        """
+        environ = os.environ if environ is None else environ
+        given = {
+            f.name: _seconds(environ[prefix + f.name.upper()], prefix + f.name.upper())
+            for f in fields(cls)
+            if prefix + f.name.upper() in environ and "timedelta" in str(f.type)
+        }
+        limit = environ.get(prefix + "MAX_SESSIONS")
+        ttl = given.get("session_ttl", cls().session_ttl)
+        grace = given.setdefault("grace", min(cls().grace, ttl / 2))
+        given.setdefault("flush_every", min(cls().flush_every, grace / 2))
+        return cls(**given, max_sessions=int(limit) if limit else None)  # type: ignore[arg-type]
+
+
+def _durations(policy: Policy) -> dict[str, timedelta]:
+    values = {f.name: getattr(policy, f.name) for f in fields(policy)}
+    return {name: v for name, v in values.items() if isinstance(v, timedelta)}
+
+
+def _seconds(text: str, name: str) -> timedelta:
+    try:
+        return timedelta(seconds=float(text))
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{name} must be a number of seconds, not {text!r}") from None
+
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cookies:
+    """Names and attributes of the two cookies.
+
+    The default names carry the ``__Host-`` prefix, so a browser takes them from this
+    host over https only (RFC 6265bis, section 4.1.3.2). ``HttpOnly`` is always set.
+    Raises :class:`ConfigError` for a combination that browsers would drop or that
+    would weaken the cookie.
+    """
+
+    session_name: str = "__Host-session"
+    refresh_name: str = "__Host-refresh"
+    same_site: SameSite = "Lax"
+    secure: bool = True
+    path: str = "/"
+    domain: str | None = None
+    insecure_hosts: frozenset[str] = field(default=LOOPBACK)
+    """Hosts that may get cookies without ``Secure``; used only when it is off."""
+
+    def __post_init__(self) -> None:
+        for name in (self.session_name, self.refresh_name):
+            self._check_name(name)
+        if self.session_name == self.refresh_name:
+            raise ConfigError("the two cookies need two names")
+        if self.same_site not in ("Lax", "Strict", "None"):
+            raise ConfigError('same_site must be "Lax", "Strict" or "None"')
+        if self.same_site == "None" and not self.secure:
+            raise ConfigError('same_site="None" needs secure=True: browsers drop it')
+        if not _PATH.fullmatch(self.path):
+            raise ConfigError(f"path {self.path!r} cannot stand in a cookie")
+        if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
+            raise ConfigError(f"domain {self.domain!r} cannot stand in a cookie")
+
+    def _check_name(self, name: str) -> None:
+        if not _TOKEN.fullmatch(name):
+            raise ConfigError(f"{name!r} is no cookie name (RFC 6265, section 4.1.1)")
+        if name.startswith(("__Host-", "__Secure-")) and not self.secure:
+            raise ConfigError(
+                f"{name} needs secure=True; for plain http on your own machine use "
+                "Cookies.insecure()"
+            )
+        if name.startswith("__Host-") and (self.path != "/" or self.domain):
+            raise ConfigError(f"{name} allows no domain and no path other than /")
+
+    @classmethod
+    def insecure(cls) -> Cookies:
+        """Cookies for plain http on your own machine: ``session`` and ``refresh``.
+
+        A login on any host outside ``insecure_hosts`` is refused.
+        """
+        return cls(session_name="session", refresh_name="refresh", secure=False)
+
+
+class TrustedProxies:
+    """The networks whose ``X-Forwarded-For`` is believed; none by default.
+
+    Arguments are addresses or networks in CIDR notation, as text. Raises
+    :class:`ConfigError` for anything else.
+    """
+
+    __slots__ = ("_networks",)
+
+    def __init__(self, *networks: str) -> None:
+        try:
+            self._networks: tuple[IPv4Network | IPv6Network, ...] = tuple(
+                ip_network(text, strict=False) for text in networks
+            )
+        except ValueError as exc:
+            raise ConfigError(f"trusted proxy: {exc}") from None
+
+    def __contains__(self, address: str) -> bool:
+        parsed = ip_address(address)
+        return any(parsed in network for network in self._networks)
+
+    def __bool__(self) -> bool:
+        return bool(self._networks)
+
+    def __repr__(self) -> str:
+        return f"TrustedProxies{tuple(map(str, self._networks))}"

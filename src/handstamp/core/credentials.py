@@ -1,0 +1,124 @@
+"""Request headers -> Credentials: which of the bytes a client sent are claims at all.
+
+Rule 1. Cookies are parsed as bytes. Only space and tab are trimmed: whatever else
+stands before a name makes it another name, so no whitespace trick can smuggle one past
+its ``__Host-`` prefix. Quotes, escapes and percent signs mean nothing here; ``;`` always
+ends a pair (RFC 6265, section 5.2).
+Rule 2. Order decides nothing (RFC 6265bis, section 4.2.2): every cookie of our name is a
+candidate, at most four different ones are looked at, and more of them are none.
+Rule 3. Several Cookie headers are one, joined by ``; `` (HTTP/2 crumbs). At most 16 KiB
+are looked at, in linear time.
+Rule 4. Nothing but these cookies, and a bearer header where it is switched on, is ever a
+credential: no query string, form, path or other header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from handstamp.config import Cookies
+
+MOST_BYTES = 16 * 1024
+MOST_CANDIDATES = 4
+LONGEST_TOKEN = 512
+"""More than any token of ours, and enough for what applications issued before."""
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+_VALUE = re.compile(rb"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")
+_BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/=-]+) *", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a request claims: texts that may be tokens, none of them checked.
+
+    ``sent`` says that the request carried one of our cookies, well formed or not.
+    ``ambient`` says that a browser attached them by itself, so that another site's
+    page could have caused the request.
+    """
+
+    session: tuple[bytes, ...] = field(default=(), repr=False)
+    refresh: tuple[bytes, ...] = field(default=(), repr=False)
+    sent: bool = False
+    ambient: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.session or self.refresh)
+
+
+NOTHING = Credentials()
+
+
+class CookieReader:
+    """Reads our two cookies out of raw request headers; compiled once per name."""
+
+    __slots__ = ("_needle", "_refresh", "_session")
+
+    def __init__(self, cookies: Cookies) -> None:
+        self._session = _pattern(cookies.session_name)
+        self._refresh = _pattern(cookies.refresh_name)
+        self._needle = cookies.session_name.encode() + b"="
+
+    def sole(self, header: bytes) -> bytes | None:
+        """The session cookie where nothing about it is unusual, else None.
+
+        The short way for the request of every day; whatever it does not take goes
+        through :meth:`read`, which finds the same value.
+        """
+        needle = self._needle
+        at = header.find(needle)
+        if at < 0 or header.find(needle, at + 1) >= 0:
+            return None
+        if at and header[at - 2 : at] != b"; ":
+            return None
+        end = header.find(b";", at)
+        return header[at + len(needle) : end if end >= 0 else None]
+
+    def read(self, headers: RawHeaders, *, bearer: bool = False) -> Credentials:
+        """Everything in ``headers`` that claims to be a credential of ours.
+
+        ``headers`` are pairs of bytes, names in any case. With ``bearer``, an
+        ``Authorization: Bearer`` header replaces the cookies altogether.
+        """
+        cookie, authorization = _pick(headers)
+        if bearer and authorization is not None:
+            match = _BEARER.fullmatch(authorization)
+            if match is not None:
+                return Credentials(session=_candidates([match[1]]), sent=True)
+        if not cookie:
+            return NOTHING
+        session = self._session.findall(cookie)
+        refresh = self._refresh.findall(cookie)
+        if not session and not refresh:
+            return NOTHING
+        return Credentials(
+            session=_candidates(session),
+            refresh=_candidates(refresh),
+            sent=True,
+            ambient=True,
+        )
+
+
+def _pattern(name: str) -> re.Pattern[bytes]:
+    return re.compile(rb"(?:^|;)[ \t]*" + re.escape(name.encode()) + rb"=([^;]*)")
+
+
+def _pick(headers: RawHeaders) -> tuple[bytes, bytes | None]:
+    crumbs: list[bytes] = []
+    authorization = None
+    for name, value in headers:
+        lowered = bytes(name).lower()
+        if lowered == b"cookie":
+            crumbs.append(bytes(value))
+        elif lowered == b"authorization":
+            authorization = bytes(value)
+    return b"; ".join(crumbs)[:MOST_BYTES], authorization
+
+
+def _candidates(values: list[bytes]) -> tuple[bytes, ...]:
+    trimmed = dict.fromkeys(value.strip(b" \t") for value in values)
+    if len(trimmed) > MOST_CANDIDATES:
+        return ()
+    return tuple(v for v in trimmed if len(v) <= LONGEST_TOKEN and _VALUE.fullmatch(v))

@@ -1,0 +1,118 @@
+"""Every rule about how long a session lives, and nowhere else.
+
+Rule 1. Times are the database's: a record carries its clock at the read, and nothing
+here reads another one.
+Rule 2. A family (a session and all tokens it will ever have) stands while it is not
+revoked, its user may sign in, and no limit of its own has passed: the absolute limit
+counted from the creation, the refresh limit, the idle limit. A row that does not know
+when it was created has no limit to count from, so it does not stand.
+Rule 3. A token is valid while its family stands and its own expiry is ahead. A session
+token never outlives the refresh limit, for that is where the life of a session that is
+not remembered ends.
+Rule 4. An instant that has been reached has passed.
+Rule 5. ``locked_until`` is no rule here: it refuses new logins only. If it ended
+sessions, anyone could sign a user out by failing logins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from handstamp.config import Policy
+from handstamp.core.records import Record
+
+
+class Reason(StrEnum):
+    """Why a session is invalid. For events and metrics, never for the client."""
+
+    ABSENT = "absent"
+    FORGED = "forged"
+    NOT_FOUND = "not_found"
+    REVOKED = "revoked"
+    USER_DISABLED = "user_disabled"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a reason, no password
+    EXPIRED = "expired"
+    IDLE = "idle"
+    ABSOLUTE = "absolute"
+    REFRESH_EXPIRED = "refresh_expired"
+    REPLAYED = "replayed"
+    LATE = "late"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class Valid:
+    """Valid for ``remaining``; ``idle_remaining`` is None without an idle limit."""
+
+    remaining: timedelta
+    idle_remaining: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """Denied, on fresh data."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No answer: neither allowed nor denied."""
+
+    cause: str
+
+
+Verdict = Valid | Invalid | Unknown
+
+
+def judge(record: Record, policy: Policy) -> Valid | Invalid:
+    """Whether the record's session token is valid at ``record.read_at`` (rule 3)."""
+    family = judge_family(record, policy)
+    if isinstance(family, Invalid):
+        return family
+    remaining = min(family.remaining, record.expires_at - record.read_at)
+    if remaining <= timedelta(0):
+        return Invalid(Reason.EXPIRED)
+    return Valid(remaining, family.idle_remaining)
+
+
+def judge_family(record: Record, policy: Policy) -> Valid | Invalid:
+    """Whether the session stands, whatever became of its current token (rule 2)."""
+    dead = _ended(record, policy)
+    if dead is not None:
+        return Invalid(dead)
+    limits = dict(_limits(record, policy))
+    reason = min(limits, key=limits.__getitem__)
+    remaining = limits[reason] - record.read_at
+    if remaining <= timedelta(0):
+        return Invalid(reason)
+    idle = limits.get(Reason.IDLE)
+    return Valid(remaining, None if idle is None else idle - record.read_at)
+
+
+def _ended(record: Record, policy: Policy) -> Reason | None:
+    if not record.is_active or record.revoked_at is not None:
+        return Reason.REVOKED
+    if not record.user_is_active:
+        return Reason.USER_DISABLED
+    if record.created_at is None:
+        return Reason.ABSOLUTE
+    changed = record.password_changed_at
+    if policy.end_on_password_change and changed and changed > record.created_at:
+        return Reason.PASSWORD_CHANGED
+    return None
+
+
+def _limits(record: Record, policy: Policy) -> list[tuple[Reason, datetime]]:
+    created = record.created_at or record.read_at
+    limits = [(Reason.ABSOLUTE, created + policy.absolute_ttl)]
+    if record.refresh_digest is None or record.refresh_expires_at is None:
+        limits.append((Reason.EXPIRED, record.expires_at))
+    else:
+        limits.append((Reason.REFRESH_EXPIRED, record.refresh_expires_at))
+    if policy.idle_ttl is not None:
+        active = max(created, record.last_activity_at or created)
+        limits.append((Reason.IDLE, active + policy.idle_ttl))
+    return limits

@@ -1,0 +1,81 @@
+"""Did another site's page make this request? The browser itself says.
+
+Rule 1. ``Sec-Fetch-Site`` decides where it is sent: a page cannot forge it. Only
+``same-origin`` and ``none`` (the user, not a page) are ours; a sibling subdomain is not.
+Rule 2. Without it, ``Origin`` must name the host that was asked; ``null`` names nobody.
+Rule 3. Without either it is no browser of this decade, or no browser: not cross-site.
+Rule 4. Origins the application lists are ours.
+Rule 5. Methods that are safe by definition (RFC 9110, section 9.2.1) change nothing, so
+another site may cause them; a WebSocket handshake is not among them, whatever its method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from urllib.parse import urlsplit
+
+from handstamp.errors import ConfigError
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_OURS = frozenset({b"same-origin", b"none"})
+
+
+def is_cross_site(
+    headers: Iterable[tuple[bytes, bytes]], trusted: Collection[bytes] = ()
+) -> bool:
+    """Whether these request headers say that a page of another site is behind them."""
+    site = origin = host = None
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered == b"sec-fetch-site":
+            site = value
+        elif lowered == b"origin":
+            origin = value
+        elif lowered == b"host":
+            host = value
+    if origin is not None and origin.lower() in trusted:
+        return False
+    if site is not None:
+        return site not in _OURS
+    return origin is not None and not _same_host(origin, host)
+
+
+def is_subresource_of_other_site(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a page of another site loads this as a part of itself.
+
+    Its answer cannot set a SameSite cookie (RFC 6265bis, section 4.1.2.7), so nothing
+    that must reach the browser may happen here. A top-level navigation is no part.
+    """
+    found = {name.lower(): value for name, value in headers}
+    if found.get(b"sec-fetch-site") not in (b"cross-site", b"same-site"):
+        return False
+    if found[b"sec-fetch-site"] == b"same-site":
+        return False
+    return found.get(b"sec-fetch-mode") != b"navigate" or (
+        found.get(b"sec-fetch-dest") not in (None, b"document")
+    )
+
+
+def is_prefetch(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a browser fetches this ahead of a need that may never come."""
+    for name, value in headers:
+        if name.lower() in (b"sec-purpose", b"purpose", b"x-moz"):
+            return b"prefetch" in value.lower() or b"prerender" in value.lower()
+    return False
+
+
+def read_origin(text: str) -> bytes:
+    """A trusted origin as configured, in the spelling browsers send.
+
+    Raises :class:`ConfigError` unless it is a scheme and a host and nothing more.
+    """
+    parts = urlsplit(text.rstrip("/"))
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path:
+        raise ConfigError(f"{text!r} is no origin such as https://app.example.com")
+    return f"{parts.scheme}://{parts.netloc}".lower().encode()
+
+
+def _same_host(origin: bytes, host: bytes | None) -> bool:
+    if host is None or b"://" not in origin:
+        return False
+    return origin.partition(b"://")[2].lower() == host.lower()

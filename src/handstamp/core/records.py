@@ -1,0 +1,147 @@
+"""The nouns: what a row, a client and a session are, whatever table they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """Who made a request, as far as it shows: nothing here proves an identity.
+
+    ``address`` is a canonical IP address or None, ``user_agent`` is printable text of
+    at most 512 characters, ``fingerprint`` is whatever 64 characters the application
+    computes of a device. ``user_agent_hash`` is a SHA-256 hex digest.
+    """
+
+    address: str | None = None
+    user_agent: str | None = None
+    user_agent_hash: str = hashlib.sha256(b"").hexdigest()
+    fingerprint: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Client(address={masked(self.address)})"
+
+
+def masked(address: str | None) -> str:
+    """An address fit for a log: the network it is in, never the host."""
+    if address is None:
+        return "unknown"
+    separator = ":" if ":" in address else "."
+    return separator.join(address.split(separator)[:2]) + separator + "…"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One row as it was read, together with the database's clock at that moment.
+
+    All times are aware. ``token_digest`` and ``refresh_digest`` are SHA-256 hex
+    digests, never tokens.
+    """
+
+    id: str
+    user_id: str
+    token_digest: str = field(repr=False)
+    refresh_digest: str | None = field(repr=False)
+    created_at: datetime | None
+    expires_at: datetime
+    refresh_expires_at: datetime | None
+    last_activity_at: datetime | None
+    is_active: bool
+    read_at: datetime
+    revoked_at: datetime | None = None
+    revoked_reason: str | None = None
+    address: str | None = field(default=None, repr=False)
+    user_agent_hash: str | None = field(default=None, repr=False)
+    fingerprint: str | None = field(default=None, repr=False)
+    user_is_active: bool = True
+    password_changed_at: datetime | None = None
+    level: int | None = None
+
+    @property
+    def client(self) -> Client:
+        """The client that signed in, as the row remembers it."""
+        return Client(
+            address=self.address,
+            user_agent_hash=self.user_agent_hash or Client().user_agent_hash,
+            fingerprint=self.fingerprint,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSession:
+    """What a store needs to write one new row; lifetimes are added to its own clock.
+
+    ``longest`` caps the refresh token, counted from the creation.
+    """
+
+    id: str
+    user_id: str
+    token_digest: str = field(repr=False)
+    refresh_digest: str | None = field(repr=False)
+    client: Client
+    session_ttl: timedelta
+    refresh_ttl: timedelta
+    longest: timedelta
+    replaces: str | None = None
+    limit: int | None = None
+    evict: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Successor:
+    """One rotation as a store writes it: only if ``presented`` still is the row's."""
+
+    id: str
+    presented: str = field(repr=False)
+    token_digest: str = field(repr=False)
+    refresh_digest: str = field(repr=False)
+    session_ttl: timedelta
+    refresh_ttl: timedelta
+    longest: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Touch:
+    """Activity of one session at one time, by one generation of its token.
+
+    ``at`` is None when a passive request was the first use of a new token: it is then
+    recorded as seen, and as nothing more.
+    """
+
+    session_id: str
+    token_digest: str = field(repr=False)
+    at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session as an application sees it: no token, no digest."""
+
+    id: str
+    user_id: str
+    created_at: datetime
+    expires_at: datetime
+    last_activity_at: datetime | None
+    address: str | None = field(default=None, repr=False)
+    fingerprint: str | None = field(default=None, repr=False)
+    level: int | None = None
+    current: bool = False
+    """True for the session that made the request which lists the sessions."""
+
+    @classmethod
+    def of(cls, record: Record, *, current: bool = False) -> Session:
+        """The public side of ``record``."""
+        return cls(
+            id=record.id,
+            user_id=record.user_id,
+            created_at=record.created_at or record.read_at,
+            expires_at=record.expires_at,
+            last_activity_at=record.last_activity_at,
+            address=record.address,
+            fingerprint=record.fingerprint,
+            level=record.level,
+            current=current,
+        )

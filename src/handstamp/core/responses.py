@@ -1,0 +1,57 @@
+"""What a response's headers must say because of us, as a pure edit of the raw list.
+
+Rule 1. ``Vary: Cookie`` when the answer may depend on one of our cookies; merged into
+what is there, ``*`` kept. (Flask, CVE-2023-30861 and CVE-2026-27205.)
+Rule 2. A response that carries our cookie is never stored: ``Cache-Control: private,
+no-store`` in place of whatever the application said, and nothing that speaks to other
+caches is left. (Rails, CVE-2024-26144; RFC 9111, section 7.3: Set-Cookie does not
+inhibit caching.)
+Rule 3. One Set-Cookie of a name in one response (RFC 6265bis, section 4.1.1): where we
+set ours, one of the application's of that name gives way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from handstamp.core.cookies import cookie_name
+
+Headers = list[tuple[bytes, bytes]]
+_FOR_CACHES = frozenset(
+    {
+        b"cache-control",
+        b"cdn-cache-control",
+        b"surrogate-control",
+        b"expires",
+        b"pragma",
+    }
+)
+
+
+def vary_on_cookie(headers: Headers) -> Headers:
+    """``headers`` with ``Cookie`` in their Vary (rule 1)."""
+    present = [v for k, v in headers if k.lower() == b"vary"]
+    names = {part.strip().lower() for value in present for part in value.split(b",")}
+    if b"*" in names or b"cookie" in names:
+        return headers
+    merged = b", ".join([*present, b"Cookie"])
+    return [h for h in headers if h[0].lower() != b"vary"] + [(b"vary", merged)]
+
+
+def with_cookies(
+    headers: Headers, set_cookies: Sequence[bytes], names: Collection[bytes]
+) -> Headers:
+    """``headers`` with our cookies on them, uncacheable (rules 2 and 3)."""
+    kept = [
+        (key, value)
+        for key, value in headers
+        if key.lower() not in _FOR_CACHES and not sets_cookie((key, value), names)
+    ]
+    kept.append((b"cache-control", b"private, no-store"))
+    kept.extend((b"set-cookie", cookie) for cookie in set_cookies)
+    return kept
+
+
+def sets_cookie(header: tuple[bytes, bytes], names: Collection[bytes]) -> bool:
+    """Whether this response header sets a cookie of one of these names."""
+    return header[0].lower() == b"set-cookie" and cookie_name(header[1]) in names

@@ -1,0 +1,175 @@
+"""Tokens: how they are minted, recognised without I/O, and how one leads to the next.
+
+Rule 1. A token is opaque and signed. The signature is no credential, it is a gate: a
+value we never made is refused before anything is looked up.
+Rule 2. The table stores SHA-256 digests of the cookie's text as sent, nothing else. A
+256-bit random value needs no salt and no slow hash.
+Rule 3. A token has exactly one text. Base64 as a codec accepts many spellings of the
+same bytes, so both parts are matched as text and a stray spelling is refused.
+Rule 4. The successor of a refresh token is a function of it and of a key (a keyed
+ratchet), so every process that is shown R(n) arrives at the same R(n+1) and S(n+1)
+without a word between them, and the table needs no column for a previous token.
+
+    R(n+1) = HMAC-SHA256(key, "refresh" ‖ R(n))    cookie R = signed(id . kind . R(n))
+    S(n+1) = HMAC-SHA256(key, "session" ‖ R(n))    cookie S = signed(S(n))
+
+Rule 5. Keys are a list, oldest first: the newest signs and derives, all of them verify
+and are tried for derivation. A successor is signed by the key that derived it, so its
+text, and with it its digest, is the same in every process.
+
+The price of rule 4: whoever holds a key *and* one old refresh token can compute the
+current one. A key is therefore never derived from anything public, and can be changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from itsdangerous import Signer
+
+from handstamp.errors import ConfigError
+
+ENTROPY = 32
+"""Bytes of randomness in a token."""
+_SHORTEST_SECRET = 32
+
+# 32 bytes are 43 base64 characters, of which the last carries only 4 bits: of the 64
+# characters only these 16 can end the one canonical spelling.
+_B64 = rb"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]"
+_SESSION = re.compile(_B64 + rb"\." + _B64)
+_REFRESH = re.compile(
+    rb"([0-9A-Za-z-]{1,64})\.([rb])\.(" + _B64 + rb")\." + _B64,
+)
+
+
+def digest(text: bytes) -> bytes:
+    """SHA-256 of a token's text: the key it is cached under, in hex the key it is
+    stored under."""
+    return hashlib.sha256(text).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPair:
+    """A session token and its refresh token, as text for two cookies."""
+
+    session: str = field(repr=False)
+    refresh: str = field(repr=False)
+
+    @property
+    def session_digest(self) -> str:
+        """What the table stores of the session token."""
+        return digest(self.session.encode()).hex()
+
+    @property
+    def refresh_digest(self) -> str:
+        """What the table stores of the refresh token."""
+        return digest(self.refresh.encode()).hex()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshToken:
+    """A refresh token that passed the gate.
+
+    ``session_id`` is None for one that the application issued before handstamp.
+    ``remember`` has no column in the table, so it rides in the signed text.
+    """
+
+    text: bytes = field(repr=False)
+    session_id: str | None
+    state: bytes = field(repr=False)
+    remember: bool
+
+    @cached_property
+    def digest(self) -> str:
+        """What the table stores of this token while it is the current one."""
+        return digest(self.text).hex()
+
+
+class Tokens:
+    """Mints, recognises and derives tokens under a list of secrets, oldest first.
+
+    Raises :class:`ConfigError` when there is no secret or one shorter than 32 bytes.
+    """
+
+    def __init__(self, secrets: Sequence[str | bytes]) -> None:
+        keys = [s.encode() if isinstance(s, str) else bytes(s) for s in secrets]
+        if not keys or any(len(key) < _SHORTEST_SECRET for key in keys):
+            raise ConfigError(
+                f"a secret needs at least {_SHORTEST_SECRET} bytes; make one with: "
+                'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+            )
+        self._keys = [_Key(key) for key in reversed(keys)]
+
+    def __repr__(self) -> str:
+        return f"Tokens(keys={len(self._keys)})"
+
+    def mint(self, session_id: str, entropy: bytes, *, remember: bool) -> TokenPair:
+        """The first pair of a session, from 64 bytes of fresh randomness."""
+        if len(entropy) != 2 * ENTROPY:
+            raise ValueError(f"entropy must be {2 * ENTROPY} bytes")
+        session, refresh = entropy[:ENTROPY], entropy[ENTROPY:]
+        return self._keys[0].pair(session_id, session, refresh, remember)
+
+    def is_session(self, text: bytes) -> bool:
+        """Whether we made this session token. No I/O, linear time."""
+        if not _SESSION.fullmatch(text):
+            return False
+        value, _, signature = text.rpartition(b".")
+        return any(key.session.verify_signature(value, signature) for key in self._keys)
+
+    def read_refresh(self, text: bytes) -> RefreshToken | None:
+        """What this refresh token says, or None if we did not make it. No I/O."""
+        match = _REFRESH.fullmatch(text)
+        if match is None:
+            return None
+        value, _, signature = text.rpartition(b".")
+        if not any(k.refresh.verify_signature(value, signature) for k in self._keys):
+            return None
+        return RefreshToken(
+            text=text,
+            session_id=match[1].decode(),
+            state=urlsafe_b64decode(match[3] + b"="),
+            remember=match[2] == b"r",
+        )
+
+    def successors(self, token: RefreshToken, session_id: str) -> Iterator[TokenPair]:
+        """What ``token`` leads to under each key, newest key first (rule 5)."""
+        for key in self._keys:
+            session = key.step(b"session", token.state)
+            refresh = key.step(b"refresh", token.state)
+            yield key.pair(session_id, session, refresh, token.remember)
+
+
+class _Key:
+    """One secret: its two signers, a salt per purpose, and its ratchet."""
+
+    __slots__ = ("_ratchet", "refresh", "session")
+
+    def __init__(self, secret: bytes) -> None:
+        self.session = _signer(secret, "handstamp.session")
+        self.refresh = _signer(secret, "handstamp.refresh")
+        self._ratchet = hmac.digest(secret, b"handstamp.ratchet", "sha256")
+
+    def step(self, purpose: bytes, state: bytes) -> bytes:
+        return hmac.digest(self._ratchet, purpose + state, "sha256")
+
+    def pair(self, sid: str, session: bytes, refresh: bytes, remember: bool) -> TokenPair:
+        kind = "r" if remember else "b"
+        return TokenPair(
+            session=self.session.sign(_b64(session)).decode(),
+            refresh=self.refresh.sign(f"{sid}.{kind}.{_b64(refresh)}").decode(),
+        )
+
+
+def _signer(secret: bytes, salt: str) -> Signer:
+    return Signer(secret, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+
+
+def _b64(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).rstrip(b"=").decode()

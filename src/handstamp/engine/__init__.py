@@ -1,0 +1,1 @@
+"""The engine: the core's rules carried out on a store, with a cache in front."""

@@ -1,0 +1,92 @@
+"""Activity: noted in a dict, written in batches.
+
+One UPDATE a flush, whatever the number of requests; the newest time per session and
+token counts. A batch that could not be written goes back, under whatever was noted since.
+The collection is bounded: beyond that the oldest go first, and are counted.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from threading import Lock
+
+from handstamp.core.records import Touch
+from handstamp.engine.cache import Entry
+from handstamp.stores.base import Store
+
+Key = tuple[str, str]
+
+
+class Activity:
+    """The touches that are not written yet.
+
+    ``notice`` may be called from any thread; ``flush`` belongs to the event loop.
+    """
+
+    def __init__(self, *, most: int = 100_000) -> None:
+        self._most = most
+        self._lock = Lock()
+        self._pending: dict[Key, Touch] = {}
+        self.dropped = 0
+        self.written = 0
+        self.flushes = 0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def notice(self, entry: Entry, now: float) -> None:
+        """This session was active at ``now``."""
+        entry.touched = now
+        entry.seen = True
+        self._keep(
+            entry,
+            Touch(
+                session_id=entry.session.id,
+                token_digest=entry.digest,
+                at=entry.database_time(now),
+            ),
+        )
+
+    def notice_seen(self, entry: Entry, now: float) -> None:
+        """A passive request was the first to use this token: seen, and no more."""
+        entry.seen = True
+        self._keep(
+            entry, Touch(session_id=entry.session.id, token_digest=entry.digest, at=None)
+        )
+
+    def _keep(self, entry: Entry, touch: Touch) -> None:
+        with self._lock:
+            self._pending[entry.session.id, entry.digest] = touch
+            self._shed()
+
+    def _shed(self) -> None:
+        while len(self._pending) > self._most:
+            del self._pending[next(iter(self._pending))]
+            self.dropped += 1
+
+    async def flush(self, store: Store, session_ttl: timedelta) -> int:
+        """Write everything noted so far, in one statement; how many rows moved.
+
+        Raises :class:`SessionsUnavailable`; the batch is then kept for the next time.
+        """
+        batch = self._take()
+        if not batch:
+            return 0
+        try:
+            moved = await store.touch(list(batch.values()), session_ttl)
+        except BaseException:
+            self._put_back(batch)
+            raise
+        self.flushes += 1
+        self.written += moved
+        return moved
+
+    def _take(self) -> dict[Key, Touch]:
+        with self._lock:
+            batch, self._pending = self._pending, {}
+        return batch
+
+    def _put_back(self, batch: dict[Key, Touch]) -> None:
+        with self._lock:
+            self._pending = {**batch, **self._pending}
+            self._shed()

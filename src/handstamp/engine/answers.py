@@ -1,0 +1,56 @@
+"""What the engine says about a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from handstamp.core.lifetime import Invalid, Unknown
+from handstamp.core.records import Record, Session
+from handstamp.core.tokens import TokenPair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A session together with its tokens, as text for the client.
+
+    ``session_lifetime`` and ``refresh_lifetime`` are what the cookies may last; both are
+    None for a session that ends with the browser. After ``deliver_until``, a reading of
+    the engine's clock, these tokens must not be sent any more: a newer pair may be on its
+    way, and whoever missed this one gets it again.
+    """
+
+    session: Session
+    session_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    remember: bool
+    session_lifetime: timedelta | None
+    refresh_lifetime: timedelta | None
+    deliver_until: float
+
+    @classmethod
+    def of(
+        cls, record: Record, pair: TokenPair, *, remember: bool, deliver_until: float
+    ) -> Issued:
+        """The answer to whoever is to hold ``pair``, which is in ``record``."""
+        refresh_ends = record.refresh_expires_at or record.expires_at
+        return cls(
+            session=Session.of(record),
+            session_token=pair.session,
+            refresh_token=pair.refresh,
+            remember=remember,
+            session_lifetime=record.expires_at - record.read_at if remember else None,
+            refresh_lifetime=refresh_ends - record.read_at if remember else None,
+            deliver_until=deliver_until,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authenticated:
+    """A valid session; ``issued`` where its tokens were replaced or repeated."""
+
+    session: Session
+    issued: Issued | None = None
+
+
+Answer = Authenticated | Invalid | Unknown

@@ -1,0 +1,199 @@
+"""Who makes this request: the hit, the miss, and what several cookies mean.
+
+A hit is a plain function call without I/O and without a lock. A miss asks the table once
+for all session tokens of the request, after the gate has thrown out what we never made.
+The session token decides identity; a refresh token is looked at only when no session
+token is alive, and never merges two sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from handstamp.config import Policy
+from handstamp.core.credentials import Credentials
+from handstamp.core.lifetime import Invalid, Reason, Unknown
+from handstamp.core.records import Client, Record, masked
+from handstamp.core.tokens import Tokens
+from handstamp.engine.activity import Activity
+from handstamp.engine.answers import Answer, Authenticated
+from handstamp.engine.cache import RECENCY, Cache, Entry
+from handstamp.engine.clock import Clock, DatabaseClock
+from handstamp.engine.entries import Read, make_entry
+from handstamp.engine.refreshing import Refreshing
+from handstamp.engine.reporting import Reports
+from handstamp.errors import SessionsUnavailable
+from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
+from handstamp.stores.base import Store
+
+
+class Authentication:
+    """Credentials in, an answer out."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        tokens: Tokens,
+        policy: Policy,
+        cache: Cache,
+        activity: Activity,
+        reports: Reports,
+        clock: Clock,
+        database_clock: DatabaseClock,
+        refreshing: Refreshing,
+    ) -> None:
+        self._store = store
+        self._tokens = tokens
+        self._policy = policy
+        self._cache = cache
+        self._get = cache.get
+        self._activity = activity
+        self._reports = reports
+        self._clock = clock
+        self._database_clock = database_clock
+        self._refreshing = refreshing
+        self._interval = policy.touch_interval.total_seconds()
+        self._idle = policy.idle_ttl.total_seconds() if policy.idle_ttl else None
+        self.hits = 0
+        self.misses = 0
+
+    def hit(self, token: bytes, passive: bool = False) -> Entry | None:
+        """The cached entry of this session token while it may be believed, else None."""
+        entry = self._get(sha256(token).digest())
+        if entry is None:
+            return None
+        now = self._clock()
+        if now >= entry.deadline:
+            return None
+        self.hits += 1
+        if passive:
+            self._pass(entry, now)
+            return entry
+        if now - entry.touched >= self._interval or not entry.seen:
+            self._activity.notice(entry, now)
+        if now - entry.ordered >= RECENCY:
+            self._cache.freshen(entry, now)
+        entry.used = now
+        return entry
+
+    def _pass(self, entry: Entry, now: float) -> None:
+        if not entry.seen:
+            self._activity.notice_seen(entry, now)
+
+    async def authenticate(
+        self, credentials: Credentials, client: Client, *, passive: bool = False
+    ) -> Answer:
+        """Whose request this is. Never raises for want of a database: that is
+        :class:`Unknown`."""
+        try:
+            answer = await self._by_session(credentials.session, client, passive)
+            if not isinstance(answer, Invalid) or answer.reason is Reason.CONFLICT:
+                return answer
+            self._notice_swap(credentials)
+            if not credentials.refresh:
+                return answer
+            return await self._refreshing.refresh(
+                credentials.refresh, client, passive=passive
+            )
+        except SessionsUnavailable as exc:
+            return Unknown(exc.cause)
+
+    async def _by_session(
+        self, texts: Sequence[bytes], client: Client, passive: bool
+    ) -> Authenticated | Invalid:
+        if not texts:
+            return Invalid(Reason.ABSENT)
+        live = {e.session.id: e for text in texts if (e := self.hit(text, passive))}
+        asked = [text for text in texts if not self._is_live(text, live)]
+        reason = Reason.FORGED
+        genuine = [text for text in asked if self._may_ask(text)]
+        if genuine:
+            found = await self._find(genuine, client, passive)
+            reason = next(
+                (f.reason for f in found if isinstance(f, Invalid)), Reason.NOT_FOUND
+            )
+            live |= {e.session.id: e for e in found if isinstance(e, Entry)}
+        if len(texts) > 1:
+            conflict = len(live) > 1
+            self._reports.publish(
+                DuplicateCookies(candidates=len(texts), conflict=conflict)
+            )
+        if len(live) > 1:
+            return Invalid(Reason.CONFLICT)
+        if not live:
+            return Invalid(reason)
+        return Authenticated(session=next(iter(live.values())).session)
+
+    def _is_live(self, text: bytes, live: dict[str, Entry]) -> bool:
+        key = sha256(text).digest()
+        return any(entry.key == key for entry in live.values())
+
+    def _may_ask(self, text: bytes) -> bool:
+        return self._tokens.is_session(text) or (
+            self._policy.accept_unsigned and self._tokens.read_refresh(text) is None
+        )
+
+    async def _find(
+        self, texts: Sequence[bytes], client: Client, passive: bool
+    ) -> list[Entry | Invalid]:
+        self.misses += 1
+        digests = [sha256(text).digest() for text in texts]
+        keys = {key.hex(): key for key in digests}
+        ticket, before = self._cache.ticket(), self._clock()
+        records = await self._store.find(list(keys))
+        read = Read(before, self._clock())
+        if records:
+            self._database_clock.saw(records[0].read_at, read.after)
+        answers: list[Entry | Invalid] = []
+        for record in records:
+            # A row nobody asked for means that answers got mixed up below us.
+            asked = keys.get(record.token_digest)
+            if asked is None:
+                continue
+            known = self._get(asked)
+            answer = make_entry(record, self._policy, asked, read, known)
+            answers.append(answer)
+            if isinstance(answer, Invalid):
+                self._cache.drop(asked)
+                continue
+            self._admit(answer, record, client, passive, known is None)
+            self._cache.put(ticket, answer)
+        return answers
+
+    def _admit(
+        self, entry: Entry, record: Record, client: Client, passive: bool, new: bool
+    ) -> None:
+        now = self._clock()
+        if passive:
+            self._pass(entry, now)
+        else:
+            if now - entry.touched >= self._interval or not entry.seen:
+                self._activity.notice(entry, now)
+            entry.used = now
+        if new:
+            self._compare(record, client)
+
+    def _compare(self, record: Record, client: Client) -> None:
+        was = record.client
+        moved = was.address is not None and masked(was.address) != masked(client.address)
+        other = was.user_agent_hash != client.user_agent_hash
+        if moved or other:
+            self._reports.publish(
+                BindingChanged(
+                    session_id=record.id,
+                    user_id=record.user_id,
+                    was=was,
+                    now=client,
+                    address_changed=moved,
+                    user_agent_changed=other,
+                )
+            )
+
+    def _notice_swap(self, credentials: Credentials) -> None:
+        tokens = self._tokens
+        if any(tokens.read_refresh(text) for text in credentials.session) or any(
+            tokens.is_session(text) for text in credentials.refresh
+        ):
+            self._reports.publish(TokenSwapped())

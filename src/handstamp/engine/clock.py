@@ -1,0 +1,44 @@
+"""The clock that deadlines are counted down on.
+
+It never jumps when somebody sets the time, and it counts while the machine is suspended:
+a laptop that slept for an hour wakes to a cache that is an hour old.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+Clock = Callable[[], float]
+"""Seconds since a fixed moment, as a float."""
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+uptime: Clock = _boottime if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+"""``CLOCK_BOOTTIME`` where there is one, otherwise the monotonic clock."""
+
+
+class DatabaseClock:
+    """The database's clock between its answers, counted on ours.
+
+    Before the first answer it is the system's, for want of anything better.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: tuple[datetime, float] | None = None
+
+    def saw(self, read_at: datetime, after: float) -> None:
+        """An answer arrived when ours showed ``after``, and bore this time."""
+        self._seen = read_at, after
+
+    def now(self) -> datetime:
+        """The database's clock now, at most a round trip behind."""
+        if self._seen is None:
+            return datetime.now(UTC)
+        read_at, after = self._seen
+        return read_at + timedelta(seconds=self._clock() - after)

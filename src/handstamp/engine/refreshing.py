@@ -1,0 +1,279 @@
+"""Carrying out what the rotation rules decide, so that all who ask get one answer.
+
+Within a process, everyone who presents the same refresh token at the same time shares
+one flight; a client that goes away cancels nobody's. Between processes the conditional
+UPDATE decides, and whoever lost it reads and judges again: it then finds itself one step
+behind a rotation of a moment ago, derives the same successor and hands that out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from handstamp.config import Policy
+from handstamp.core.lifetime import Invalid, Reason
+from handstamp.core.records import Client, Record, Session, Successor
+from handstamp.core.rotation import (
+    RefreshVerdict,
+    Refuse,
+    Reissue,
+    Replay,
+    Rotate,
+    judge_refresh,
+)
+from handstamp.core.tokens import RefreshToken, TokenPair, Tokens, digest
+from handstamp.engine.answers import Authenticated, Issued
+from handstamp.engine.cache import Cache, Ticket
+from handstamp.engine.clock import Clock, DatabaseClock
+from handstamp.engine.entries import Read, make_entry, outlived, refresh_key
+from handstamp.engine.reporting import Reports
+from handstamp.errors import SessionsUnavailable
+from handstamp.events import DuplicateCookies, LateRefresh, Refreshed, Reissued, Replayed
+from handstamp.stores.base import Ended, Store
+
+_TRIES = 5
+"""Each lost race means that another process made progress, so a few are plenty."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    token: RefreshToken
+    record: Record
+    verdict: RefreshVerdict
+    read: Read
+    ticket: Ticket
+
+
+class Refreshing:
+    """Refresh tokens in, one live session and its tokens out."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        tokens: Tokens,
+        policy: Policy,
+        cache: Cache,
+        reports: Reports,
+        clock: Clock,
+        database_clock: DatabaseClock,
+        ended: Callable[[Ended, str], None],
+    ) -> None:
+        self._store = store
+        self._tokens = tokens
+        self._policy = policy
+        self._cache = cache
+        self._reports = reports
+        self._clock = clock
+        self._database_clock = database_clock
+        self._ended = ended
+        self._flights: dict[tuple[str, bool], asyncio.Task[Authenticated | Invalid]] = {}
+
+    async def refresh(
+        self, texts: Sequence[bytes], client: Client, *, passive: bool
+    ) -> Authenticated | Invalid:
+        """Authenticate by whichever of these refresh tokens stands; rotate unless
+        ``passive``. Raises :class:`SessionsUnavailable`."""
+        tokens = [token for text in texts if (token := self._read(text)) is not None]
+        if not tokens:
+            return Invalid(Reason.FORGED)
+        chosen = tokens[0] if len(tokens) == 1 else await self._choose(tokens)
+        if chosen is None:
+            return Invalid(Reason.CONFLICT)
+        if passive and (known := self._known(chosen)) is not None:
+            return Authenticated(session=known)
+        return await self._fly(chosen, client, passive)
+
+    def _read(self, text: bytes) -> RefreshToken | None:
+        token = self._tokens.read_refresh(text)
+        if token is not None or not self._policy.accept_unsigned:
+            return token
+        return RefreshToken(text=text, session_id=None, state=text, remember=True)
+
+    async def _choose(self, tokens: Sequence[RefreshToken]) -> RefreshToken | None:
+        """Among several cookies, the one that stands; None if they contradict.
+
+        Nothing is written on the way. A stale token beside the current one of the same
+        session is a forgotten cookie and no theft: its holder has both.
+        """
+        findings = [f for t in tokens if (f := await self._find(t)) is not None]
+        standing = [f for f in findings if isinstance(f.verdict, (Rotate, Reissue))]
+        conflict = len({f.record.id for f in standing}) > 1
+        self._reports.publish(DuplicateCookies(candidates=len(tokens), conflict=conflict))
+        if conflict:
+            return None
+        standing.sort(key=lambda f: isinstance(f.verdict, Reissue))
+        return (standing[0].token if standing else None) or tokens[0]
+
+    def _known(self, token: RefreshToken) -> Session | None:
+        entry = self._cache.get(refresh_key(digest(token.text)))
+        if entry is None or self._clock() >= entry.deadline:
+            return None
+        return entry.session
+
+    async def _fly(
+        self, token: RefreshToken, client: Client, passive: bool
+    ) -> Authenticated | Invalid:
+        key = (token.digest, passive)
+        flight = self._flights.get(key)
+        if flight is None or flight.get_loop() is not asyncio.get_running_loop():
+            flight = asyncio.create_task(self._settle(token, client, passive))
+            self._flights[key] = flight
+            flight.add_done_callback(lambda done: self._land(key, done))
+        return await asyncio.shield(flight)
+
+    def _land(
+        self, key: tuple[str, bool], done: asyncio.Task[Authenticated | Invalid]
+    ) -> None:
+        if self._flights.get(key) is done:
+            del self._flights[key]
+        if not done.cancelled():
+            done.exception()  # retrieved: its passengers may all be gone
+
+    async def _settle(
+        self, token: RefreshToken, client: Client, passive: bool
+    ) -> Authenticated | Invalid:
+        for _ in range(_TRIES):
+            finding = await self._find(token)
+            if finding is None:
+                return Invalid(Reason.NOT_FOUND)
+            answer = await self._act(finding, client, passive)
+            if answer is not None:
+                return answer
+        raise SessionsUnavailable("too many others refresh this session")
+
+    async def _find(self, token: RefreshToken) -> _Finding | None:
+        ticket, before = self._cache.ticket(), self._clock()
+        if token.session_id is None:
+            record = await self._store.find_by_refresh(token.digest)
+        else:
+            record = await self._store.find_by_id(token.session_id)
+        if record is None:
+            return None
+        read = Read(before, self._clock())
+        self._database_clock.saw(record.read_at, read.after)
+        successors = self._tokens.successors(token, record.id)
+        verdict = judge_refresh(record, token.digest, successors, self._policy)
+        return _Finding(token, record, verdict, read, ticket)
+
+    async def _act(
+        self, finding: _Finding, client: Client, passive: bool
+    ) -> Authenticated | Invalid | None:
+        """Do what was decided; None if somebody else was first."""
+        match finding.verdict:
+            case Rotate(pair):
+                if passive:
+                    return self._vouch(finding)
+                return await self._rotate(finding, pair, client)
+            case Reissue(pair, _, redate):
+                if passive:
+                    return self._vouch(finding)
+                return await self._reissue(finding, pair, client, redate)
+            case Replay():
+                return await self._revoke(finding.record, client)
+            case Refuse(reason):
+                return self._refuse(finding.record, reason, client)
+
+    def _vouch(self, finding: _Finding) -> Authenticated:
+        """A passive request: the refresh token as it stands, and nothing is written."""
+        key = refresh_key(digest(finding.token.text))
+        record, policy = finding.record, self._policy
+        entry = make_entry(outlived(record), policy, key, finding.read)
+        if not isinstance(entry, Invalid):
+            self._cache.put(finding.ticket, entry)
+        return Authenticated(session=Session.of(record))
+
+    async def _rotate(
+        self, finding: _Finding, pair: TokenPair, client: Client
+    ) -> Authenticated | None:
+        token, policy, before = finding.token, self._policy, self._clock()
+        ticket = self._cache.ticket()
+        record = await self._store.rotate(self._step(finding, pair, token.digest))
+        if record is None:
+            return None
+        self._reports.publish(
+            Refreshed(session_id=record.id, user_id=record.user_id, client=client)
+        )
+        until = before + policy.grace.total_seconds()
+        read = Read(before, self._clock())
+        answer = self._answer(record, pair, token.remember, until, ticket, read)
+        self._cache.retire(record.id, keep=bytes.fromhex(record.token_digest), until=until)
+        return answer
+
+    async def _reissue(
+        self, finding: _Finding, pair: TokenPair, client: Client, redate: bool
+    ) -> Authenticated | None:
+        record, read, ticket = finding.record, finding.read, finding.ticket
+        until = read.before + self._grace_left(finding)
+        if redate:
+            before, ticket = self._clock(), self._cache.ticket()
+            step = self._step(finding, pair, pair.refresh_digest)
+            redated = await self._store.redate(step)
+            if redated is None:
+                return None
+            record, read = redated, Read(before, self._clock())
+            until = before + self._policy.grace.total_seconds()
+        self._reports.publish(
+            Reissued(
+                session_id=record.id, user_id=record.user_id, client=client, redated=redate
+            )
+        )
+        remember = finding.token.remember
+        return self._answer(record, pair, remember, until, ticket, read)
+
+    def _grace_left(self, finding: _Finding) -> float:
+        assert isinstance(finding.verdict, Reissue)  # noqa: S101 - the caller matched
+        age = finding.record.read_at - finding.verdict.rotated_at
+        return (self._policy.grace - age).total_seconds()
+
+    def _answer(
+        self,
+        record: Record,
+        pair: TokenPair,
+        remember: bool,
+        until: float,
+        ticket: Ticket,
+        read: Read,
+    ) -> Authenticated:
+        key = bytes.fromhex(record.token_digest)
+        entry = make_entry(record, self._policy, key, read, self._cache.get(key))
+        if not isinstance(entry, Invalid):
+            self._cache.put(ticket, entry)
+        issued = Issued.of(record, pair, remember=remember, deliver_until=until)
+        return Authenticated(session=issued.session, issued=issued)
+
+    async def _revoke(self, record: Record, client: Client) -> Invalid:
+        reason = "refresh token replayed"
+        ended = await self._store.revoke(record.id, reason=reason)
+        if ended is not None:
+            self._reports.publish(
+                Replayed(
+                    session_id=record.id,
+                    user_id=record.user_id,
+                    presented_by=client,
+                    signed_in_by=record.client,
+                )
+            )
+            self._ended(ended, reason)
+        return Invalid(Reason.REPLAYED)
+
+    def _refuse(self, record: Record, reason: Reason, client: Client) -> Invalid:
+        if reason is Reason.LATE:
+            self._reports.publish(
+                LateRefresh(session_id=record.id, user_id=record.user_id, client=client)
+            )
+        return Invalid(reason)
+
+    def _step(self, finding: _Finding, pair: TokenPair, presented: str) -> Successor:
+        policy = self._policy
+        return Successor(
+            id=finding.record.id,
+            presented=presented,
+            token_digest=pair.session_digest,
+            refresh_digest=pair.refresh_digest,
+            session_ttl=policy.session_ttl,
+            refresh_ttl=policy.refresh_ttl,
+            longest=policy.lifetime(remember=finding.token.remember),
+        )

@@ -1,0 +1,82 @@
+"""Who is told what happened: subscribers, the log, the counters.
+
+An event is published after its change is committed. A subscriber that fails is logged
+and contained; it can neither undo the change nor break the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import fields
+from typing import TypeVar
+
+from handstamp.core.records import Client
+from handstamp.events import Event
+
+logger = logging.getLogger("handstamp")
+
+E = TypeVar("E", bound=Event)
+Subscriber = Callable[[E], Awaitable[None] | None]
+
+
+class Reports:
+    """Publishes events to whoever subscribed to their class or a parent of it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._subscribers: list[tuple[type[Event], Subscriber[Event]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def on(self, kind: type[E], subscriber: Subscriber[E]) -> None:
+        """Call ``subscriber`` with every event of this kind."""
+        self._subscribers.append((kind, subscriber))  # type: ignore[arg-type]
+
+    def publish(self, event: Event) -> None:
+        """Count the event, log it and tell the subscribers. Never raises."""
+        self.counts[event.action] += 1
+        level = logging.WARNING if event.alarming else logging.INFO
+        if logger.isEnabledFor(level):
+            logger.log(level, event.action, extra={"action": event.action, **_facts(event)})
+        for kind, subscriber in self._subscribers:
+            if isinstance(event, kind):
+                self._tell(subscriber, event)
+
+    def _tell(self, subscriber: Subscriber[Event], event: Event) -> None:
+        try:
+            answer = subscriber(event)
+        except Exception:
+            _complain(event)
+            return
+        if answer is not None:
+            task = asyncio.ensure_future(_contained(answer, event))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def drain(self) -> None:
+        """Wait for subscribers that are still at work."""
+        await asyncio.gather(*self._tasks)
+
+
+async def _contained(answer: Awaitable[None], event: Event) -> None:
+    try:
+        await answer
+    except Exception:
+        _complain(event)
+
+
+def _complain(event: Event) -> None:
+    logger.exception(
+        "a subscriber failed on %s", event.action, extra={"action": "hook_failed"}
+    )
+
+
+def _facts(event: Event) -> dict[str, object]:
+    """What a log line may hold of an event; the ids, and clients by their network."""
+    values = {f.name: getattr(event, f.name) for f in fields(event)}
+    return {
+        f"handstamp_{name}": repr(value) if isinstance(value, Client) else value
+        for name, value in values.items()
+    }

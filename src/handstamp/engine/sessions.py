@@ -1,0 +1,411 @@
+"""Sessions: the engine as one object, for middleware and for code outside a request.
+
+One instance serves a process. It opens lazily on the event loop that first needs it, and
+a loop that has gone is replaced, so that test clients which make a loop for every request
+work as well. Nothing starts in the constructor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from ulid import ULID
+
+from handstamp.config import Policy
+from handstamp.core.credentials import Credentials
+from handstamp.core.lifetime import Invalid, judge_family
+from handstamp.core.records import Client, NewSession, Record, Session
+from handstamp.core.tokens import ENTROPY, TokenPair, Tokens
+from handstamp.engine import janitor
+from handstamp.engine.activity import Activity
+from handstamp.engine.answers import Answer, Authenticated, Issued
+from handstamp.engine.authentication import Authentication
+from handstamp.engine.cache import Cache, Ticket
+from handstamp.engine.clock import Clock, DatabaseClock, uptime
+from handstamp.engine.connections import Connections
+from handstamp.engine.entries import Read, make_entry
+from handstamp.engine.refreshing import Refreshing
+from handstamp.engine.reporting import Reports, Subscriber
+from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
+from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
+from handstamp.stores.base import Ended, Store
+from handstamp.stores.shapes import ULID_HASHED, TableShape
+from handstamp.stores.table import TableStore
+
+logger = logging.getLogger("handstamp")
+
+E = TypeVar("E", bound=Event)
+_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
+_NOBODY = Client()
+_FLUSH_BUDGET = 2.0
+"""Seconds that a graceful stop may spend on the last flush."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Figures of this process since it started; ``events`` counts by action."""
+
+    cached: int
+    hits: int
+    misses: int
+    queries: int
+    pending_touches: int
+    written_touches: int
+    dropped_touches: int
+    flushes: int
+    open_connections: int
+    events: Mapping[str, int]
+
+
+class Sessions:
+    """Every session of one table.
+
+    ``database`` is a PostgreSQL URI or a :class:`Store`. ``secret`` is at least 32 bytes
+    of text; ``secrets`` is a list of them, oldest first, for changing it. ``cache_size``
+    is a number of sessions. ``connect`` goes to asyncpg as it is. ``clock`` and
+    ``entropy`` are there for tests.
+
+    Use as an async context manager, or call :meth:`open` and :meth:`close`; the
+    middleware does that by itself. Raises :class:`ConfigError` on construction.
+    """
+
+    def __init__(
+        self,
+        database: str | Store,
+        *,
+        secret: str | bytes | None = None,
+        secrets: Sequence[str | bytes] | None = None,
+        shape: TableShape = ULID_HASHED,
+        policy: Policy | None = None,
+        cache_size: int = 100_000,
+        pool_size: int = 10,
+        connect: Mapping[str, Any] | None = None,
+        clock: Clock = uptime,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.policy = policy or Policy()
+        self.store: Store = (
+            TableStore(database, shape=shape, pool_size=pool_size, connect=connect)
+            if isinstance(database, str)
+            else database
+        )
+        self.clock = clock
+        self.connections = Connections()
+        self._tokens = Tokens(_one_list(secret, secrets))
+        self._entropy = entropy
+        self._cache = Cache(cache_size)
+        self._activity = Activity()
+        self._reports = Reports()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._flusher: asyncio.Task[None] | None = None
+        self._database_clock = DatabaseClock(clock)
+        self._refreshing = Refreshing(
+            store=self.store,
+            tokens=self._tokens,
+            policy=self.policy,
+            cache=self._cache,
+            reports=self._reports,
+            clock=clock,
+            database_clock=self._database_clock,
+            ended=self._ended,
+        )
+        self._authentication = Authentication(
+            store=self.store,
+            tokens=self._tokens,
+            policy=self.policy,
+            cache=self._cache,
+            activity=self._activity,
+            reports=self._reports,
+            clock=clock,
+            database_clock=self._database_clock,
+            refreshing=self._refreshing,
+        )
+        self.hit = self._authentication.hit
+        """The cached entry of a session token, or None: a plain call without I/O."""
+
+    def __repr__(self) -> str:
+        return f"Sessions({self.store!r})"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Get ready on the running event loop; idempotent.
+
+        A database that is down is no error: whoever asks is told when they ask. Raises
+        :class:`ConfigError` if another loop that still runs uses this instance.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise ConfigError(
+                "this Sessions is open on another event loop: give each loop its own"
+            )
+        self._loop = loop
+        await self.store.open()
+        self._flusher = asyncio.create_task(self._keep_flushing())
+
+    async def close(self) -> None:
+        """Write what is pending, end the background work, let go of the database.
+
+        Takes at most two seconds longer than the database; what could not be written by
+        then is counted and logged.
+        """
+        if self._loop is not asyncio.get_running_loop():
+            return
+        self._loop = None
+        if self._flusher is not None:
+            self._flusher.cancel()
+            await asyncio.wait([self._flusher])
+        await self._flush_at_last()
+        await self._reports.drain()
+        await self.store.close()
+
+    async def _flush_at_last(self) -> None:
+        try:
+            async with asyncio.timeout(_FLUSH_BUDGET):
+                await self.flush()
+        except (SessionsUnavailable, TimeoutError):
+            lost = len(self._activity)
+            logger.warning(
+                "%d touches could not be written", lost, extra={"action": "touches_lost"}
+            )
+
+    async def _keep_flushing(self) -> None:
+        while True:
+            await asyncio.sleep(self.policy.flush_every.total_seconds())
+            try:
+                await self.flush()
+            except SessionsUnavailable as exc:
+                logger.warning(
+                    "activity kept for the next flush: %s",
+                    exc.cause,
+                    extra={"action": "flush_failed"},
+                )
+
+    def on(self, kind: type[E], subscriber: Subscriber[E]) -> None:
+        """Call ``subscriber`` with every event of ``kind`` or a class below it.
+
+        It may be a coroutine function, which then runs beside the request. What it
+        raises is logged and contained.
+        """
+        self._reports.on(kind, subscriber)
+
+    def publish(self, event: Event) -> None:
+        """Publish an event of an adapter; for middleware."""
+        self._reports.publish(event)
+
+    async def authenticate(
+        self, credentials: Credentials, client: Client, *, passive: bool = False
+    ) -> Answer:
+        """Whose request this is; rotates where the session token is dead and the refresh
+        token stands. Never raises for want of a database: that is ``Unknown``."""
+        await self.open()
+        return await self._authentication.authenticate(credentials, client, passive=passive)
+
+    async def create(
+        self,
+        user_id: str,
+        *,
+        client: Client = _NOBODY,
+        remember: bool = False,
+        replaces: str | None = None,
+    ) -> Issued:
+        """Open a new session for a user whose identity is already proven.
+
+        Always a new one: nothing a client presented has any part in it. ``replaces`` is
+        the id of a session to end in the same transaction. Raises
+        :class:`LoginRefused`, or :class:`SessionsUnavailable`.
+        """
+        await self.open()
+        session_id = str(ULID())
+        pair = self._tokens.mint(session_id, self._entropy(2 * ENTROPY), remember=remember)
+        ticket, before = self._cache.ticket(), self.clock()
+        new = self._new(session_id, user_id, pair, client, remember, replaces)
+        try:
+            created = await self.store.create(new, self.policy)
+        except LoginRefused as exc:
+            self.publish(LoginWasRefused(user_id=user_id, reason=exc.reason))
+            raise
+        for ended in created.ended:
+            self._ended(ended, "replaced by a new login")
+        self._keep(created.record, ticket, Read(before, self.clock()))
+        self.publish(
+            LoggedIn(
+                session_id=session_id, user_id=user_id, client=client, remember=remember
+            )
+        )
+        until = before + self.policy.session_ttl.total_seconds()
+        return Issued.of(created.record, pair, remember=remember, deliver_until=until)
+
+    def _new(
+        self,
+        session_id: str,
+        user_id: str,
+        pair: TokenPair,
+        client: Client,
+        remember: bool,
+        replaces: str | None,
+    ) -> NewSession:
+        policy = self.policy
+        return NewSession(
+            id=session_id,
+            user_id=user_id,
+            token_digest=pair.session_digest,
+            refresh_digest=pair.refresh_digest,
+            client=client,
+            session_ttl=policy.session_ttl,
+            refresh_ttl=policy.refresh_ttl,
+            longest=policy.lifetime(remember=remember),
+            replaces=replaces,
+            limit=policy.max_sessions,
+            evict=policy.on_limit == "evict",
+        )
+
+    def _keep(self, record: Record, ticket: Ticket, read: Read) -> None:
+        self._database_clock.saw(record.read_at, read.after)
+        key = bytes.fromhex(record.token_digest)
+        entry = make_entry(record, self.policy, key, read)
+        if not isinstance(entry, Invalid):
+            self._cache.put(ticket, entry)
+
+    async def refresh(
+        self, refresh_token: str, *, client: Client = _NOBODY
+    ) -> Issued | None:
+        """Exchange a refresh token for the next pair, outside of cookies.
+
+        None if it was refused; the reason is in the events, not for the client. Raises
+        :class:`SessionsUnavailable`.
+        """
+        await self.open()
+        try:
+            text = refresh_token.encode("ascii")
+        except UnicodeEncodeError:
+            return None
+        answer = await self._refreshing.refresh([text], client, passive=False)
+        return answer.issued if isinstance(answer, Authenticated) else None
+
+    async def revoke(
+        self, session_id: str, *, reason: str = "revoked", user_id: str | None = None
+    ) -> bool:
+        """End one session now; whether there was a live one to end.
+
+        Give ``user_id`` to end it only if it is that user's: for every id that came from
+        a client. Returns after the commit. Raises :class:`SessionsUnavailable`, and then
+        nothing is known to have ended.
+        """
+        if not _ID.fullmatch(session_id):
+            return False
+        await self.open()
+        try:
+            ended = await self.store.revoke(session_id, reason=reason, user_id=user_id)
+        except SessionsUnavailable:
+            # It may have been committed before the answer was lost. Ask the table again
+            # rather than believe the cache. (A stranger's id costs them a read.)
+            self._cache.forget_session(session_id)
+            raise
+        if ended is None:
+            return False
+        self._ended(ended, reason)
+        return True
+
+    async def revoke_user(
+        self, user_id: str, *, keep: str | None = None, reason: str = "revoked"
+    ) -> int:
+        """End every session of a user but ``keep``; how many there were.
+
+        Raises :class:`SessionsUnavailable`.
+        """
+        await self.open()
+        try:
+            all_ended = await self.store.revoke_user(user_id, keep=keep, reason=reason)
+        finally:
+            self._cache.forget_user(user_id)
+        for ended in all_ended:
+            self._ended(ended, reason)
+        return len(all_ended)
+
+    def _ended(self, ended: Ended, reason: str) -> None:
+        self._cache.forget_session(ended.id)
+        self.connections.close(ended.id)
+        self.publish(Revoked(session_id=ended.id, user_id=ended.user_id, reason=reason))
+
+    async def list_for_user(
+        self, user_id: str, *, current: str | None = None
+    ) -> list[Session]:
+        """The user's live sessions, most recently active first; no token, no digest.
+
+        ``current`` is the id to mark. Raises :class:`SessionsUnavailable`.
+        """
+        await self.open()
+        records = await self.store.list_for_user(user_id)
+        return [
+            Session.of(record, current=record.id == current)
+            for record in records
+            if not isinstance(judge_family(record, self.policy), Invalid)
+        ]
+
+    async def prune(self) -> int:
+        """Delete rows dead for longer than ``Policy.retention``; how many there were."""
+        await self.open()
+        return await janitor.prune(self.store, self.policy)
+
+    async def flush(self) -> int:
+        """Write pending activity now; how many rows moved.
+
+        Raises :class:`SessionsUnavailable`, and keeps what it could not write.
+        """
+        return await self._activity.flush(self.store, self.policy.session_ttl)
+
+    async def ping(self) -> None:
+        """One round trip to the database, or :class:`SessionsUnavailable`."""
+        await self.open()
+        await self.store.ping()
+
+    def database_now(self) -> datetime:
+        """The database's clock, as far as its last answer lets us know it."""
+        return self._database_clock.now()
+
+    def stats(self) -> Stats:
+        """Figures of this process, for metrics and health pages."""
+        activity, authentication = self._activity, self._authentication
+        return Stats(
+            cached=len(self._cache),
+            hits=authentication.hits,
+            misses=authentication.misses,
+            queries=self.store.queries,
+            pending_touches=len(activity),
+            written_touches=activity.written,
+            dropped_touches=activity.dropped,
+            flushes=activity.flushes,
+            open_connections=len(self.connections),
+            events=dict(self._reports.counts),
+        )
+
+
+def _one_list(
+    secret: str | bytes | None, secrets: Sequence[str | bytes] | None
+) -> Sequence[str | bytes]:
+    if secret is not None and secrets is None:
+        return [secret]
+    if secrets is not None and secret is None and not isinstance(secrets, (str, bytes)):
+        return secrets
+    raise ConfigError("give either secret= or secrets=[oldest, …, newest]")

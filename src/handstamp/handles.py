@@ -1,0 +1,197 @@
+"""The handle: what an application holds of its request's session.
+
+The sync half that every transport shares: who it is, what it may do, and which cookies
+the response must carry. A handle is in one of three states: a session, no session, or
+unresolved, when the database gave no answer. Asking an unresolved one raises; a route
+that never asks never notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from handstamp.config import Cookies, TrustedProxies
+from handstamp.core.clients import read_client
+from handstamp.core.cookies import CookieWriter
+from handstamp.core.credentials import CookieReader
+from handstamp.core.lifetime import Unknown
+from handstamp.core.origins import is_cross_site
+from handstamp.core.records import Client, Session
+from handstamp.core.responses import Headers, sets_cookie, vary_on_cookie, with_cookies
+from handstamp.engine.answers import Answer, Authenticated, Issued
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import (
+    AuthenticationRequired,
+    ConfigError,
+    CrossSiteRequest,
+    FreshLoginRequired,
+    HandstampError,
+    SessionsUnavailable,
+    StepUpRequired,
+)
+from handstamp.events import CookieOverridden
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+_NOTABLE = frozenset({b"vary", b"Vary", b"set-cookie", b"Set-Cookie"})
+_VARY = (b"vary", b"Cookie")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """What all requests of one middleware have in common."""
+
+    sessions: Sessions
+    cookies: Cookies
+    reader: CookieReader
+    writer: CookieWriter
+    proxies: TrustedProxies
+    trusted_origins: frozenset[bytes]
+    refuse_cross_site: bool
+
+
+class BaseHandle:
+    """The session of one request, and what its response owes the browser.
+
+    Attributes below are class-level defaults, because a request on the hot path needs
+    almost none of them.
+    """
+
+    _session: Session | None = None
+    _unknown: Unknown | None = None
+    _sent = False
+    _looked = False
+    _started = False
+    _set_cookies: tuple[bytes, ...] = ()
+    _deliver_until = float("inf")
+    _client: Client | None = None
+
+    def __init__(self, door: Door, headers: RawHeaders, peer: object) -> None:
+        self._door = door
+        self._headers = headers
+        self._peer = peer
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    @property
+    def session(self) -> Session | None:
+        """The valid session of this request, or None.
+
+        Raises :class:`SessionsUnavailable` when the database gave no answer.
+        """
+        self._looked = True
+        if self._unknown is not None:
+            raise SessionsUnavailable(self._unknown.cause)
+        return self._session
+
+    @property
+    def user_id(self) -> str | None:
+        """Whose session it is, or None. Raises as :attr:`session` does."""
+        session = self.session
+        return None if session is None else session.user_id
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether there is a valid session. Raises as :attr:`session` does."""
+        return self.session is not None
+
+    @property
+    def client(self) -> Client:
+        """Who makes this request, as far as it shows."""
+        if self._client is None:
+            self._client = read_client(self._peer, self._headers, self._door.proxies)
+        return self._client
+
+    @property
+    def sessions(self) -> Sessions:
+        """The engine behind this request."""
+        return self._door.sessions
+
+    def require(
+        self, *, level: int | None = None, fresh_within: timedelta | None = None
+    ) -> Session:
+        """The session, or an exception with the status to answer.
+
+        ``level`` is the trust level needed; a session without one has the lowest.
+        ``fresh_within`` is how long ago the user may have signed in; a refresh is no
+        sign-in. Raises :class:`AuthenticationRequired`, :class:`FreshLoginRequired`,
+        :class:`StepUpRequired` or :class:`SessionsUnavailable`.
+        """
+        session = self.session
+        if session is None:
+            raise AuthenticationRequired
+        if level is not None and (session.level is None or session.level < level):
+            raise StepUpRequired(required=level, level=session.level)
+        if fresh_within is not None:
+            age = self._door.sessions.database_now() - session.created_at
+            if age > fresh_within:
+                raise FreshLoginRequired(within=fresh_within, age=age)
+        return session
+
+    def _resolve(self, answer: Answer) -> None:
+        if isinstance(answer, Unknown):
+            self._unknown = answer
+            return
+        if not isinstance(answer, Authenticated):
+            return
+        self._session = answer.session
+        if answer.issued is not None:
+            self._deliver(answer.issued)
+
+    def _deliver(self, issued: Issued) -> None:
+        writer = self._door.writer
+        self._set_cookies = (
+            writer.session(issued.session_token, issued.session_lifetime),
+            writer.refresh(issued.refresh_token, issued.refresh_lifetime),
+        )
+        self._deliver_until = issued.deliver_until
+
+    def _check_login(self) -> None:
+        """Raise unless this response may carry a new session to this browser."""
+        if self._started:
+            raise HandstampError("log in and out before the response starts")
+        door = self._door
+        if door.refuse_cross_site and is_cross_site(self._headers, door.trusted_origins):
+            raise CrossSiteRequest
+        if not door.cookies.secure and not self._is_local():
+            raise ConfigError(
+                "cookies without Secure are for your own machine: serve this host over "
+                "https with Cookies(), or list it in Cookies.insecure_hosts"
+            )
+
+    def _is_local(self) -> bool:
+        hosts = [v.decode("latin-1") for k, v in self._headers if k.lower() == b"host"]
+        names = {host.rpartition(":")[0] or host for host in hosts}
+        return bool(names) and names <= self._door.cookies.insecure_hosts
+
+    def _logged_in(self, issued: Issued) -> Session:
+        self._session, self._unknown = issued.session, None
+        self._deliver(issued)
+        return issued.session
+
+    def _logged_out(self) -> None:
+        self._session = None
+        self._set_cookies = self._door.writer.clear()
+        self._deliver_until = float("inf")
+
+    def response_headers(self, headers: Headers) -> Headers:
+        """The application's response headers with what this request's session adds."""
+        self._started = True
+        cookies = self._set_cookies
+        if cookies and self._door.sessions.clock() > self._deliver_until:
+            cookies = ()
+        if not cookies and not any(name in _NOTABLE for name, _ in headers):
+            return [*headers, _VARY] if self._sent or self._looked else headers
+        return self._edit(headers, cookies)
+
+    def _edit(self, headers: Headers, cookies: tuple[bytes, ...]) -> Headers:
+        names = self._door.writer.names
+        if any(sets_cookie(header, names) for header in headers):
+            self._door.sessions.publish(CookieOverridden(dropped=bool(cookies)))
+        if cookies:
+            headers = with_cookies(headers, cookies, names)
+        if cookies or self._sent or self._looked:
+            return vary_on_cookie(headers)
+        return headers

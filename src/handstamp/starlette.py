@@ -1,0 +1,130 @@
+"""Starlette: ``request.user``, ``request.auth``, ``@requires("authenticated")``.
+
+    app = wrap(Starlette(routes=routes), sessions)
+
+``request.user`` and ``request.auth`` are there for every request and ask the session only
+when you ask them, so a page that never does stays cacheable and never notices an outage.
+The handle with ``login`` and ``logout`` is ``session_auth(request)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from starlette.applications import Starlette
+from starlette.authentication import AuthCredentials, BaseUser
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.websockets import WebSocket
+
+from handstamp.asgi import SCOPE_KEY, Handle
+from handstamp.asgi import SessionAuthMiddleware as _SessionAuthMiddleware
+from handstamp.core.records import Session
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import ConfigError, HandstampError, SessionsUnavailable
+from handstamp.types import Scope
+
+SCOPE = "authenticated"
+
+
+class SessionUser(BaseUser):
+    """``request.user``: asks the session of the request whenever it is asked."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether the request has a valid session."""
+        return self._handle.is_authenticated
+
+    @property
+    def identity(self) -> str:
+        """The user's id; empty for a request without a session."""
+        return self._handle.user_id or ""
+
+    @property
+    def display_name(self) -> str:
+        """The user's id again: names are the application's business."""
+        return self.identity
+
+    @property
+    def session(self) -> Session | None:
+        """The session itself."""
+        return self._handle.session
+
+
+class SessionCredentials(AuthCredentials):
+    """``request.auth``: the scope ``authenticated`` for a request with a session."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    @property
+    def scopes(self) -> list[str]:  # type: ignore[override]
+        """What ``@requires`` looks at."""
+        return [SCOPE] if self._handle.is_authenticated else []
+
+
+class SessionAuthMiddleware(_SessionAuthMiddleware):
+    """:class:`handstamp.asgi.SessionAuthMiddleware` that also sets ``request.user``
+    and ``request.auth``."""
+
+    def admit(self, scope: Scope, handle: Handle) -> None:
+        """Put the handle, the user and the credentials into the scope."""
+        scope[SCOPE_KEY] = handle
+        scope["user"] = SessionUser(handle)
+        scope["auth"] = SessionCredentials(handle)
+
+
+def session_auth(connection: HTTPConnection) -> Handle:
+    """The handle of a request or a WebSocket: ``login``, ``logout``, ``revoke`` …
+
+    Raises :class:`ConfigError` if no middleware wraps the application.
+    """
+    handle = connection.scope.get(SCOPE_KEY)
+    if not isinstance(handle, Handle):
+        raise ConfigError("wrap the application: app = wrap(app, sessions)")
+    return handle
+
+
+def wrap(app: Starlette, sessions: Sessions, **options: Any) -> SessionAuthMiddleware:
+    """``app`` with sessions, and with answers for what they raise.
+
+    ``options`` go to :class:`SessionAuthMiddleware`. The result is the ASGI application
+    to serve; ``app`` itself stays as it was, but for its exception handlers.
+    """
+    for kind, handler in exception_handlers.items():
+        app.exception_handlers.setdefault(kind, handler)
+    return SessionAuthMiddleware(app, sessions, **options)
+
+
+async def answer(request: Request | WebSocket, exc: Exception) -> Response | None:
+    """An error of handstamp as a plain response; denies a WebSocket handshake."""
+    error = cast(HandstampError, exc)
+    if isinstance(request, WebSocket):
+        await request.close(1013 if error.status == 503 else 4401, str(error))
+        return None
+    text = str(error) if error.status < 500 else "temporarily unavailable"
+    return PlainTextResponse(text, status_code=error.status, headers=retry_after(error))
+
+
+def retry_after(error: HandstampError) -> dict[str, str]:
+    """The header that belongs to a 503."""
+    if isinstance(error, SessionsUnavailable):
+        return {"Retry-After": str(error.retry_after)}
+    return {}
+
+
+Handler = Callable[[Any, Exception], Any]
+exception_handlers: Mapping[type[Exception], Handler] = {HandstampError: answer}
+"""For ``Starlette(exception_handlers=…)`` where you do not use :func:`wrap`."""
+__all__: Sequence[str] = (
+    "SessionAuthMiddleware",
+    "SessionCredentials",
+    "SessionUser",
+    "exception_handlers",
+    "session_auth",
+    "wrap",
+)

@@ -1,0 +1,1 @@
+"""Stores: everything that knows SQL, behind one protocol."""

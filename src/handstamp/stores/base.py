@@ -1,0 +1,139 @@
+"""The contract between the engine and a table.
+
+A store finds, creates, rotates, revokes and touches; it never decides. What it must
+keep, whatever the table looks like:
+
+1. Absence is None or an empty list. An exception is a fault of the system, and every
+   one that means "no answer" is a :class:`SessionsUnavailable`. Its text never quotes
+   the driver, whose messages can hold row data.
+2. Every time it writes is its own clock's; callers pass durations. Every record carries
+   the clock's reading at the read (``read_at``), taken in the same statement.
+3. ``create`` inserts and never overwrites. No method makes a dead session live.
+4. ``rotate`` and ``redate`` are one conditional write: only if the row still has the
+   digest the caller judged, is active and its user may sign in. None means that somebody
+   else was first; the caller reads and judges again.
+5. A rotation leaves ``last_activity_at`` at its own date, exactly ``session_ttl`` before
+   ``expires_at``. A touch never leaves a whole number of seconds there
+   (:func:`handstamp.core.rotation.seen_at`), counts only for the token it was made with,
+   and never moves ``last_activity_at`` back.
+6. Whoever locks several rows locks them in the order of their ids.
+7. What a method returned has been committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from handstamp.config import Policy
+from handstamp.core.records import NewSession, Record, Successor, Touch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a table can do; a missing column switches a feature off, and it shows here."""
+
+    refresh: bool = True
+    activity: bool = True
+    user_status: bool = True
+    level: bool = False
+    fingerprint: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """One session that a call ended."""
+
+    id: str
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """A new row, and the sessions that made room for it."""
+
+    record: Record
+    ended: tuple[Ended, ...] = ()
+
+
+class Store(Protocol):
+    """One table of sessions. The rules above are part of every signature."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this table can do."""
+        ...
+
+    @property
+    def queries(self) -> int:
+        """Statements sent so far, for figures and for tests that count them."""
+        ...
+
+    async def open(self) -> None:
+        """Get ready on the running event loop. A database that is down is no error."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of every connection; idempotent."""
+        ...
+
+    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+        """The rows whose current session token has one of these digests, any order."""
+        ...
+
+    async def find_by_id(self, session_id: str) -> Record | None:
+        """The row with this id."""
+        ...
+
+    async def find_by_refresh(self, digest: str) -> Record | None:
+        """The row whose current refresh token has this digest. Asked only for tokens
+        from before handstamp, which do not name their session."""
+        ...
+
+    async def create(self, new: NewSession, policy: Policy) -> Created:
+        """Insert one session, ending ``new.replaces`` and keeping to ``new.limit``.
+
+        Raises :class:`LoginRefused`, in which case nothing was written.
+        """
+        ...
+
+    async def rotate(self, step: Successor) -> Record | None:
+        """Replace both tokens (rule 4), or None."""
+        ...
+
+    async def redate(self, step: Successor) -> Record | None:
+        """Date the last rotation to now while its tokens are unseen (rule 4), or None.
+
+        ``step.presented`` is the current refresh digest here.
+        """
+        ...
+
+    async def revoke(
+        self, session_id: str, *, reason: str, user_id: str | None = None
+    ) -> Ended | None:
+        """End one session, only if it is ``user_id``'s where that is given."""
+        ...
+
+    async def revoke_user(
+        self, user_id: str, *, reason: str, keep: str | None = None
+    ) -> Sequence[Ended]:
+        """End every session of a user but ``keep``."""
+        ...
+
+    async def list_for_user(self, user_id: str) -> Sequence[Record]:
+        """The user's active rows, most recently active first."""
+        ...
+
+    async def touch(self, touches: Sequence[Touch], session_ttl: timedelta) -> int:
+        """Record activity in one write (rule 5); how many rows moved."""
+        ...
+
+    async def prune(self, policy: Policy, *, batch: int) -> int:
+        """Delete at most ``batch`` rows dead for longer than ``policy.retention``."""
+        ...
+
+    async def ping(self) -> None:
+        """One round trip; raises :class:`SessionsUnavailable` without an answer."""
+        ...

@@ -1,0 +1,244 @@
+"""The reference implementation: the contract of ``base.py`` as plain Python.
+
+The oracle of the model tests, and the store for fast unit tests of an application. It
+has the rules and none of the I/O; its clock is a parameter, so a test can move it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from handstamp.config import Policy
+from handstamp.core.lifetime import Invalid, judge_family
+from handstamp.core.records import NewSession, Record, Successor, Touch
+from handstamp.core.rotation import seen_at, was_seen
+from handstamp.errors import LoginRefused, SessionsUnavailable
+from handstamp.stores.base import Capabilities, Created, Ended
+
+
+@dataclass(slots=True, kw_only=True)
+class MemoryUser:
+    """What a session depends on of its user."""
+
+    is_active: bool = True
+    locked_until: datetime | None = None
+    password_changed_at: datetime | None = None
+
+
+class MemoryStore:
+    """Sessions in a dict. ``now`` returns an aware datetime; ``down`` simulates an
+    outage. Users that nobody mentioned exist and are active."""
+
+    def __init__(self, now: Callable[[], datetime] | None = None) -> None:
+        self._now = now or (lambda: datetime.now(UTC))
+        self.rows: dict[str, Record] = {}
+        self.users: dict[str, MemoryUser] = {}
+        self.down = False
+        self._queries = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Everything but trust levels."""
+        return Capabilities()
+
+    @property
+    def queries(self) -> int:
+        """Calls that would have been statements."""
+        return self._queries
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do; the rows stay."""
+
+    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+        """See :meth:`Store.find`."""
+        return [r for r in self._read() if r.token_digest in digests]
+
+    async def find_by_id(self, session_id: str) -> Record | None:
+        """See :meth:`Store.find_by_id`."""
+        return next((r for r in self._read() if r.id == session_id), None)
+
+    async def find_by_refresh(self, digest: str) -> Record | None:
+        """See :meth:`Store.find_by_refresh`."""
+        return next((r for r in self._read() if r.refresh_digest == digest), None)
+
+    async def create(self, new: NewSession, policy: Policy) -> Created:
+        """See :meth:`Store.create`."""
+        leaving = [] if new.replaces is None else [new.replaces]
+        live = [r for r in self._read() if r.user_id == new.user_id and r.id not in leaving]
+        self._admit(new.user_id)
+        if new.limit is not None:
+            leaving += self._surplus(live, new, policy)
+        ended = tuple(self._end(leaving, "replaced by a new login"))
+        record = self._row(new)
+        self.rows[new.id] = record
+        return Created(record=self._seen_with_user(record), ended=ended)
+
+    def _admit(self, user_id: str) -> None:
+        user = self._user(user_id)
+        if not user.is_active:
+            raise LoginRefused("user_disabled")
+        if user.locked_until is not None and user.locked_until > self._now():
+            raise LoginRefused("user_locked")
+
+    def _surplus(
+        self, rows: Sequence[Record], new: NewSession, policy: Policy
+    ) -> list[str]:
+        assert new.limit is not None  # noqa: S101 - the caller asked
+        live = [r for r in rows if not isinstance(judge_family(r, policy), Invalid)]
+        surplus = max(0, len(live) - new.limit + 1)
+        if surplus and not new.evict:
+            raise LoginRefused("too_many")
+        live.sort(key=lambda r: (r.created_at or r.read_at, r.id))
+        return [r.id for r in live[:surplus]]
+
+    def _row(self, new: NewSession) -> Record:
+        now = self._now()
+        return Record(
+            id=new.id,
+            user_id=new.user_id,
+            token_digest=new.token_digest,
+            refresh_digest=new.refresh_digest,
+            created_at=now,
+            expires_at=now + new.session_ttl,
+            refresh_expires_at=now + min(new.refresh_ttl, new.longest),
+            last_activity_at=now,
+            is_active=True,
+            read_at=now,
+            address=new.client.address,
+            user_agent_hash=new.client.user_agent_hash,
+            fingerprint=new.client.fingerprint,
+        )
+
+    async def rotate(self, step: Successor) -> Record | None:
+        """See :meth:`Store.rotate`."""
+        row = self._current(step)
+        now = self._now()
+        if row is None or row.created_at is None or row.created_at + step.longest <= now:
+            return None
+        date = self._date(row)
+        return self._write(
+            row,
+            token_digest=step.token_digest,
+            refresh_digest=step.refresh_digest,
+            last_activity_at=date,
+            expires_at=date + step.session_ttl,
+            refresh_expires_at=min(now + step.refresh_ttl, row.created_at + step.longest),
+        )
+
+    async def redate(self, step: Successor) -> Record | None:
+        """See :meth:`Store.redate`."""
+        row = self._current(step)
+        if row is None or was_seen(row, step.session_ttl):
+            return None
+        date = self._date(row)
+        return self._write(row, last_activity_at=date, expires_at=date + step.session_ttl)
+
+    def _current(self, step: Successor) -> Record | None:
+        row = next((r for r in self._read() if r.id == step.id), None)
+        if row is None or not row.is_active or not row.user_is_active:
+            return None
+        if row.refresh_digest != step.presented or row.refresh_expires_at is None:
+            return None
+        return row if row.refresh_expires_at > self._now() else None
+
+    def _date(self, row: Record) -> datetime:
+        now = self._now()
+        if row.last_activity_at is None:
+            return now
+        return max(now, min(row.last_activity_at, now + timedelta(minutes=1)))
+
+    async def revoke(
+        self, session_id: str, *, reason: str, user_id: str | None = None
+    ) -> Ended | None:
+        """See :meth:`Store.revoke`."""
+        row = await self.find_by_id(session_id)
+        if row is None or user_id not in (None, row.user_id):
+            return None
+        return next(self._end([session_id], reason), None)
+
+    async def revoke_user(
+        self, user_id: str, *, reason: str, keep: str | None = None
+    ) -> Sequence[Ended]:
+        """See :meth:`Store.revoke_user`."""
+        ids = [r.id for r in self._read() if r.user_id == user_id and r.id != keep]
+        return list(self._end(ids, reason))
+
+    async def list_for_user(self, user_id: str) -> Sequence[Record]:
+        """See :meth:`Store.list_for_user`."""
+        rows = [r for r in self._read() if r.user_id == user_id and r.is_active]
+        return sorted(rows, key=lambda r: r.last_activity_at or r.read_at, reverse=True)
+
+    async def touch(self, touches: Sequence[Touch], session_ttl: timedelta) -> int:
+        """See :meth:`Store.touch`."""
+        self._answer()
+        return sum(self._touch(touch, session_ttl) for touch in touches)
+
+    def _touch(self, touch: Touch, session_ttl: timedelta) -> bool:
+        row = self.rows.get(touch.session_id)
+        if row is None or row.token_digest != touch.token_digest or not row.is_active:
+            return False
+        stamp = seen_at(touch.at, row, session_ttl)
+        if row.last_activity_at is not None and row.last_activity_at >= stamp:
+            return False
+        self._write(row, last_activity_at=stamp)
+        return True
+
+    async def prune(self, policy: Policy, *, batch: int) -> int:
+        """See :meth:`Store.prune`."""
+        late = self._now() - policy.retention
+        dead = [r.id for r in self._read() if _died(r, policy) < late]
+        for session_id in dead[:batch]:
+            del self.rows[session_id]
+        return len(dead[:batch])
+
+    async def ping(self) -> None:
+        """See :meth:`Store.ping`."""
+        self._answer()
+
+    def _answer(self) -> None:
+        if self.down:
+            raise SessionsUnavailable("simulated outage")
+        self._queries += 1
+
+    def _read(self) -> list[Record]:
+        self._answer()
+        return [self._seen_with_user(row) for row in self.rows.values()]
+
+    def _seen_with_user(self, row: Record) -> Record:
+        user = self._user(row.user_id)
+        return replace(
+            row,
+            read_at=self._now(),
+            user_is_active=user.is_active,
+            password_changed_at=user.password_changed_at,
+        )
+
+    def _user(self, user_id: str) -> MemoryUser:
+        return self.users.get(user_id) or MemoryUser()
+
+    def _write(self, row: Record, **changes: object) -> Record:
+        self.rows[row.id] = replace(row, **changes)  # type: ignore[arg-type]
+        return self._seen_with_user(self.rows[row.id])
+
+    def _end(self, ids: Sequence[str], reason: str) -> Iterator[Ended]:
+        for session_id in ids:
+            row = self.rows.get(session_id)
+            if row is None or not row.is_active:
+                continue
+            self._write(row, is_active=False, revoked_at=self._now(), revoked_reason=reason)
+            yield Ended(id=row.id, user_id=row.user_id)
+
+
+def _died(row: Record, policy: Policy) -> datetime:
+    if not row.is_active:
+        return row.revoked_at or row.last_activity_at or row.expires_at
+    created = row.created_at or row.expires_at
+    ends = [row.refresh_expires_at or row.expires_at, created + policy.absolute_ttl]
+    if policy.idle_ttl is not None:
+        ends.append(max(created, row.last_activity_at or created) + policy.idle_ttl)
+    return min(ends)
