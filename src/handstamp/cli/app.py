@@ -1,0 +1,22 @@
+"""The `handstamp` command, put together from its subcommands."""
+
+from __future__ import annotations
+
+import typer
+
+from handstamp.cli.init import init
+
+app = typer.Typer(
+    name="handstamp",
+    help="Session middleware for the sessions table you already have.",
+    no_args_is_help=True,
+    add_completion=False,
+    # A traceback with local variables would print connection strings.
+    pretty_exceptions_show_locals=False,
+)
+app.command()(init)
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `init` a subcommand: Typer would drop the name of a single one."""

@@ -1,0 +1,50 @@
+"""Reach the database for one command, or say in one line why that failed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+import typer
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+_PATIENCE = 10.0  # seconds
+
+
+def complain(text: str, *, status: int) -> typer.Exit:
+    """Write one line to stderr; gives the exception that ends the command."""
+    typer.echo(f"handstamp: {' '.join(text.split())}", err=True)
+    return typer.Exit(status)
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[Connection]:
+    """Connect for the time of a ``with`` block.
+
+    Raises `typer.Exit` with status 2, after a line on stderr that never holds the
+    password, when the database cannot be reached within ten seconds.
+    """
+    connection = await _connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _connect(dsn: str) -> Connection:
+    try:
+        return await asyncpg.connect(dsn, timeout=_PATIENCE)
+    except ValueError:
+        # Its text may quote a piece of the password.
+        problem = "expected postgresql://user:password@host:port/name"
+        hint = "with special characters written as %XX"
+        raise complain(f"unreadable address: {problem}, {hint}", status=2) from None
+    except TimeoutError:
+        problem = f"no answer within {_PATIENCE:.0f} seconds"
+        raise complain(f"cannot reach the database: {problem}", status=2) from None
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise complain(f"cannot reach the database: {error}", status=2) from None

@@ -1,0 +1,67 @@
+"""`handstamp init`: make the tables, or what is missing of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import asyncpg
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from handstamp.cli.connecting import complain, connected
+from handstamp.stores.sql import script, shapes
+from handstamp.stores.sql.install import Outcome, install
+
+_STYLES = {"created": "green", "found": "dim", "skipped": "yellow"}
+
+
+def init(
+    dsn: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DATABASE_URL",
+            metavar="URL",
+            help="The database: postgresql://user:password@host:port/name",
+        ),
+    ] = None,
+    shape: Annotated[str, typer.Option(help="What the tables look like.")] = "ulid",
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Print the SQL; needs no database.")
+    ] = False,
+) -> None:
+    """Create the tables with their indexes and triggers.
+
+    All that is missing is created in one transaction. What is there already is
+    left as it is.
+    """
+    if shape not in shapes():
+        raise typer.BadParameter(f"there is only: {', '.join(shapes())}")
+    if only_print:
+        typer.echo(script(shape), nl=False)
+        return
+    if not dsn:
+        raise complain("which database? give --dsn or set DATABASE_URL", status=2)
+    _show(asyncio.run(_install(dsn, shape)))
+
+
+async def _install(dsn: str, shape: str) -> list[Outcome]:
+    async with connected(dsn) as connection:
+        try:
+            return await install(connection, shape)
+        except asyncpg.PostgresError as error:
+            raise complain(f"nothing was changed: {error}", status=1) from None
+
+
+def _show(outcomes: list[Outcome]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for outcome in outcomes:
+        state = Text(f"{outcome.state:<7}", style=_STYLES[outcome.state])
+        console.print(state + Text(f" {outcome.statement}{_remark(outcome)}"))
+
+
+def _remark(outcome: Outcome) -> str:
+    if outcome.state == "found":
+        return ", left as it is"
+    return f": {outcome.reason}" if outcome.reason else ""

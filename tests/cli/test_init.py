@@ -1,0 +1,209 @@
+"""`handstamp init`, as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import asyncpg
+import pytest
+
+CATALOG = """
+    select 'column', attrelid::regclass::text || '.' || attname,
+        format_type(atttypid, atttypmod) || coalesce(pg_get_expr(adbin, adrelid), '')
+            || attnotnull
+    from pg_attribute join pg_class on pg_class.oid = attrelid
+    left join pg_attrdef on adrelid = attrelid and adnum = attnum
+    where relnamespace = 'public'::regnamespace and attnum > 0
+    union all
+    select 'constraint', conname, pg_get_constraintdef(oid) from pg_constraint
+    where connamespace = 'public'::regnamespace
+    union all
+    select 'index', indexrelid::regclass::text, pg_get_indexdef(indexrelid)
+    from pg_index join pg_class on pg_class.oid = indexrelid
+    where relnamespace = 'public'::regnamespace
+    union all
+    select 'trigger', tgname, pg_get_triggerdef(oid) from pg_trigger
+    where not tgisinternal
+    union all
+    select 'function', proname, pg_get_functiondef(oid) from pg_proc
+    where pronamespace = 'public'::regnamespace
+    order by 1, 2"""
+
+CREATED = """\
+created function generate_ulid
+created table users
+created table user_sessions
+created index idx_sessions_token_hash
+created index idx_sessions_user_active
+created index idx_sessions_expires
+created index idx_sessions_cleanup
+created function reset_failed_attempts_on_success
+created trigger trigger_reset_failed_attempts
+"""
+FOUND = "".join(
+    line.replace("created", "found  ") + ", left as it is\n"
+    for line in CREATED.splitlines()
+)
+
+
+def handstamp(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: os.environ[name] for name in os.environ if name != "DATABASE_URL"}
+    return subprocess.run(
+        [sys.executable, "-m", "handstamp", *arguments],
+        capture_output=True,
+        text=True,
+        env=kept | environ,
+        timeout=60,
+    )
+
+
+async def catalog(dsn: str) -> list[tuple[str, ...]]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return [tuple(row) for row in await connection.fetch(CATALOG)]
+    finally:
+        await connection.close()
+
+
+async def run_sql(dsn: str, sql: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def test_init_creates_everything_once(empty_dsn: str) -> None:
+    """The first run creates and says so; the second finds and changes nothing."""
+    first = handstamp("init", "--dsn", empty_dsn)
+    assert (first.returncode, first.stdout, first.stderr) == (0, CREATED, "")
+    made = await catalog(empty_dsn)
+    second = handstamp("init", DATABASE_URL=empty_dsn)
+    assert (second.returncode, second.stdout, second.stderr) == (0, FOUND, "")
+    assert await catalog(empty_dsn) == made
+
+
+async def test_the_printed_sql_makes_the_same(dsn: str, empty_dsn: str) -> None:
+    """`--print` needs no database, and its script makes what `init` makes."""
+    printed = handstamp("init", "--print")
+    assert printed.returncode == 0
+    await run_sql(empty_dsn, printed.stdout)
+    assert await catalog(empty_dsn) == await catalog(dsn)
+
+
+async def test_a_missing_part_is_added(dsn: str) -> None:
+    """What somebody dropped comes back, and it alone."""
+    whole = await catalog(dsn)
+    await run_sql(dsn, "drop index idx_sessions_expires")
+    done = handstamp("init", "--dsn", dsn)
+    assert "created index idx_sessions_expires\n" in done.stdout
+    assert done.stdout.count("created") == 1
+    assert await catalog(dsn) == whole
+
+
+async def test_a_foreign_table_is_left_alone(empty_dsn: str) -> None:
+    """A table of our name with other columns stays as it is; indexes may not fit."""
+    await run_sql(
+        empty_dsn,
+        "create table users (id uuid primary key);"
+        "create table user_sessions (id int, expires_at timestamptz, is_active bool)",
+    )
+    before = await catalog(empty_dsn)
+    done = handstamp("init", "--dsn", empty_dsn)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "created function generate_ulid",
+        "found   table users, left as it is",
+        "found   table user_sessions, left as it is",
+        "skipped index idx_sessions_token_hash: "
+        "there is no column user_sessions.session_token_hash",
+        "skipped index idx_sessions_user_active: there is no column "
+        "user_sessions.user_id, user_sessions.last_activity_at",
+        "created index idx_sessions_expires",
+        "created index idx_sessions_cleanup",
+        "skipped function reset_failed_attempts_on_success: there is no column "
+        "users.failed_login_attempts, users.locked_until",
+        "skipped trigger trigger_reset_failed_attempts: there is no column "
+        "user_sessions.user_id, users.failed_login_attempts, users.locked_until",
+    ]
+    added = {row[1] for row in set(await catalog(empty_dsn)) - set(before)}
+    # the columns of an index are listed like those of a table
+    assert {name.partition(".")[0] for name in added} == {
+        "generate_ulid",
+        "idx_sessions_expires",
+        "idx_sessions_cleanup",
+    }
+
+
+async def test_a_refusal_changes_nothing(empty_dsn: str) -> None:
+    """When one object cannot be made, none is: one line says which and why."""
+    await run_sql(empty_dsn, "create table users (id uuid primary key)")
+    before = await catalog(empty_dsn)
+    done = handstamp("init", "--dsn", empty_dsn)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "user_sessions_user_id_fkey" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert await catalog(empty_dsn) == before
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://app:hunter2@127.0.0.1:1/app",
+        "postgresql://app:hunter2@no-such-host.invalid/app",
+        "postgresql://app:hun/ter2@127.0.0.1/app",
+        "postgresql://app:hunter2#@127.0.0.1:1/app",
+        "mysql://app:hunter2@127.0.0.1/app",
+        "hunter2",
+    ],
+)
+def test_an_unreachable_database_is_one_line(dsn: str) -> None:
+    """Status 2 and one line on stderr: no traceback, and nothing of the password."""
+    done = handstamp("init", "--dsn", dsn)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("handstamp: ")
+    assert done.stderr.count("\n") == 1
+    assert "hun" not in done.stderr
+
+
+async def test_a_wrong_password_is_one_line(empty_dsn: str) -> None:
+    """The database's own refusal is told, the password is not."""
+    await run_sql(empty_dsn, "create role stranger login password 'right'")
+    try:
+        host = empty_dsn.partition("@")[2]
+        done = handstamp("init", "--dsn", f"postgresql://stranger:hunter2@{host}")
+    finally:
+        await run_sql(empty_dsn, "drop role stranger")
+    assert done.returncode == 2
+    assert "hunter2" not in done.stderr
+    assert "authentication failed" in done.stderr
+
+
+def test_without_a_database_it_asks_for_one() -> None:
+    """Neither --dsn nor DATABASE_URL: the line names both."""
+    done = handstamp("init")
+    assert done.returncode == 2
+    assert "--dsn" in done.stderr
+    assert "DATABASE_URL" in done.stderr
+
+
+def test_an_unknown_shape_is_refused() -> None:
+    """The error lists the shapes there are."""
+    done = handstamp("init", "--shape", "no-such-shape", "--print")
+    assert done.returncode == 2
+    assert "ulid" in done.stderr
+
+
+def test_without_typer_it_says_what_to_install() -> None:
+    """The command is an extra: without it, one line tells how to get it."""
+    program = (
+        "import sys; sys.modules['typer'] = None\nimport handstamp.cli as cli\ncli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "handstamp[cli]" in done.stderr
+    assert "Traceback" not in done.stderr

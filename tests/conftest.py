@@ -1,0 +1,197 @@
+"""What every test may ask for: a real PostgreSQL, and a database of its own.
+
+The server is an embedded one, started for the session, or the one in DATABASE_URL,
+whose role must be a superuser. A template database is made once; each test gets a
+copy of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from handstamp.stores.sql.install import install
+from handstamp.testing.binaries import bundled_bin_dir
+from handstamp.testing.postgres import ephemeral
+
+SERVER_SETTINGS = {"max_connections": "300"}
+
+# Four times as fast without fsync, which is how our own servers run; on a server
+# that is careful with its data it would wait for checkpoints.
+STRATEGY = "" if os.environ.get("DATABASE_URL") else "strategy file_copy"
+
+
+class Server(Protocol):
+    """A PostgreSQL server that says how to reach its databases."""
+
+    def dsn(self, database: str = "postgres") -> str:
+        """Give the address of a database, for a superuser."""
+        ...
+
+
+class GivenServer:
+    """The server that DATABASE_URL names."""
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+
+    def dsn(self, database: str = "postgres") -> str:
+        """Give the address of another database of the same server."""
+        return urlunsplit(self._url._replace(path="/" + quote(database, safe="")))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: Any) -> None:
+    """Run every `async def test_*` with anyio, without a mark on each of them."""
+    hypothesis = getattr(obj, "hypothesis", None)
+    function = getattr(hypothesis, "inner_test", obj)
+    if name.startswith("test") and iscoroutinefunction(function):
+        pytest.mark.anyio(obj)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """asyncpg needs asyncio: no test runs on anything else."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """The server of the session, shared by all tests: stop it in none of them."""
+    url = os.environ.get("DATABASE_URL")
+    if url:
+        yield GivenServer(url)
+        return
+    with ephemeral(settings=SERVER_SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def system_bin_dir() -> Path:
+    """The programs of an installed PostgreSQL of another major version."""
+    bundled = _major(bundled_bin_dir())
+    for bin_dir in _system_bin_dirs():
+        if (bin_dir / "postgres").exists() and _major(bin_dir) != bundled:
+            return bin_dir
+    pytest.skip("no PostgreSQL of another major version is installed")
+
+
+@pytest.fixture(scope="session")
+def system_postgres(system_bin_dir: Path) -> Iterator[Server]:
+    """A second server, of the system's own PostgreSQL; skips when there is none."""
+    with ephemeral(settings=SERVER_SETTINGS, bin_dir=system_bin_dir) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def template_dsn(postgres: Server) -> Iterator[str]:
+    """The database with empty tables that each test's own is copied from."""
+    with template(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def system_template_dsn(system_postgres: Server) -> Iterator[str]:
+    """The same on the system's own PostgreSQL."""
+    with template(system_postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def dsn(template_dsn: str) -> Iterator[str]:
+    """A database for one test, with empty tables."""
+    with copied(template_dsn) as copy:
+        yield copy
+
+
+@pytest.fixture
+def empty_dsn(postgres: Server) -> Iterator[str]:
+    """A database for one test, without tables."""
+    with created(postgres.dsn(), "handstamp_test") as dsn:
+        yield dsn
+
+
+@pytest.fixture(
+    params=[
+        "template_dsn",
+        pytest.param("system_template_dsn", marks=pytest.mark.postgres15),
+    ],
+    ids=["postgres", "system-postgres"],
+)
+def each_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Like `dsn`, once on each version of PostgreSQL there is."""
+    with copied(request.getfixturevalue(request.param)) as copy:
+        yield copy
+
+
+@contextmanager
+def template(server: Server) -> Iterator[str]:
+    """Make a template database with the tables; drop it at the end."""
+    with created(server.dsn(), "handstamp_template") as dsn:
+        asyncio.run(_install(dsn))
+        yield dsn
+
+
+@contextmanager
+def copied(template_dsn: str) -> Iterator[str]:
+    """Copy a database nobody is connected to; drop the copy at the end."""
+    name = urlsplit(template_dsn).path.removeprefix("/")
+    with created(_beside(template_dsn, "postgres"), "handstamp_test", name) as dsn:
+        yield dsn
+
+
+@contextmanager
+def created(admin_dsn: str, prefix: str, copy_of: str = "template0") -> Iterator[str]:
+    """Create a database with a name of its own; drop it, whoever uses it then."""
+    name = f"{prefix}_{secrets.token_hex(6)}"
+    sql = f"create database {name} template {copy_of} {STRATEGY}"
+    asyncio.run(execute(admin_dsn, sql))
+    try:
+        yield _beside(admin_dsn, name)
+    finally:
+        asyncio.run(execute(admin_dsn, f"drop database {name} with (force)"))
+
+
+async def execute(dsn: str, sql: str) -> None:
+    """Run SQL on a connection of its own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def _install(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await install(connection, "ulid")
+    finally:
+        await connection.close()
+
+
+def _beside(dsn: str, database: str) -> str:
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))
+
+
+def _system_bin_dirs() -> Iterator[Path]:
+    yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    try:
+        yield Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip())
+    except (OSError, subprocess.CalledProcessError):
+        return
+
+
+def _major(bin_dir: Path) -> str:
+    version = subprocess.check_output([bin_dir / "postgres", "--version"], text=True)
+    return version.split()[2].partition(".")[0]
