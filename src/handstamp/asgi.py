@@ -250,8 +250,8 @@ class SessionAuthMiddleware:
         try:
             await self.app(scope, receive, handle.send)
         except HandstampError as exc:
-            if handle._started:
-                raise
+            if handle._started or exc.status == 500:
+                raise  # a 500 is the operator's fault, and the server logs it
             await _answer(exc, handle)
 
     def admit(self, scope: Scope, handle: Handle) -> None:

@@ -19,10 +19,13 @@ from handstamp.errors import ConfigError
 SameSite = Literal["Lax", "Strict", "None"]
 OnLimit = Literal["evict", "refuse"]
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# Names, paths and domains beyond these lengths are dropped by browsers.
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
+_PREFIXES = ("__host-", "__secure-", "__http-")
 _DOMAIN = re.compile(r"\.?[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?")
-_PATH = re.compile(r"/[\x21-\x3a\x3c-\x7e]*")
+_PATH = re.compile(r"/[\x21-\x3a\x3c-\x7e]{0,1023}")
 _ZERO = timedelta(0)
+_LONGEST = timedelta(days=36_500)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +67,9 @@ class Policy:
     value then costs a query, so switch it off when the last of them has rotated."""
 
     def __post_init__(self) -> None:
-        for name, value in _durations(self).items():
-            if value <= _ZERO:
-                raise ConfigError(f"{name} must be longer than zero, not {value}")
+        for f in fields(self):
+            if "timedelta" in str(f.type):
+                _check_duration(f.name, getattr(self, f.name), str(f.type))
         self._check_rotation()
         self._check_limits()
 
@@ -130,16 +133,25 @@ class Policy:
             for f in fields(cls)
             if prefix + f.name.upper() in environ and "timedelta" in str(f.type)
         }
-        limit = environ.get(prefix + "MAX_SESSIONS")
+        limit = environ.get(prefix + "MAX_SESSIONS", "")
+        if not re.fullmatch(r"[0-9]{0,9}", limit):
+            raise ConfigError(f"{prefix}MAX_SESSIONS must be a number, not {limit!r}")
         ttl = given.get("session_ttl", cls().session_ttl)
         grace = given.setdefault("grace", min(cls().grace, ttl / 2))
         given.setdefault("flush_every", min(cls().flush_every, grace / 2))
         return cls(**given, max_sessions=int(limit) if limit else None)  # type: ignore[arg-type]
 
 
-def _durations(policy: Policy) -> dict[str, timedelta]:
-    values = {f.name: getattr(policy, f.name) for f in fields(policy)}
-    return {name: v for name, v in values.items() if isinstance(v, timedelta)}
+def _check_duration(name: str, value: object, annotation: str) -> None:
+    if value is None and "None" in annotation:
+        return
+    if not isinstance(value, timedelta):
+        raise ConfigError(f"{name} must be a timedelta, not {value!r}")
+    if value <= _ZERO:
+        raise ConfigError(f"{name} must be longer than zero, not {value}")
+    if value > _LONGEST:
+        # Counted from a date it would leave the calendar, and raise at a request.
+        raise ConfigError(f"{name} must be at most 100 years, not {value}")
 
 
 def _seconds(text: str, name: str) -> timedelta:
@@ -172,10 +184,10 @@ class Cookies:
     """Hosts that may get cookies without ``Secure``; used only when it is off."""
 
     def __post_init__(self) -> None:
-        for name in (self.session_name, self.refresh_name):
-            self._check_name(name)
+        self._check_name("session_name", self.session_name)
+        self._check_name("refresh_name", self.refresh_name)
         if self.session_name == self.refresh_name:
-            raise ConfigError("the two cookies need two names")
+            raise ConfigError("session_name and refresh_name must be two names")
         if self.same_site not in ("Lax", "Strict", "None"):
             raise ConfigError('same_site must be "Lax", "Strict" or "None"')
         if self.same_site == "None" and not self.secure:
@@ -185,16 +197,19 @@ class Cookies:
         if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
             raise ConfigError(f"domain {self.domain!r} cannot stand in a cookie")
 
-    def _check_name(self, name: str) -> None:
+    def _check_name(self, field: str, name: str) -> None:
         if not _TOKEN.fullmatch(name):
-            raise ConfigError(f"{name!r} is no cookie name (RFC 6265, section 4.1.1)")
-        if name.startswith(("__Host-", "__Secure-")) and not self.secure:
             raise ConfigError(
-                f"{name} needs secure=True; for plain http on your own machine use "
-                "Cookies.insecure()"
+                f"{field} {name[:64]!r} is no cookie name (RFC 6265, section 4.1.1)"
             )
-        if name.startswith("__Host-") and (self.path != "/" or self.domain):
-            raise ConfigError(f"{name} allows no domain and no path other than /")
+        # Browsers know these prefixes in any case (RFC 6265bis, section 5.7).
+        if name.lower().startswith(_PREFIXES) and not self.secure:
+            raise ConfigError(
+                f"{field} {name} needs secure=True; for plain http on your own machine "
+                "use Cookies.insecure()"
+            )
+        if name.lower().startswith("__host-") and (self.path != "/" or self.domain):
+            raise ConfigError(f"{field} {name} allows no domain and no path but /")
 
     @classmethod
     def insecure(cls) -> Cookies:

@@ -79,7 +79,9 @@ def wrap(app: FastAPI, sessions: Sessions, **options: Any) -> SessionAuthMiddlew
 
 async def answer(request: Request | WebSocket, exc: Exception) -> Response | None:
     """An error of handstamp as FastAPI answers errors: JSON with a ``detail``."""
-    if isinstance(request, WebSocket) or not isinstance(exc, HandstampError):
+    if not isinstance(exc, HandstampError) or exc.status == 500:
+        raise exc  # the operator's fault, and the operator reads the log
+    if isinstance(request, WebSocket):
         return await _starlette_answer(request, exc)
     detail = str(exc) if exc.status < 500 else "temporarily unavailable"
     headers = retry_after(exc)

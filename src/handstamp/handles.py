@@ -8,6 +8,7 @@ that never asks never notices.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -163,7 +164,7 @@ class BaseHandle:
 
     def _is_local(self) -> bool:
         hosts = [v.decode("latin-1") for k, v in self._headers if k.lower() == b"host"]
-        names = {host.rpartition(":")[0] or host for host in hosts}
+        names = {re.sub(r":[0-9]*\Z", "", host.lower()) for host in hosts}
         return bool(names) and names <= self._door.cookies.insecure_hosts
 
     def _logged_in(self, issued: Issued) -> Session:

@@ -101,8 +101,13 @@ def wrap(app: Starlette, sessions: Sessions, **options: Any) -> SessionAuthMiddl
 
 
 async def answer(request: Request | WebSocket, exc: Exception) -> Response | None:
-    """An error of handstamp as a plain response; denies a WebSocket handshake."""
+    """An error of handstamp as a plain response; denies a WebSocket handshake.
+
+    Raises what is no client's fault, such as :class:`ConfigError`, for the server to log.
+    """
     error = cast(HandstampError, exc)
+    if error.status == 500:
+        raise error  # the operator's fault, and the operator reads the log
     if isinstance(request, WebSocket):
         await request.close(1013 if error.status == 503 else 4401, str(error))
         return None

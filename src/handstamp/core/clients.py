@@ -81,7 +81,7 @@ def canonical_address(text: str | None) -> str | None:
     if ported is not None:
         text = ported[1] or ported[2] or ""
     try:
-        address = ip_address(text.partition("%")[0])
+        address = ip_address(text.partition("%")[0] if ":" in text else text)
     except ValueError:
         return None
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:

@@ -67,6 +67,8 @@ class CookieReader:
         The short way for the request of every day; whatever it does not take goes
         through :meth:`read`, which finds the same value.
         """
+        if len(header) > MOST_BYTES:
+            return None
         needle = self._needle
         at = header.find(needle)
         if at < 0 or header.find(needle, at + 1) >= 0:

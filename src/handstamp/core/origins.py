@@ -11,13 +11,15 @@ another site may cause them; a WebSocket handshake is not among them, whatever i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
-from urllib.parse import urlsplit
 
 from handstamp.errors import ConfigError
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _OURS = frozenset({b"same-origin", b"none"})
+_ORIGIN = re.compile(r"https?://([0-9a-z_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_DEFAULT_PORT = {b"http": b":80", b"https": b":443"}
 
 
 def is_cross_site(
@@ -47,9 +49,7 @@ def is_subresource_of_other_site(headers: Iterable[tuple[bytes, bytes]]) -> bool
     that must reach the browser may happen here. A top-level navigation is no part.
     """
     found = {name.lower(): value for name, value in headers}
-    if found.get(b"sec-fetch-site") not in (b"cross-site", b"same-site"):
-        return False
-    if found[b"sec-fetch-site"] == b"same-site":
+    if found.get(b"sec-fetch-site") != b"cross-site":
         return False
     return found.get(b"sec-fetch-mode") != b"navigate" or (
         found.get(b"sec-fetch-dest") not in (None, b"document")
@@ -58,24 +58,30 @@ def is_subresource_of_other_site(headers: Iterable[tuple[bytes, bytes]]) -> bool
 
 def is_prefetch(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether a browser fetches this ahead of a need that may never come."""
-    for name, value in headers:
-        if name.lower() in (b"sec-purpose", b"purpose", b"x-moz"):
-            return b"prefetch" in value.lower() or b"prerender" in value.lower()
-    return False
+    return any(
+        b"prefetch" in value.lower() or b"prerender" in value.lower()
+        for name, value in headers
+        if name.lower() in (b"sec-purpose", b"purpose", b"x-moz")
+    )
 
 
 def read_origin(text: str) -> bytes:
     """A trusted origin as configured, in the spelling browsers send.
 
-    Raises :class:`ConfigError` unless it is a scheme and a host and nothing more.
+    Raises :class:`ConfigError` unless it is http or https, a host, perhaps a port, and
+    nothing more. Browsers send an international name in its ``xn--`` form.
     """
-    parts = urlsplit(text.rstrip("/"))
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path:
+    origin = text.removesuffix("/").lower()
+    if not _ORIGIN.fullmatch(origin):
         raise ConfigError(f"{text!r} is no origin such as https://app.example.com")
-    return f"{parts.scheme}://{parts.netloc}".lower().encode()
+    scheme, _, host = origin.encode().partition(b"://")
+    return scheme + b"://" + host.removesuffix(_DEFAULT_PORT[scheme])
 
 
 def _same_host(origin: bytes, host: bytes | None) -> bool:
-    if host is None or b"://" not in origin:
+    scheme, _, asked = origin.lower().partition(b"://")
+    port = _DEFAULT_PORT.get(scheme)
+    if host is None or port is None:
         return False
-    return origin.partition(b"://")[2].lower() == host.lower()
+    # A proxy may name the default port in Host, and a browser never does in Origin.
+    return asked.removesuffix(port) == host.lower().removesuffix(port)

@@ -20,10 +20,11 @@ Headers = list[tuple[bytes, bytes]]
 _FOR_CACHES = frozenset(
     {
         b"cache-control",
-        b"cdn-cache-control",
-        b"surrogate-control",
+        b"edge-control",
         b"expires",
         b"pragma",
+        b"surrogate-control",
+        b"x-accel-expires",
     }
 )
 
@@ -45,11 +46,16 @@ def with_cookies(
     kept = [
         (key, value)
         for key, value in headers
-        if key.lower() not in _FOR_CACHES and not sets_cookie((key, value), names)
+        if not _is_for_caches(key.lower()) and not sets_cookie((key, value), names)
     ]
     kept.append((b"cache-control", b"private, no-store"))
     kept.extend((b"set-cookie", cookie) for cookie in set_cookies)
     return kept
+
+
+def _is_for_caches(name: bytes) -> bool:
+    # CDN-Cache-Control and its vendors' variants (RFC 9213) end alike.
+    return name in _FOR_CACHES or name.endswith(b"-cache-control")
 
 
 def sets_cookie(header: tuple[bytes, bytes], names: Collection[bytes]) -> bool:

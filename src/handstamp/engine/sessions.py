@@ -70,8 +70,8 @@ class Sessions:
 
     ``database`` is a PostgreSQL URI or a :class:`Store`. ``secret`` is at least 32 bytes
     of text; ``secrets`` is a list of them, oldest first, for changing it. ``cache_size``
-    is a number of sessions. ``connect`` goes to asyncpg as it is. ``clock`` and
-    ``entropy`` are there for tests.
+    is a number of sessions. ``connect`` goes to asyncpg as it is. ``clock``, ``entropy``
+    and ``new_id`` are there for tests.
 
     Use as an async context manager, or call :meth:`open` and :meth:`close`; the
     middleware does that by itself. Raises :class:`ConfigError` on construction.
@@ -90,6 +90,7 @@ class Sessions:
         connect: Mapping[str, Any] | None = None,
         clock: Clock = uptime,
         entropy: Callable[[int], bytes] = os.urandom,
+        new_id: Callable[[], str] = lambda: str(ULID()),
     ) -> None:
         self.policy = policy or Policy()
         self.store: Store = (
@@ -101,6 +102,7 @@ class Sessions:
         self.connections = Connections()
         self._tokens = Tokens(_one_list(secret, secrets))
         self._entropy = entropy
+        self._new_id = new_id
         self._cache = Cache(cache_size)
         self._activity = Activity()
         self._reports = Reports()
@@ -236,7 +238,7 @@ class Sessions:
         :class:`LoginRefused`, or :class:`SessionsUnavailable`.
         """
         await self.open()
-        session_id = str(ULID())
+        session_id = self._new_id()
         pair = self._tokens.mint(session_id, self._entropy(2 * ENTROPY), remember=remember)
         ticket, before = self._cache.ticket(), self.clock()
         new = self._new(session_id, user_id, pair, client, remember, replaces)

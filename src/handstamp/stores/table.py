@@ -272,6 +272,7 @@ async def _answering() -> AsyncIterator[None]:
     except (
         asyncpg.PostgresError,
         asyncpg.InterfaceError,
+        asyncpg.InternalClientError,  # a FATAL came in just before the query went out
         OSError,
         TimeoutError,
     ) as exc:

@@ -1,0 +1,1 @@
+"""The same small application in several frameworks, and what they share."""

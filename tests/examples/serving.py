@@ -1,0 +1,195 @@
+"""The examples as real servers: how to start one, watch its log and talk to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "the secret of the example contract: 32 bytes and more"
+PATIENCE = 30.0
+PASSWORDS = {"alice": "wonderland", "bob": "builder"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the matrix that the contract suite is run over."""
+
+    framework: str
+    transport: str = "asgi"
+    shape: str = "ulid"
+
+    def __str__(self) -> str:
+        return f"{self.framework}-{self.transport}-{self.shape}"
+
+    def command(self, port: int) -> list[str]:
+        """How to serve it; other transports will have other servers."""
+        assert self.transport == "asgi"
+        app = f"examples.{self.framework}.app:app"
+        serve = ["uvicorn", app, "--port", str(port), "--log-level", "info"]
+        return [sys.executable, "-m", *serve]
+
+
+EXAMPLES = [Example("starlette"), Example("fastapi")]
+
+
+@dataclass
+class Server:
+    """A running example, its log, and every token it was seen to hand out."""
+
+    example: Example
+    port: int
+    dsn: str
+    log: Path
+    insecure: bool
+    tokens: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def cookie_names(self) -> tuple[str, str]:
+        """The names of the session and the refresh cookie."""
+        names = ("session", "refresh")
+        return names if self.insecure else ("__Host-session", "__Host-refresh")
+
+    def note(self, response: httpx.Response) -> None:
+        """Remember the tokens that a response sets, for the leak check."""
+        for value in response.headers.get_list("set-cookie"):
+            token = value.partition("=")[2].partition(";")[0]
+            if token:
+                self.tokens.add(token)
+
+    def client(self, **options: Any) -> httpx.Client:
+        """A browser without cookies; use as a context manager."""
+        hooks = {"response": [self.note]}
+        return httpx.Client(base_url=self.url, event_hooks=hooks, timeout=20, **options)
+
+    def leaks(self, *, tracebacks: bool = True) -> list[str]:
+        """What stands in the log that must not: tokens or parts, and tracebacks."""
+        text = self.log.read_text("utf-8", "replace")
+        parts = {part for token in self.tokens for part in _telling(token)}
+        found = [f"a token: {part[:6]}…" for part in parts if part in text]
+        return found + (re.findall(r"Traceback(?s:.*)", text) if tracebacks else [])
+
+
+def _telling(token: str) -> list[str]:
+    """The token and its secret parts, each of which would be a leak in itself."""
+    return [token, *(part for part in token.split(".") if len(part) > 30)]
+
+
+@contextmanager
+def database(admin_dsn: str, copy_of: str = "template0") -> Iterator[str]:
+    """A database of its own, dropped at the end, whoever uses it then."""
+    name = f"handstamp_example_{secrets.token_hex(6)}"
+    asyncio.run(execute(admin_dsn, f"create database {name} template {copy_of}"))
+    try:
+        yield urlunsplit(urlsplit(admin_dsn)._replace(path=f"/{name}"))
+    finally:
+        asyncio.run(execute(admin_dsn, f"drop database if exists {name} with (force)"))
+
+
+async def execute(dsn: str, sql: str, *values: object) -> list[asyncpg.Record]:
+    """Run one statement on a connection of its own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetch(sql, *values)
+    finally:
+        await connection.close()
+
+
+def environment(dsn: str, **settings: str) -> dict[str, str]:
+    """The environment of an example, free of what the developer has set."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("HANDSTAMP_")}
+    given = {"DATABASE_URL": dsn, "HANDSTAMP_SECRET": SECRET}
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    return {**clean, **given, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **settings}
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Wait for a condition; its first true value, or a failure that says what for."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"waited {patience:.0f} s in vain: {what}")
+
+
+@contextmanager
+def serving(example: Example, dsn: str, log: Path, **settings: str) -> Iterator[Server]:
+    """One example as a process of its own, ready to answer."""
+    port = free_port()
+    insecure = settings.get("HANDSTAMP_INSECURE_COOKIES") == "1"
+    settings["HANDSTAMP_SHAPE"] = example.shape
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            example.command(port),
+            cwd=ROOT,
+            env=environment(dsn, **settings),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        server = Server(example, port, dsn, log, insecure)
+        try:
+            until(lambda: _is_ready(server, process), f"{example} to become ready")
+            yield server
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+
+def _is_ready(server: Server, process: subprocess.Popen[bytes]) -> bool:
+    if process.poll() is not None:
+        pytest.fail(f"{server.example} ended:\n{server.log.read_text()}")
+    try:
+        return httpx.get(f"{server.url}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def seed(dsn: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m examples.seed`."""
+    return subprocess.run(
+        [sys.executable, "-m", "examples.seed"],
+        cwd=ROOT,
+        env=environment(dsn, **settings),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+
+
+def sign_in(client: httpx.Client, username: str = "alice", **form: str) -> httpx.Response:
+    """Sign in, which must succeed."""
+    form = {"username": username, "password": PASSWORDS[username], **form}
+    response = client.post("/login", data=form)
+    assert 204 == response.status_code, response.text
+    return response

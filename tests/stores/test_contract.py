@@ -1,0 +1,863 @@
+"""The contract of `stores/base.py`, kept by every store on every shape.
+
+A store is added as one more parameter of `table`. Rule 6 and everything about several
+connections is in `test_table.py`, since only a database has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from handstamp.config import Policy
+from handstamp.core.records import Client, Record, Touch
+from handstamp.core.rotation import rotated_at, was_seen
+from handstamp.errors import LoginRefused, SessionsUnavailable
+from handstamp.stores.base import Ended
+from tests.support.tables import (
+    DAY,
+    LAPTOP,
+    POLICY,
+    SECOND,
+    STEP,
+    MemoryTable,
+    Table,
+    new_session,
+    postgres_table,
+    some_digest,
+    successor,
+)
+
+MINUTE = timedelta(minutes=1)
+TTL = POLICY.session_ttl
+ABSURD_IDS = ["", "x", "x" * 27, "x" * 10_000, "%", "'", "\x00", "a\x00b", "\ud800", "é"]
+
+
+def short(value: object) -> str:
+    return ascii(value)[:20]
+
+
+@pytest.fixture(params=["memory", "ulid"])
+def kind(request: pytest.FixtureRequest) -> tuple[str, str | None]:
+    """Each implementation by name, and its database if it needs one."""
+    if request.param == "memory":
+        return request.param, None
+    return request.param, request.getfixturevalue("dsn")
+
+
+@pytest.fixture
+async def table(kind: tuple[str, str | None]) -> AsyncIterator[Table]:
+    """An empty table of each kind, whose clock only the test moves."""
+    _, dsn = kind
+    if dsn is None:
+        yield MemoryTable()
+        return
+    async with postgres_table(dsn) as table:
+        yield table
+
+
+@pytest.fixture
+async def user(table: Table) -> str:
+    """A user who may sign in."""
+    return await table.add_user()
+
+
+async def created(table: Table, user: str, **changes: object) -> Record:
+    return (await table.store.create(new_session(user, **changes), POLICY)).record
+
+
+async def found(table: Table, session_id: str) -> Record:
+    record = await table.store.find_by_id(session_id)
+    assert record is not None
+    return record
+
+
+async def rotated(table: Table, record: Record) -> Record:
+    after = await table.store.rotate(successor(record.id, record.refresh_digest))
+    assert after is not None
+    return after
+
+
+def touch_of(record: Record, at: object) -> Touch:
+    return Touch(session_id=record.id, token_digest=record.token_digest, at=at)  # type: ignore[arg-type]
+
+
+# Rule 1: absence is None or an empty list.
+
+
+async def test_what_is_absent_is_none_or_empty(table: Table, user: str) -> None:
+    """Nothing is found in an empty table, and nothing there can be changed."""
+    store, digest = table.store, some_digest()
+    assert list(await store.find([digest])) == []
+    assert await store.find_by_id("01J00000000000000000000000") is None
+    assert await store.find_by_refresh(digest) is None
+    assert await store.rotate(successor("01J00000000000000000000000", digest)) is None
+    assert await store.redate(successor("01J00000000000000000000000", digest)) is None
+    assert await store.revoke("01J00000000000000000000000", reason="x") is None
+    assert list(await store.revoke_user(user, reason="x")) == []
+    assert list(await store.list_for_user(user)) == []
+    assert await store.touch([], TTL) == 0
+    assert await store.prune(POLICY, batch=10) == 0
+
+
+@pytest.mark.parametrize("absurd", ABSURD_IDS, ids=short)
+async def test_an_absurd_id_is_not_found(table: Table, user: str, absurd: str) -> None:
+    """No text a client could send as an id is an error."""
+    record = await created(table, user)
+    store = table.store
+    assert await store.find_by_id(absurd) is None
+    assert await store.revoke(absurd, reason="x") is None
+    assert await store.revoke(absurd, reason="x", user_id=user) is None
+    assert await store.revoke(record.id, reason="x", user_id=absurd) is None
+    assert list(await store.revoke_user(absurd, reason="x")) == []
+    assert list(await store.list_for_user(absurd)) == []
+    assert (await found(table, record.id)).is_active
+
+
+@pytest.mark.parametrize("absurd", ABSURD_IDS, ids=short)
+async def test_an_absurd_id_to_keep_keeps_nothing(
+    table: Table, user: str, absurd: str
+) -> None:
+    """`revoke_user` with a `keep` that is no id of the user's ends all."""
+    record = await created(table, user)
+    ended = await table.store.revoke_user(user, reason="x", keep=absurd)
+    assert list(ended) == [Ended(id=record.id, user_id=user)]
+
+
+async def test_a_digest_is_compared_whole(table: Table, user: str) -> None:
+    """Neither a part of a digest, nor another spelling, nor a pattern finds a row."""
+    digest = (await created(table, user)).token_digest
+    others = [digest[:-1], digest.upper(), digest + "0", digest[:-1] + "%", ""]
+    assert list(await table.store.find(others)) == []
+
+
+# Rule 2: times are the store's own clock's.
+
+
+async def test_a_record_is_what_was_written(table: Table, user: str) -> None:
+    """A created session comes back as it was asked for, by id and by both digests."""
+    new = new_session(user)
+    record = (await table.store.create(new, POLICY)).record
+    assert record == Record(
+        id=new.id,
+        user_id=user,
+        token_digest=new.token_digest,
+        refresh_digest=new.refresh_digest,
+        created_at=table.now,
+        expires_at=table.now + TTL,
+        refresh_expires_at=table.now + POLICY.refresh_ttl,
+        last_activity_at=table.now,
+        is_active=True,
+        read_at=table.now,
+        address=LAPTOP.address,
+        user_agent_hash=LAPTOP.user_agent_hash,
+        fingerprint=LAPTOP.fingerprint,
+    )
+    assert await table.store.find_by_id(new.id) == record
+    assert list(await table.store.find([some_digest(), new.token_digest])) == [record]
+    assert await table.store.find_by_refresh(record.refresh_digest or "") == record
+    assert list(await table.store.list_for_user(user)) == [record]
+
+
+async def test_a_read_carries_the_clock_of_its_own_moment(table: Table, user: str) -> None:
+    """`read_at` moves with the table's clock, in every method that reads or writes."""
+    record = await created(table, user)
+    await table.advance(MINUTE)
+    assert (await found(table, record.id)).read_at == table.now
+    assert (await rotated(table, record)).read_at == table.now
+    assert [r.read_at for r in await table.store.list_for_user(user)] == [table.now]
+
+
+async def test_the_refresh_limit_never_passes_the_longest_life(
+    table: Table, user: str
+) -> None:
+    """`longest` caps the refresh token, counted from the creation."""
+    record = await created(table, user, longest=DAY)
+    assert record.refresh_expires_at == table.now + DAY
+    await table.advance(DAY / 2)
+    step = successor(record.id, record.refresh_digest, longest=DAY)
+    after = await table.store.rotate(step)
+    assert after is not None
+    assert after.refresh_expires_at == (record.created_at or table.now) + DAY
+
+
+# Rule 3: create inserts, and nothing brings the dead to life.
+
+
+async def test_create_never_overwrites_a_session(table: Table, user: str) -> None:
+    """An id that is taken is refused, and the row stays as it was."""
+    record = await created(table, user)
+    with pytest.raises(SessionsUnavailable):
+        await created(table, await table.add_user(), id=record.id)
+    assert await table.store.find_by_id(record.id) == record
+
+
+async def test_create_never_gives_two_sessions_one_token(table: Table, user: str) -> None:
+    """A session token that is taken is refused, and nothing is written."""
+    record = await created(table, user)
+    with pytest.raises(SessionsUnavailable):
+        await created(table, user, token_digest=record.token_digest)
+    assert await table.count() == 1
+
+
+async def test_a_failed_login_ends_nothing(table: Table, user: str) -> None:
+    """When the insert is refused, the session it was to replace lives on."""
+    record = await created(table, user)
+    with pytest.raises(SessionsUnavailable):
+        await created(table, user, replaces=record.id, token_digest=record.token_digest)
+    assert (await found(table, record.id)).is_active
+
+
+async def test_the_dead_stay_dead(table: Table, user: str) -> None:
+    """No rotation, redating, touch or second revocation changes a revoked row."""
+    record = await created(table, user)
+    await table.store.revoke(record.id, reason="first")
+    dead = await found(table, record.id)
+    step = successor(record.id, record.refresh_digest)
+    assert await table.store.rotate(step) is None
+    assert await table.store.redate(step) is None
+    assert await table.store.touch([touch_of(record, table.now + MINUTE)], TTL) == 0
+    assert await table.store.revoke(record.id, reason="second") is None
+    assert list(await table.store.revoke_user(user, reason="third")) == []
+    assert await found(table, record.id) == dead
+
+
+# Create: who may log in, and how many times.
+
+
+async def test_a_disabled_user_gets_no_session(table: Table, user: str) -> None:
+    """The refusal says why, and nothing is written."""
+    await table.write_user(user, is_active=False)
+    with pytest.raises(LoginRefused) as refusal:
+        await created(table, user)
+    assert refusal.value.reason == "user_disabled"
+    assert await table.count() == 0
+
+
+async def test_a_locked_user_gets_no_new_session(table: Table, user: str) -> None:
+    """`locked_until` refuses logins until it is reached, and then no more."""
+    await table.write_user(user, locked_until=table.now + SECOND)
+    with pytest.raises(LoginRefused) as refusal:
+        await created(table, user)
+    assert refusal.value.reason == "user_locked"
+    await table.advance(SECOND)
+    assert (await created(table, user)).is_active
+
+
+async def test_a_lock_touches_no_session_that_exists(table: Table, user: str) -> None:
+    """A locked user's session is found, rotated and touched as before."""
+    record = await created(table, user)
+    await table.write_user(user, locked_until=table.now + DAY)
+    assert (await found(table, record.id)).user_is_active
+    after = await rotated(table, record)
+    await table.advance(SECOND)
+    assert await table.store.touch([touch_of(after, table.now)], TTL) == 1
+
+
+async def test_a_login_may_replace_a_session(table: Table, user: str) -> None:
+    """`replaces` ends the old one, whoever's it was, in the same step."""
+    old = await created(table, await table.add_user())
+    answer = await table.store.create(new_session(user, replaces=old.id), POLICY)
+    assert answer.ended == (Ended(id=old.id, user_id=old.user_id),)
+    ended = await found(table, old.id)
+    assert (ended.is_active, ended.revoked_at) == (False, table.now)
+
+
+@pytest.mark.parametrize("gone", ["01J00000000000000000000000", "\x00", ""], ids=short)
+async def test_replacing_what_is_not_there_is_a_plain_login(
+    table: Table, user: str, gone: str
+) -> None:
+    """A session to replace that does not exist is no reason to refuse."""
+    answer = await table.store.create(new_session(user, replaces=gone), POLICY)
+    assert (answer.record.is_active, answer.ended) == (True, ())
+
+
+async def test_the_oldest_session_makes_room(table: Table, user: str) -> None:
+    """At the limit, the oldest ends; other users' sessions and dead ones do not count."""
+    await created(table, await table.add_user())
+    dead = await created(table, user)
+    await table.store.revoke(dead.id, reason="x")
+    records = []
+    for _ in range(3):
+        await table.advance(SECOND)
+        records.append(await created(table, user))
+    answer = await table.store.create(new_session(user, limit=2), POLICY)
+    assert {e.id for e in answer.ended} == {records[0].id, records[1].id}
+    live = {r.id for r in await table.store.list_for_user(user)}
+    assert live == {records[2].id, answer.record.id}
+
+
+async def test_the_new_session_may_be_the_one_too_many(table: Table, user: str) -> None:
+    """With `evict` off the login is refused, and nothing is written or ended."""
+    record = await created(table, user)
+    with pytest.raises(LoginRefused) as refusal:
+        await created(table, user, limit=1, evict=False)
+    assert refusal.value.reason == "too_many"
+    assert [r.id for r in await table.store.list_for_user(user)] == [record.id]
+    assert await table.count() == 1
+
+
+async def test_a_replaced_session_leaves_its_place(table: Table, user: str) -> None:
+    """The session that a login replaces does not count towards the limit."""
+    record = await created(table, user)
+    await created(table, user, limit=1, evict=False, replaces=record.id)
+    assert not (await found(table, record.id)).is_active
+
+
+@pytest.mark.parametrize(
+    "dead",
+    [
+        {"refresh_expires_at": "past"},
+        {"refresh_digest": None, "expires_at": "past"},
+        {"created_at": None},
+        {"is_active": None},
+    ],
+    ids=str,
+)
+async def test_a_session_that_is_over_takes_no_place(
+    table: Table, user: str, dead: dict[str, object]
+) -> None:
+    """Only sessions that still stand count towards the limit."""
+    await table.advance(DAY)
+    record = await created(table, user)
+    past = table.now + SECOND
+    values = {k: past if v == "past" else v for k, v in dead.items()}
+    await table.write(record.id, **values)
+    await table.advance(MINUTE)
+    assert (await created(table, user, limit=1, evict=False)).is_active
+
+
+async def test_a_session_ended_by_a_new_password_takes_no_place(
+    table: Table, user: str
+) -> None:
+    """With `end_on_password_change`, who changed it may log in again at the limit."""
+    policy = Policy(end_on_password_change=True)
+    await created(table, user)
+    await table.advance(SECOND)
+    await table.write_user(user, password_changed_at=table.now)
+    await table.advance(SECOND)
+    new = new_session(user, limit=1, evict=False)
+    assert (await table.store.create(new, policy)).record.is_active
+
+
+async def test_an_idle_session_takes_no_place(table: Table, user: str) -> None:
+    """With an idle limit, a session that passed it does not count."""
+    policy = Policy(idle_ttl=MINUTE)
+    await created(table, user)
+    await table.advance(MINUTE)
+    new = new_session(user, limit=1, evict=False)
+    assert (await table.store.create(new, policy)).record.is_active
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        Client(),
+        Client(address="testclient"),
+        Client(address="198.51.100.7:5678"),
+        Client(address="fe80::1%eth0"),
+        Client(address=""),
+        Client(fingerprint="a\x00b"),
+        Client(fingerprint="f" * 65),
+        Client(fingerprint="\ud800"),
+        Client(user_agent="\x00"),
+    ],
+    ids=["nothing", "name", "port", "zone", "empty", "nul", "long", "surrogate", "agent"],
+)
+async def test_c115_nothing_about_a_client_stops_a_login(
+    table: Table, user: str, client: Client
+) -> None:
+    """An address or a fingerprint that no column takes is no error."""
+    record = await created(table, user, client=client)
+    assert (await found(table, record.id)).is_active
+
+
+@pytest.mark.parametrize("address", ["203.0.113.9", "2001:db8::1", None])
+async def test_an_address_comes_back_as_it_went(
+    table: Table, user: str, address: str | None
+) -> None:
+    """Both families, and nothing for an address nobody knew."""
+    record = await created(table, user, client=Client(address=address))
+    assert (await found(table, record.id)).address == address
+
+
+# Rules 4 and 5: a rotation is one conditional write that leaves its mark.
+
+
+async def test_a_rotation_replaces_both_tokens_and_leaves_its_mark(
+    table: Table, user: str
+) -> None:
+    """It dates itself, extends both lives, and keeps everything else."""
+    record = await created(table, user)
+    await table.advance(MINUTE)
+    step = successor(record.id, record.refresh_digest)
+    after = await table.store.rotate(step)
+    assert after is not None
+    assert after == await table.store.find_by_id(record.id)
+    assert (after.token_digest, after.refresh_digest) == (
+        step.token_digest,
+        step.refresh_digest,
+    )
+    assert (after.last_activity_at, after.expires_at) == (table.now, table.now + TTL)
+    assert after.refresh_expires_at == table.now + POLICY.refresh_ttl
+    assert after.created_at == record.created_at
+    assert not was_seen(after, TTL)
+    assert list(await table.store.find([record.token_digest])) == []
+
+
+async def test_a_rotation_asks_for_the_digest_it_judged(table: Table, user: str) -> None:
+    """Whoever presents another digest, or the same one twice, gets None."""
+    record = await created(table, user)
+    assert await table.store.rotate(successor(record.id, some_digest())) is None
+    after = await rotated(table, record)
+    assert await table.store.rotate(successor(record.id, record.refresh_digest)) is None
+    assert await table.store.find_by_id(record.id) == after
+
+
+@pytest.mark.parametrize("method", ["rotate", "redate"])
+async def test_c85_a_disabled_user_gets_no_new_tokens(
+    table: Table, user: str, method: str
+) -> None:
+    """The user's state is in the condition of the write itself."""
+    record = await created(table, user)
+    await table.write_user(user, is_active=False)
+    step = successor(record.id, record.refresh_digest)
+    assert await getattr(table.store, method)(step) is None
+    assert not (await found(table, record.id)).user_is_active
+
+
+@pytest.mark.parametrize("method", ["rotate", "redate"])
+async def test_no_write_after_the_refresh_limit(
+    table: Table, user: str, method: str
+) -> None:
+    """At `refresh_expires_at` it is over."""
+    record = await created(table, user, refresh_ttl=timedelta(hours=1))
+    await table.advance(timedelta(hours=1))
+    step = successor(record.id, record.refresh_digest)
+    assert await getattr(table.store, method)(step) is None
+
+
+async def test_c86_no_rotation_at_the_absolute_limit(table: Table, user: str) -> None:
+    """Even a row whose refresh limit lies beyond it is not rotated."""
+    record = await created(table, user)
+    await table.write(record.id, refresh_expires_at=table.now + 900 * DAY)
+    await table.advance(POLICY.absolute_ttl)
+    step = successor(record.id, record.refresh_digest)
+    assert await table.store.rotate(step) is None
+
+
+async def test_a_rotation_follows_recorded_activity(table: Table, user: str) -> None:
+    """Activity a moment ahead of the clock does not make a new token look used."""
+    record = await created(table, user)
+    ahead = table.now + timedelta(seconds=30)
+    await table.write(record.id, last_activity_at=ahead)
+    after = await rotated(table, record)
+    assert (after.last_activity_at, after.expires_at) == (ahead, ahead + TTL)
+    assert not was_seen(after, TTL)
+
+
+async def test_a_rotation_does_not_follow_a_date_far_ahead(table: Table, user: str) -> None:
+    """A row somebody dated into next year is rotated a minute ahead at most."""
+    record = await created(table, user)
+    await table.write(record.id, last_activity_at=table.now + 365 * DAY)
+    after = await rotated(table, record)
+    assert after.expires_at == table.now + MINUTE + TTL
+
+
+async def test_a_row_without_activity_is_rotated_now(table: Table, user: str) -> None:
+    """A NULL in `last_activity_at` dates the rotation neither back nor ahead."""
+    record = await created(table, user)
+    await table.write(record.id, last_activity_at=None)
+    await table.advance(MINUTE)
+    after = await rotated(table, record)
+    assert (after.last_activity_at, after.expires_at) == (table.now, table.now + TTL)
+
+
+async def test_redating_moves_the_rotation_and_no_token(table: Table, user: str) -> None:
+    """An unseen rotation is dated to now; the tokens and the refresh limit stay."""
+    record = await rotated(table, await created(table, user))
+    await table.advance(DAY)
+    after = await table.store.redate(successor(record.id, record.refresh_digest))
+    assert after is not None
+    assert (after.last_activity_at, after.expires_at) == (table.now, table.now + TTL)
+    assert after.token_digest == record.token_digest
+    assert after.refresh_digest == record.refresh_digest
+    assert after.refresh_expires_at == record.refresh_expires_at
+
+
+async def test_what_was_seen_is_not_redated(table: Table, user: str) -> None:
+    """Once activity is recorded after the rotation, redating gives None."""
+    record = await rotated(table, await created(table, user))
+    await table.store.touch([touch_of(record, None)], TTL)
+    seen = await found(table, record.id)
+    assert await table.store.redate(successor(record.id, record.refresh_digest)) is None
+    assert await table.store.find_by_id(record.id) == seen
+
+
+async def test_redating_asks_for_the_current_digest(table: Table, user: str) -> None:
+    """A digest that was replaced meanwhile gives None."""
+    record = await created(table, user)
+    after = await rotated(table, record)
+    assert await table.store.redate(successor(record.id, record.refresh_digest)) is None
+    assert await table.store.find_by_id(record.id) == after
+
+
+async def test_a_row_without_activity_is_redated(table: Table, user: str) -> None:
+    """A NULL in `last_activity_at` is a row nobody was seen with."""
+    record = await created(table, user)
+    await table.write(record.id, last_activity_at=None)
+    await table.advance(MINUTE)
+    after = await table.store.redate(successor(record.id, record.refresh_digest))
+    assert after is not None
+    assert after.last_activity_at == table.now
+
+
+# Rule 5: touches.
+
+
+async def test_a_touch_is_recorded(table: Table, user: str) -> None:
+    """The time given is the time written, off the whole seconds of a rotation's mark."""
+    record = await created(table, user)
+    at = table.now + timedelta(seconds=90, milliseconds=5)
+    assert await table.store.touch([touch_of(record, at)], TTL) == 1
+    assert (await found(table, record.id)).last_activity_at == at
+
+
+async def test_a_touch_never_moves_back(table: Table, user: str) -> None:
+    """Whatever order the flushes of several processes arrive in."""
+    record = await created(table, user)
+    late, early = (table.now + timedelta(seconds=s, milliseconds=1) for s in (90, 30))
+    await table.store.touch([touch_of(record, late)], TTL)
+    assert await table.store.touch([touch_of(record, early)], TTL) == 0
+    assert await table.store.touch([touch_of(record, late)], TTL) == 0
+    assert await table.store.touch([touch_of(record, None)], TTL) == 0
+    assert (await found(table, record.id)).last_activity_at == late
+
+
+async def test_a_touch_by_an_old_token_does_nothing(table: Table, user: str) -> None:
+    """Use of a replaced token must not make its successor look used."""
+    old = await created(table, user)
+    record = await rotated(table, old)
+    assert await table.store.touch([touch_of(old, table.now + DAY)], TTL) == 0
+    assert await table.store.find_by_id(record.id) == record
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 60, 899, 900, 901, 86400])
+async def test_a_touch_never_leaves_the_mark_of_a_rotation(
+    table: Table, user: str, seconds: int
+) -> None:
+    """A whole number of seconds before `expires_at` is passed by one step."""
+    record = await created(table, user)
+    at = table.now + timedelta(seconds=seconds)
+    assert await table.store.touch([touch_of(record, at)], TTL) == 1
+    after = await found(table, record.id)
+    assert after.last_activity_at == at + STEP
+    assert was_seen(after, TTL)
+
+
+@pytest.mark.parametrize("behind", [STEP, MINUTE, 30 * DAY], ids=str)
+async def test_seen_is_never_dated_before_the_rotation(
+    table: Table, user: str, behind: timedelta
+) -> None:
+    """A process whose clock is behind says no less than that the token was seen."""
+    record = await created(table, user)
+    assert await table.store.touch([touch_of(record, table.now - behind)], TTL) == 1
+    after = await found(table, record.id)
+    assert after.last_activity_at == table.now + STEP
+    assert was_seen(after, TTL)
+
+
+async def test_a_passive_first_use_is_the_smallest_step(table: Table, user: str) -> None:
+    """Seen, and no more activity than that; the second time does nothing."""
+    record = await created(table, user)
+    await table.advance(MINUTE)
+    assert await table.store.touch([touch_of(record, None)], TTL) == 1
+    after = await found(table, record.id)
+    assert after.last_activity_at == (record.created_at or table.now) + STEP
+    assert was_seen(after, TTL)
+    assert rotated_at(after, TTL) == record.created_at
+    assert await table.store.touch([touch_of(record, None)], TTL) == 0
+
+
+async def test_a_touch_counts_for_a_row_without_activity(table: Table, user: str) -> None:
+    """A NULL in `last_activity_at` is older than anything."""
+    record = await created(table, user)
+    await table.write(record.id, last_activity_at=None)
+    at = table.now + MINUTE + STEP
+    assert await table.store.touch([touch_of(record, at)], TTL) == 1
+    assert (await found(table, record.id)).last_activity_at == at
+
+
+async def test_a_thousand_touches_are_one_statement(table: Table, user: str) -> None:
+    """Whatever the batch holds, and also when some of its sessions are gone."""
+    records = [await created(table, user) for _ in range(20)]
+    at = table.now + MINUTE + STEP
+    batch = [touch_of(record, at) for record in records]
+    ghosts = [
+        Touch(session_id=f"ghost{n}", token_digest=some_digest(), at=at) for n in range(980)
+    ]
+    before = table.store.queries
+    assert await table.store.touch(ghosts + batch, TTL) == 20
+    assert table.store.queries == before + 1
+
+
+@pytest.mark.parametrize("poison", ["a\x00b", "\ud800", "x" * 100_000, ""], ids=short)
+async def test_c117b_one_poisoned_touch_loses_no_other(
+    table: Table, user: str, poison: str
+) -> None:
+    """A value no column takes does not stop the rest of the batch."""
+    record = await created(table, user)
+    at = table.now + MINUTE + STEP
+    bad = [
+        Touch(session_id=poison, token_digest=some_digest(), at=at),
+        Touch(session_id=record.id, token_digest=poison, at=at),
+    ]
+    assert await table.store.touch([*bad, touch_of(record, at)], TTL) == 1
+    assert (await found(table, record.id)).last_activity_at == at
+
+
+# Revoking.
+
+
+async def test_a_revocation_says_when_and_why(table: Table, user: str) -> None:
+    """The row is inactive, dated by the table's clock, with the reason."""
+    record = await created(table, user)
+    await table.advance(MINUTE)
+    ended = await table.store.revoke(record.id, reason="logout")
+    assert ended == Ended(id=record.id, user_id=user)
+    after = await found(table, record.id)
+    assert (after.is_active, after.revoked_at, after.revoked_reason) == (
+        False,
+        table.now,
+        "logout",
+    )
+
+
+async def test_c49_a_user_ends_only_their_own(table: Table, user: str) -> None:
+    """Another user's id makes the call find nothing."""
+    record = await created(table, user)
+    stranger = await table.add_user()
+    assert await table.store.revoke(record.id, reason="x", user_id=stranger) is None
+    assert (await found(table, record.id)).is_active
+    ended = await table.store.revoke(record.id, reason="x", user_id=user)
+    assert ended == Ended(id=record.id, user_id=user)
+
+
+async def test_all_sessions_of_one_user_end_but_one(table: Table, user: str) -> None:
+    """Others keep theirs, and so does the session to keep."""
+    kept, *others = [await created(table, user) for _ in range(4)]
+    stranger = await created(table, await table.add_user())
+    ended = await table.store.revoke_user(user, reason="x", keep=kept.id)
+    assert {e.id for e in ended} == {r.id for r in others}
+    assert [r.id for r in await table.store.list_for_user(user)] == [kept.id]
+    assert (await found(table, stranger.id)).is_active
+
+
+@pytest.mark.parametrize("reason", ["r" * 5000, "a\x00b", "\ud800", "", "grüße"], ids=short)
+async def test_no_reason_stops_a_revocation(table: Table, user: str, reason: str) -> None:
+    """A text that no column takes is made to fit."""
+    one, two = await created(table, user), await created(table, user)
+    assert await table.store.revoke(one.id, reason=reason) is not None
+    assert len(await table.store.revoke_user(user, reason=reason)) == 1
+    assert not (await found(table, two.id)).is_active
+
+
+async def test_c84_revoked_during_a_refresh_means_revoked(table: Table, user: str) -> None:
+    """In either order, no token of the family works once both returned."""
+    one, two = await created(table, user), await created(table, user)
+    await table.store.revoke(one.id, reason="x")
+    assert await table.store.rotate(successor(one.id, one.refresh_digest)) is None
+    after = await rotated(table, two)
+    await table.store.revoke(two.id, reason="x")
+    dead = await table.store.find([after.token_digest, two.token_digest, one.token_digest])
+    assert {record.is_active for record in dead} == {False}
+
+
+# Rows as foreign code leaves them.
+
+
+async def test_a_row_that_is_neither_active_nor_not_is_dead(
+    table: Table, user: str
+) -> None:
+    """NULL in `is_active` is not active, to every method."""
+    record = await created(table, user)
+    await table.write(record.id, is_active=None)
+    assert not (await found(table, record.id)).is_active
+    assert await table.store.rotate(successor(record.id, record.refresh_digest)) is None
+    assert await table.store.touch([touch_of(record, table.now + MINUTE)], TTL) == 0
+    assert list(await table.store.list_for_user(user)) == []
+
+
+async def test_a_row_without_a_birthday_is_read_and_not_rotated(
+    table: Table, user: str
+) -> None:
+    """NULL in `created_at` gives no error and no new tokens."""
+    record = await created(table, user)
+    await table.write(record.id, created_at=None)
+    assert (await found(table, record.id)).created_at is None
+    assert await table.store.rotate(successor(record.id, record.refresh_digest)) is None
+    assert (await table.store.revoke(record.id, reason="x")) is not None
+
+
+async def test_a_row_without_a_refresh_token_is_found(table: Table, user: str) -> None:
+    """NULL in both refresh columns is a session that cannot be refreshed."""
+    record = await created(table, user, refresh_digest=None)
+    await table.write(record.id, refresh_expires_at=None)
+    after = await found(table, record.id)
+    assert (after.refresh_digest, after.refresh_expires_at) == (None, None)
+    assert await table.store.rotate(successor(record.id, "")) is None
+
+
+async def test_a_disabled_user_shows_in_every_read(table: Table, user: str) -> None:
+    """The user's state and the date of the password come with the row."""
+    record = await created(table, user)
+    await table.write_user(user, is_active=False, password_changed_at=table.now)
+    for after in (
+        await found(table, record.id),
+        *await table.store.find([record.token_digest]),
+        *await table.store.list_for_user(user),
+    ):
+        assert not after.user_is_active
+        assert after.password_changed_at == table.now
+
+
+async def test_a_deleted_user_leaves_no_session(table: Table, user: str) -> None:
+    """The sessions go with the user."""
+    record = await created(table, user)
+    await table.delete_user(user)
+    assert list(await table.store.find([record.token_digest])) == []
+    assert await table.store.touch([touch_of(record, table.now)], TTL) == 0
+
+
+async def test_the_list_is_by_activity(table: Table, user: str) -> None:
+    """Most recently active first; a row that knows no activity comes last."""
+    one, two, three = [await created(table, user) for _ in range(3)]
+    await table.write(one.id, last_activity_at=table.now + SECOND)
+    await table.write(two.id, last_activity_at=None)
+    await table.write(three.id, last_activity_at=table.now + MINUTE)
+    listed = [r.id for r in await table.store.list_for_user(user)]
+    assert listed == [three.id, one.id, two.id]
+
+
+# Pruning.
+
+
+async def test_a_session_whose_owner_is_away_survives(table: Table, user: str) -> None:
+    """A dead session token with a live refresh token is a live session."""
+    record = await created(table, user, refresh_ttl=80 * DAY)
+    await table.advance(79 * DAY)
+    assert await table.store.prune(POLICY, batch=10) == 0
+    assert (await rotated(table, record)).is_active
+
+
+@pytest.mark.parametrize(
+    ("policy", "died"),
+    [
+        (POLICY, POLICY.refresh_ttl),
+        (Policy(absolute_ttl=7 * DAY), 7 * DAY),
+        (Policy(idle_ttl=DAY), DAY),
+    ],
+    ids=["refresh", "absolute", "idle"],
+)
+async def test_a_row_goes_when_it_was_dead_for_long_enough(
+    table: Table, user: str, policy: Policy, died: timedelta
+) -> None:
+    """Not at the end of the retention, but right after it, whichever limit ended it."""
+    await created(table, user)
+    await table.advance(died + policy.retention)
+    assert await table.store.prune(policy, batch=10) == 0
+    await table.advance(STEP)
+    assert await table.store.prune(policy, batch=10) == 1
+    assert await table.count() == 0
+
+
+async def test_a_revoked_row_is_kept_for_the_audit(table: Table, user: str) -> None:
+    """Its retention counts from the revocation."""
+    record = await created(table, user)
+    await table.advance(DAY)
+    await table.store.revoke(record.id, reason="x")
+    await table.advance(POLICY.retention)
+    assert await table.store.prune(POLICY, batch=10) == 0
+    await table.advance(STEP)
+    assert await table.store.prune(POLICY, batch=10) == 1
+
+
+async def test_a_revoked_row_without_a_date_goes_by_its_last_activity(
+    table: Table, user: str
+) -> None:
+    """Foreign code that only clears `is_active` leaves no row behind for ever."""
+    record = await created(table, user)
+    await table.write(record.id, is_active=False)
+    await table.advance(POLICY.retention)
+    assert await table.store.prune(POLICY, batch=10) == 0
+    await table.advance(STEP)
+    assert await table.store.prune(POLICY, batch=10) == 1
+
+
+async def test_a_row_without_a_birthday_is_pruned_by_its_refresh_limit(
+    table: Table, user: str
+) -> None:
+    """NULL in `created_at` leaves the limits that are known."""
+    record = await created(table, user)
+    await table.write(record.id, created_at=None)
+    await table.advance(POLICY.refresh_ttl + POLICY.retention)
+    assert await table.store.prune(POLICY, batch=10) == 0
+    await table.advance(STEP)
+    assert await table.store.prune(POLICY, batch=10) == 1
+
+
+async def test_pruning_takes_a_batch_at_a_time(table: Table, user: str) -> None:
+    """Never more rows than asked for, until none is left."""
+    for _ in range(5):
+        await created(table, user)
+    await table.advance(POLICY.refresh_ttl + POLICY.retention + STEP)
+    taken = [await table.store.prune(POLICY, batch=2) for _ in range(4)]
+    assert taken == [2, 2, 1, 0]
+
+
+async def test_an_active_sibling_survives_the_pruning(table: Table, user: str) -> None:
+    """Exactly the dead go."""
+    dead = await created(table, user)
+    await table.advance(POLICY.refresh_ttl + POLICY.retention)
+    alive = await created(table, user)
+    await table.advance(STEP)
+    assert await table.store.prune(POLICY, batch=10) == 1
+    assert await table.store.find_by_id(dead.id) is None
+    assert await table.store.find_by_id(alive.id) is not None
+
+
+# Everything else.
+
+
+async def test_a_store_counts_what_it_asks(table: Table, user: str) -> None:
+    """One query each for a find, a rotation and a ping."""
+    record = await created(table, user)
+    before = table.store.queries
+    await table.store.find([record.token_digest])
+    await rotated(table, record)
+    await table.store.ping()
+    assert table.store.queries == before + 3
+
+
+async def test_a_closed_store_opens_again(table: Table, user: str) -> None:
+    """Closing twice is one closing, and the rows are there afterwards."""
+    record = await created(table, user)
+    await table.store.close()
+    await table.store.close()
+    await table.store.open()
+    await table.store.open()
+    assert await table.store.find_by_id(record.id) == record
+
+
+async def test_no_digest_shows_in_a_repr(table: Table, user: str) -> None:
+    """Neither what goes into a store nor what comes out shows one."""
+    new = new_session(user)
+    record = (await table.store.create(new, POLICY)).record
+    step = successor(record.id, record.refresh_digest)
+    touch = touch_of(record, table.now)
+    shown = repr([new, record, step, touch, table.store])
+    for digest in (new.token_digest, new.refresh_digest, step.token_digest):
+        assert digest not in shown
+    assert str(LAPTOP.address) not in shown

@@ -1,0 +1,66 @@
+"""A real PostgreSQL whose ``now()`` stands still until a test moves it.
+
+All SQL of handstamp says ``now()`` without a schema. A connection that looks into the
+schema ``frozen`` first finds a function of that name there, which reads a table of one
+row.
+
+    async with frozen_postgres(dsn) as frozen:
+        store = TableStore(dsn, connect=frozen.connect)
+        await frozen.advance(timedelta(minutes=15))
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+START = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SEARCH_PATH = "frozen, pg_catalog, public"
+
+_INSTALL = """
+    create schema if not exists frozen;
+    create table if not exists frozen.clock (shows timestamptz not null);
+    truncate frozen.clock;
+    create or replace function frozen.now() returns timestamptz
+        language sql stable as 'select shows from frozen.clock';
+    grant usage on schema frozen to public;
+    grant select on frozen.clock to public;"""
+
+
+class FrozenPostgres:
+    """The clock of one database; ``connect`` is what TableStore needs to go by it."""
+
+    connect: dict[str, Any] = {"server_settings": {"search_path": SEARCH_PATH}}  # noqa: RUF012
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.connection = connection
+        self.now = START
+
+    async def set(self, shows: datetime) -> None:
+        """Show this time from the next statement on, to every connection."""
+        await self.connection.execute("update frozen.clock set shows = $1", shows)
+        self.now = shows
+
+    async def advance(self, by: timedelta) -> None:
+        """Move on, or back."""
+        await self.set(self.now + by)
+
+
+@asynccontextmanager
+async def frozen_postgres(
+    dsn: str, start: datetime = START
+) -> AsyncIterator[FrozenPostgres]:
+    """Freeze the clock of this database; ``connection`` is open for a test's own SQL."""
+    connection = await asyncpg.connect(dsn, **FrozenPostgres.connect)
+    try:
+        await connection.execute(_INSTALL)
+        await connection.execute("insert into frozen.clock values ($1)", start)
+        frozen = FrozenPostgres(connection)
+        frozen.now = start
+        yield frozen
+    finally:
+        await connection.close()
