@@ -19,9 +19,10 @@ _ADD = """
 
 async def seed() -> None:
     """Create what is missing of the tables and the users; change nothing else."""
+    shape = settings.shape_name()
     connection = await asyncpg.connect(settings.database_url(), timeout=10)
     try:
-        for outcome in await install(connection, settings.shape_name()):
+        for outcome in await install(connection, shape):
             print(f"{outcome.state:<7} {outcome.statement}")
         for username, password in USERS.items():
             added = await connection.fetchval(_ADD, username, hasher.hash(password))

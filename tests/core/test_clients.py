@@ -115,7 +115,8 @@ def test_c115_an_address_has_one_spelling(text: str | None, address: str | None)
 
 
 @pytest.mark.parametrize(
-    "peer", [None, (), [], "", "1.2.3.4", 7, (None, 1), (b"1.2.3.4", 1), ("", 0), {}, ("h",)]
+    "peer",
+    [None, (), [], "", "1.2.3.4", 7, (None, 1), (b"1.2.3.4", 1), ("", 0), {}, ("h",)],
 )
 def test_c116_a_peer_that_is_none_has_no_address(peer: object) -> None:
     """Servers make up all sorts of peers; none of them raises."""
@@ -161,7 +162,16 @@ def test_c117_no_user_agent_poisons_a_row(agent: bytes) -> None:
 
 
 hops = st.sampled_from(
-    [b"10.0.0.1", b"1.2.3.4", b"::1", b"[::1]:1", b"fe80::1%a", b"::ffff:10.0.0.2", b",", b" "]
+    [
+        b"10.0.0.1",
+        b"1.2.3.4",
+        b"::1",
+        b"[::1]:1",
+        b"fe80::1%a",
+        b"::ffff:10.0.0.2",
+        b",",
+        b" ",
+    ]
 )
 
 

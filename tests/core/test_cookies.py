@@ -33,7 +33,11 @@ settings = st.builds(
 )
 
 
-@given(cookies=settings, entropy=st.binary(min_size=64, max_size=64), life=st.timedeltas(timedelta(0)))
+@given(
+    cookies=settings,
+    entropy=st.binary(min_size=64, max_size=64),
+    life=st.timedeltas(timedelta(0)),
+)
 def test_every_cookie_that_leaves_keeps_the_grammar(
     cookies: Cookies, entropy: bytes, life: timedelta
 ) -> None:
@@ -74,7 +78,11 @@ def test_no_cookie_is_asked_to_live_longer_than_browsers_allow() -> None:
 def test_clearing_repeats_the_attributes_of_setting() -> None:
     """A cookie is cleared by the very name, path, domain and flags it was set with."""
     cookies = Cookies(
-        session_name="s", refresh_name="r", path="/app", domain="a.example", same_site="None"
+        session_name="s",
+        refresh_name="r",
+        path="/app",
+        domain="a.example",
+        same_site="None",
     )
     writer = CookieWriter(cookies)
     zero = timedelta(0)
@@ -83,7 +91,9 @@ def test_clearing_repeats_the_attributes_of_setting() -> None:
     assert [b"s=; Max-Age=0" + tail, b"r=; Max-Age=0" + tail] == list(writer.clear())
 
 
-@pytest.mark.parametrize("bad", ["a;b", "a\r\nb", "a b", "a,b", 'a"b', "a\\b", "é", "\x7f", "\0"])
+@pytest.mark.parametrize(
+    "bad", ["a;b", "a\r\nb", "a b", "a,b", 'a"b', "a\\b", "é", "\x7f", "\0"]
+)
 def test_c105_no_value_breaks_out_of_its_attribute(bad: str) -> None:
     """A value that is no cookie value is never rendered, and the error does not hold it."""
     with pytest.raises(ValueError, match="__Host-session") as caught:

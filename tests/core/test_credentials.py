@@ -204,7 +204,9 @@ def test_c18_c19_a_forbidden_byte_voids_a_value(bad: bytes) -> None:
     assert () == read(OURS + b"ab" + bad + b"cd").session
 
 
-@pytest.mark.parametrize("bad", [b"\xff\xfe", b"\xc0\xaf", "\ud800".encode("utf-8", "surrogatepass")])
+@pytest.mark.parametrize(
+    "bad", [b"\xff\xfe", b"\xc0\xaf", "\ud800".encode("utf-8", "surrogatepass")]
+)
 def test_c20_invalid_utf8_is_refused_without_decoding(bad: bytes) -> None:
     """Broken encodings are bytes like others: no candidate, no error."""
     assert () == read(OURS + TOKEN[:-1] + bad).session

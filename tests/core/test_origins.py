@@ -175,7 +175,9 @@ def test_c72_a_prefetch_is_known_by_its_headers(
     assert is_early == is_prefetch(headers)
 
 
-names = st.sampled_from([b"origin", b"host", b"sec-fetch-site", b"sec-fetch-mode", b"purpose"])
+names = st.sampled_from(
+    [b"origin", b"host", b"sec-fetch-site", b"sec-fetch-mode", b"purpose"]
+)
 
 
 @given(headers=st.lists(st.tuples(names | st.binary(), st.binary())))

@@ -15,11 +15,17 @@ OURS = [b"session=s; Path=/", b"refresh=r; Path=/"]
     [
         ([], [(b"vary", b"Cookie")]),
         ([(b"vary", b"Accept")], [(b"vary", b"Accept, Cookie")]),
-        ([(b"Vary", b"Accept"), (b"VARY", b"Origin")], [(b"vary", b"Accept, Origin, Cookie")]),
+        (
+            [(b"Vary", b"Accept"), (b"VARY", b"Origin")],
+            [(b"vary", b"Accept, Origin, Cookie")],
+        ),
         ([(b"vary", b"Accept, cookie")], [(b"vary", b"Accept, cookie")]),
         ([(b"vary", b"COOKIE")], [(b"vary", b"COOKIE")]),
         ([(b"vary", b"*")], [(b"vary", b"*")]),
-        ([(b"vary", b"Accept"), (b"vary", b" * ")], [(b"vary", b"Accept"), (b"vary", b" * ")]),
+        (
+            [(b"vary", b"Accept"), (b"vary", b" * ")],
+            [(b"vary", b"Accept"), (b"vary", b" * ")],
+        ),
         ([(b"vary", b"Cookie2")], [(b"vary", b"Cookie2, Cookie")]),
     ],
 )

@@ -62,7 +62,7 @@ def server(start: Start, example: Example) -> Iterator[Server]:
     """The example on plain http; its log must stay clean through every test."""
     server = start(example, HANDSTAMP_INSECURE_COOKIES="1")
     yield server
-    assert [] == server.leaks()
+    assert server.leaks() == []
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def secure_server(start: Start, example: Example) -> Iterator[Server]:
     """The example with the cookies of production."""
     server = start(example)
     yield server
-    assert [] == server.leaks()
+    assert server.leaks() == []
 
 
 @pytest.fixture
@@ -79,4 +79,4 @@ def hasty_server(start: Start, example: Example) -> Iterator[Server]:
     short = {"HANDSTAMP_INSECURE_COOKIES": "1", "HANDSTAMP_SESSION_TTL": "2"}
     server = start(example, **short)
     yield server
-    assert [] == server.leaks()
+    assert server.leaks() == []

@@ -191,5 +191,5 @@ def sign_in(client: httpx.Client, username: str = "alice", **form: str) -> httpx
     """Sign in, which must succeed."""
     form = {"username": username, "password": PASSWORDS[username], **form}
     response = client.post("/login", data=form)
-    assert 204 == response.status_code, response.text
+    assert response.status_code == 204, response.text
     return response

@@ -35,7 +35,7 @@ def set_cookies(response: httpx.Response) -> dict[str, list[str]]:
 def me(client: httpx.Client) -> dict[str, str]:
     """What GET /me says of a client that is signed in."""
     response = client.get("/me")
-    assert 200 == response.status_code, response.text
+    assert response.status_code == 200, response.text
     return response.json()
 
 
@@ -43,8 +43,8 @@ def test_login_answers_204_with_both_cookies(server: Server) -> None:
     """A right password opens a session, and the answer has no body."""
     with server.client() as client:
         response = sign_in(client)
-    assert b"" == response.content
-    assert {"session": ATTRIBUTES, "refresh": ATTRIBUTES} == set_cookies(response)
+    assert response.content == b""
+    assert set_cookies(response) == {"session": ATTRIBUTES, "refresh": ATTRIBUTES}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_login_refuses_whoever_does_not_know_the_password(
     with server.client() as client:
         response = client.post("/login", data=form)
     assert response.status_code in ({401} if form.get("password") else {401, 422})
-    assert {} == set_cookies(response)
+    assert set_cookies(response) == {}
 
 
 def test_login_says_the_same_of_an_unknown_user_and_a_wrong_password(
@@ -90,7 +90,7 @@ def test_login_takes_a_multipart_form_too(server: Server) -> None:
     fields = {"username": (None, "alice"), "password": (None, "wonderland")}
     file = {"username": (None, "alice"), "password": ("f", b"wonderland")}
     with server.client() as client:
-        assert 204 == client.post("/login", files=fields).status_code
+        assert client.post("/login", files=fields).status_code == 204
         assert client.post("/login", files=file).status_code in (401, 422)
 
 
@@ -102,7 +102,7 @@ def test_login_replaces_the_session_of_this_browser(server: Server) -> None:
         other.cookies.update(dict(client.cookies))
         sign_in(client)
         assert before["session_id"] != me(client)["session_id"]
-        assert 401 == other.get("/me").status_code
+        assert other.get("/me").status_code == 401
 
 
 def test_me_names_the_user_and_the_session(server: Server) -> None:
@@ -112,7 +112,7 @@ def test_me_names_the_user_and_the_session(server: Server) -> None:
         sign_in(bob, "bob")
         ours, theirs = me(alice), me(bob)
     assert {"user_id", "session_id", "username"} == ours.keys()
-    assert ("alice", "bob") == (ours["username"], theirs["username"])
+    assert (ours["username"], theirs["username"]) == ("alice", "bob")
     assert ours["user_id"] != theirs["user_id"]
 
 
@@ -125,7 +125,7 @@ def test_an_anonymous_client_gets_401(server: Server) -> None:
             client.post("/sessions/revoke-others"),
             client.post("/sessions/01HZY3J8Z8Z8Z8Z8Z8Z8Z8Z8Z8/revoke"),
         ]
-    assert [401] * 4 == [response.status_code for response in responses]
+    assert [response.status_code for response in responses] == [401] * 4
     assert not any("set-cookie" in response.headers for response in responses)
 
 
@@ -136,10 +136,10 @@ def test_logout_ends_the_session_and_clears_the_cookies(server: Server) -> None:
         thief.cookies.update(dict(client.cookies))
         response = client.post("/logout")
         gone = sorted([*ATTRIBUTES, "Max-Age=0"])
-        assert 204 == response.status_code
+        assert response.status_code == 204
         assert {"session": gone, "refresh": gone} == set_cookies(response)
-        assert {} == dict(client.cookies)
-        assert 401 == thief.get("/me").status_code
+        assert dict(client.cookies) == {}
+        assert thief.get("/me").status_code == 401
 
 
 def test_logout_clears_the_cookies_also_when_nobody_is_signed_in(server: Server) -> None:
@@ -148,7 +148,7 @@ def test_logout_clears_the_cookies_also_when_nobody_is_signed_in(server: Server)
         for cookies in ({}, {"Cookie": "session=stale; refresh=stale"}):
             response = client.post("/logout", headers=cookies)
             gone = sorted([*ATTRIBUTES, "Max-Age=0"])
-            assert 204 == response.status_code
+            assert response.status_code == 204
             assert {"session": gone, "refresh": gone} == set_cookies(response)
 
 
@@ -174,7 +174,7 @@ def test_sessions_shows_no_token(server: Server) -> None:
         sign_in(client)
         text = client.get("/sessions").text
         parts = [part for token in client.cookies.values() for part in token.split(".")]
-    assert [] == [part for part in parts if len(part) > 30 and part in text]
+    assert [part for part in parts if len(part) > 30 and part in text] == []
 
 
 def test_a_user_revokes_one_of_their_sessions(server: Server) -> None:
@@ -183,10 +183,10 @@ def test_a_user_revokes_one_of_their_sessions(server: Server) -> None:
         sign_in(phone)
         sign_in(laptop)
         path = f"/sessions/{me(phone)['session_id']}/revoke"
-        assert 204 == laptop.post(path).status_code
-        assert 401 == phone.get("/me").status_code
-        assert 404 == laptop.post(path).status_code
-        assert 200 == laptop.get("/me").status_code
+        assert laptop.post(path).status_code == 204
+        assert phone.get("/me").status_code == 401
+        assert laptop.post(path).status_code == 404
+        assert laptop.get("/me").status_code == 200
 
 
 def test_nobody_revokes_the_session_of_another_user(server: Server) -> None:
@@ -197,7 +197,7 @@ def test_nobody_revokes_the_session_of_another_user(server: Server) -> None:
         foreign = bob.post(f"/sessions/{me(alice)['session_id']}/revoke")
         unknown = bob.post("/sessions/01HZY3J8Z8Z8Z8Z8Z8Z8Z8Z8Z8/revoke")
         assert (404, foreign.text) == (unknown.status_code, unknown.text)
-        assert 200 == alice.get("/me").status_code
+        assert alice.get("/me").status_code == 200
 
 
 @pytest.mark.parametrize("id", ["%00", "'%20or%201=1", "x" * 5000, "%ff", "%E2%98%83"])
@@ -205,7 +205,7 @@ def test_an_id_that_cannot_be_one_is_not_found(server: Server, id: str) -> None:
     """Whatever stands in the path, the answer is a 404."""
     with server.client() as client:
         sign_in(client)
-        assert 404 == client.post(f"/sessions/{id}/revoke").status_code
+        assert client.post(f"/sessions/{id}/revoke").status_code == 404
 
 
 def test_revoke_others_keeps_only_this_session(server: Server) -> None:
@@ -214,17 +214,17 @@ def test_revoke_others_keeps_only_this_session(server: Server) -> None:
         sign_in(phone)
         sign_in(laptop)
         sign_in(bob, "bob")
-        assert 204 == laptop.post("/sessions/revoke-others").status_code
+        assert laptop.post("/sessions/revoke-others").status_code == 204
         statuses = [c.get("/me").status_code for c in (phone, laptop, bob)]
-        assert [401, 200, 200] == statuses
-        assert 1 == len(laptop.get("/sessions").json())
+        assert statuses == [401, 200, 200]
+        assert len(laptop.get("/sessions").json()) == 1
 
 
 def test_public_needs_and_shows_no_session(server: Server) -> None:
     """A page that never asks stays cacheable for whoever has no cookie."""
     with server.client() as client:
         response = client.get("/public")
-        assert 200 == response.status_code
+        assert response.status_code == 200
         assert not {"vary", "set-cookie", "cache-control"} & response.headers.keys()
 
 
@@ -236,7 +236,7 @@ def test_vary_names_the_cookie_where_one_was_sent_or_asked_for(server: Server) -
         sign_in(client)
         signed_in, public = client.get("/me"), client.get("/public")
     assert "vary" not in other.headers
-    assert ["Cookie"] * 3 == [r.headers["vary"] for r in (anonymous, signed_in, public)]
+    assert [r.headers["vary"] for r in (anonymous, signed_in, public)] == ["Cookie"] * 3
     assert "set-cookie" not in signed_in.headers
 
 
@@ -244,8 +244,8 @@ def test_what_sets_a_cookie_is_never_stored(server: Server) -> None:
     """Sign-in and sign-out are private and vary by cookie."""
     with server.client() as client:
         for response in (sign_in(client), client.post("/logout")):
-            assert "private, no-store" == response.headers["cache-control"]
-            assert "Cookie" == response.headers["vary"]
+            assert response.headers["cache-control"] == "private, no-store"
+            assert response.headers["vary"] == "Cookie"
 
 
 def test_only_remembered_cookies_outlive_the_browser(server: Server) -> None:
@@ -262,8 +262,8 @@ def test_healthz_says_that_all_is_well(server: Server) -> None:
     """With a database that answers, the status is ok."""
     with server.client() as client:
         response = client.get("/healthz")
-    assert 200 == response.status_code
-    assert {"status": "ok", "database": "ok", "bus": "off"} == response.json()
+    assert response.status_code == 200
+    assert response.json() == {"status": "ok", "database": "ok", "bus": "off"}
 
 
 def test_cookies_are_host_bound_and_secure_by_default(secure_server: Server) -> None:
@@ -274,9 +274,9 @@ def test_cookies_are_host_bound_and_secure_by_default(secure_server: Server) -> 
         assert {"__Host-session": strict, "__Host-refresh": strict} == set_cookies(response)
         pairs = [h.partition(";")[0] for h in response.headers.get_list("set-cookie")]
         found = client.get("/me", headers={"Cookie": "; ".join(pairs)})
-        assert 200 == found.status_code
+        assert found.status_code == 200
         renamed = "; ".join(pairs).replace("__Host-", "")
-        assert 401 == client.get("/me", headers={"Cookie": renamed}).status_code
+        assert client.get("/me", headers={"Cookie": renamed}).status_code == 401
 
 
 def test_insecure_cookies_are_for_this_machine_only(start: Start, example: Example) -> None:
@@ -285,11 +285,11 @@ def test_insecure_cookies_are_for_this_machine_only(start: Start, example: Examp
     form = {"username": "alice", "password": "wonderland"}
     with server.client() as client:
         response = client.post("/login", data=form, headers={"Host": "app.example.com"})
-    assert (500, {}) == (response.status_code, set_cookies(response))
+    assert (response.status_code, set_cookies(response)) == (500, {})
     assert "https" not in response.text
     reason = "ConfigError: cookies without Secure are for"
     until(lambda: reason in server.log.read_text(), "the reason to be logged")
-    assert [] == server.leaks(tracebacks=False)
+    assert server.leaks(tracebacks=False) == []
 
 
 FOREIGN = [
@@ -307,12 +307,12 @@ def test_a_write_from_another_site_is_refused(
     """Another site's page can neither sign anybody out nor in."""
     form = {"username": "alice", "password": "wonderland"}
     with server.client() as client:
-        assert 403 == client.post("/login", data=form, headers=headers).status_code
+        assert client.post("/login", data=form, headers=headers).status_code == 403
         sign_in(client)
         for path in ("/logout", "/sessions/revoke-others", "/login"):
             response = client.post(path, data=form, headers=headers)
-            assert (403, {}) == (response.status_code, set_cookies(response))
-        assert 200 == client.get("/me", headers=headers).status_code
+            assert (response.status_code, set_cookies(response)) == (403, {})
+        assert client.get("/me", headers=headers).status_code == 200
 
 
 def test_a_write_from_our_own_page_is_fine(server: Server) -> None:
@@ -323,7 +323,7 @@ def test_a_write_from_our_own_page_is_fine(server: Server) -> None:
         by_origin = {"Origin": server.url}
         for headers in (ours, by_origin):
             response = client.post("/sessions/revoke-others", headers=headers)
-            assert 204 == response.status_code
+            assert response.status_code == 204
 
 
 def test_head_is_get_without_a_body_and_delivers_cookies(server: Server) -> None:
@@ -333,9 +333,9 @@ def test_head_is_get_without_a_body_and_delivers_cookies(server: Server) -> None
         client.cookies.delete("session")
         response = client.head("/me")
         assert response.status_code in (200, 405)
-        assert b"" == response.content
+        assert response.content == b""
         assert {"session", "refresh"} == set_cookies(response).keys()
-        assert 200 == client.get("/me").status_code
+        assert client.get("/me").status_code == 200
 
 
 def test_options_never_touches_the_session(server: Server) -> None:
@@ -346,7 +346,7 @@ def test_options_never_touches_the_session(server: Server) -> None:
         for headers in ({}, *FOREIGN):
             response = client.options("/me", headers=headers)
             assert response.status_code in (200, 204, 405)
-            assert {} == set_cookies(response)
+            assert set_cookies(response) == {}
 
 
 def test_without_a_database_the_answer_is_503_and_nobody_is_signed_out(
@@ -360,7 +360,7 @@ def test_without_a_database_the_answer_is_503_and_nobody_is_signed_out(
         server.client() as client,
     ):
         sign_in(client)
-        assert "alice" == me(client)["username"]
+        assert me(client)["username"] == "alice"
         with taken_away(seeded_copy):
             refused = [
                 client.get("/me"),
@@ -369,13 +369,13 @@ def test_without_a_database_the_answer_is_503_and_nobody_is_signed_out(
                 client.post("/login", data={"username": "bob", "password": "builder"}),
             ]
             public, health = client.get("/public"), client.get("/healthz")
-        assert [503] * 4 == [response.status_code for response in refused]
-        assert ["1"] * 4 == [response.headers["retry-after"] for response in refused]
-        assert [{}] * 4 == [set_cookies(response) for response in refused]
-        assert [200, 200] == [public.status_code, health.status_code]
-        assert {"status": "degraded", "database": "down", "bus": "off"} == health.json()
+        assert [response.status_code for response in refused] == [503] * 4
+        assert [response.headers["retry-after"] for response in refused] == ["1"] * 4
+        assert [set_cookies(response) for response in refused] == [{}] * 4
+        assert [public.status_code, health.status_code] == [200, 200]
+        assert health.json() == {"status": "degraded", "database": "down", "bus": "off"}
         until(lambda: client.get("/me").status_code == 200, "the outage to end")
-        assert [] == server.leaks()
+        assert server.leaks() == []
 
 
 @contextmanager
@@ -401,5 +401,5 @@ def test_openapi_shows_how_me_is_secured(start: Start) -> None:
     [requirement] = document["paths"]["/me"]["get"]["security"]
     [name] = requirement
     scheme = document["components"]["securitySchemes"][name]
-    assert ("apiKey", "cookie") == (scheme["type"], scheme["in"])
+    assert (scheme["type"], scheme["in"]) == ("apiKey", "cookie")
     assert "security" not in document["paths"]["/public"]["get"]

@@ -147,7 +147,8 @@ class Family:
         self.rotated_at = expires_at - self.policy.session_ttl
 
     def end(self, now: datetime, process: int) -> None:
-        """It is revoked, and this process knows."""
+        """It is revoked by this process, which therefore knows; a revocation that found
+        nothing to end teaches its process nothing."""
         if self.revoked_at is None:
             self.revoked_at = now
-        self.known_dead_at.add(process)
+            self.known_dead_at.add(process)

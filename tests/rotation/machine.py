@@ -335,7 +335,10 @@ class RotationMachine(RuleBasedStateMachine):
         return [f for f in self.families.values() if f.stands(self.now)]
 
     def _jars(self) -> list[Browser]:
-        return [b for b in self.browsers if b.jar is not None]
+        """Who has cookies; of those only the ones that are worth something, if any."""
+        jars = [b for b in self.browsers if b.jar is not None]
+        living = {family.id for family in self._living()}
+        return [b for b in jars if b.jar and b.jar.session_id in living] or jars
 
     def _has_jar(self) -> bool:
         return bool(self._jars())
@@ -345,7 +348,7 @@ class RotationMachine(RuleBasedStateMachine):
         browser=some_browser,
         process=some_process,
         user=st.sampled_from(USERS),
-        remember=st.booleans(),
+        remember=st.sampled_from([True, True, False]),
     )
     def login(self, browser: int, process: int, user: str, remember: bool) -> None:
         """Sign in, in place of what this browser was signed in as."""
@@ -421,6 +424,44 @@ class RotationMachine(RuleBasedStateMachine):
     @precondition(_has_jar)
     @rule(
         data=st.data(),
+        process=some_process,
+        off=st.sampled_from([timedelta(0), TICK, SECOND, 400 * SECOND + 7 * TICK]),
+        response=some_response,
+    )
+    def turn(
+        self, data: st.DataObject, process: int, off: timedelta, response: str
+    ) -> None:
+        """A browser comes back when its session token has expired."""
+        browser = data.draw(st.sampled_from(self._jars()))
+        assert browser.jar is not None
+        family = self.families[browser.jar.session_id]
+        self.clock.advance(max(timedelta(0), family.expires_at + off - self.now))
+        outcome = self._present(browser.jar, process, browser.number)
+        self._answered(browser, outcome, response)
+
+    @precondition(_has_jar)
+    @rule(
+        data=st.data(),
+        process=some_process,
+        passive=seldom,
+        off=st.sampled_from([None, TICK, SECOND]),
+    )
+    def settle(
+        self, data: st.DataObject, process: int, passive: bool, off: timedelta | None
+    ) -> None:
+        """A browser uses its newest token, which is written down; perhaps grace ends."""
+        browser = data.draw(st.sampled_from(self._jars()))
+        assert browser.jar is not None
+        family = self.families[browser.jar.session_id]
+        self._present(browser.jar, process, browser.number, passive=passive)
+        self._flush(process)
+        if off is not None:
+            end = family.rotated_at + self.policy.grace + off
+            self.clock.advance(max(timedelta(0), end - self.now))
+
+    @precondition(_has_jar)
+    @rule(
+        data=st.data(),
         requests=st.lists(st.tuples(some_process, some_response), min_size=2, max_size=3),
     )
     def tabs(self, data: st.DataObject, requests: list[tuple[int, str]]) -> None:
@@ -476,11 +517,14 @@ class RotationMachine(RuleBasedStateMachine):
     def flush(self, processes: list[int]) -> None:
         """These processes write down what they noticed."""
         for process in processes:
-            self._same(lambda world, p=process: world.processes[p].flush())
-            noticed, self.pending[process] = self.pending[process], {}
-            for (session_id, generation), (at, sure) in noticed.items():
-                self._noted(self.families[session_id], generation, at, sure)
-            self._look()
+            self._flush(process)
+
+    def _flush(self, process: int) -> None:
+        self._same(lambda world: world.processes[process].flush())
+        noticed, self.pending[process] = self.pending[process], {}
+        for (session_id, generation), (at, sure) in noticed.items():
+            self._noted(self.families[session_id], generation, at, sure)
+        self._look()
 
     def _noted(
         self, family: Family, generation: int, at: datetime | None, sure: bool
@@ -522,19 +566,20 @@ class RotationMachine(RuleBasedStateMachine):
             self.clock.advance(end - self.now)
 
     @precondition(_has_jar)
-    @rule(by=long)
-    def sleep(self, by: timedelta) -> None:
-        """Hours and days pass."""
-        self.clock.advance(by)
+    @rule(by=long, really=seldom)
+    def sleep(self, by: timedelta, really: bool) -> None:
+        """Hours and days pass; not too often, for nobody lives for ever."""
+        if really:
+            self.clock.advance(by)
 
     # -- rules: thieves --------------------------------------------------------------
 
     @precondition(_has_jar)
-    @rule(data=st.data(), thief=some_browser)
-    def steal(self, data: st.DataObject, thief: int) -> None:
+    @rule(data=st.data(), thief=some_browser, really=seldom)
+    def steal(self, data: st.DataObject, thief: int, really: bool) -> None:
         """Somebody copies a jar."""
         victim = data.draw(st.sampled_from(self._jars()))
-        if victim.number == thief or victim.jar is None:
+        if victim.number == thief or victim.jar is None or not really:
             return
         self.families[victim.jar.session_id].honest = False
         self.browsers[thief] = Browser(thief, victim.jar)
@@ -660,6 +705,7 @@ class RotationMachine(RuleBasedStateMachine):
         for other in self.families.values():
             if other.user_id == family.user_id and other.id != kept:
                 other.end(self.now, process)
+                other.known_dead_at.add(process)
 
     @precondition(lambda self: bool(self.disabled))
     @rule()

@@ -137,8 +137,8 @@ class PostgresBase:
         self._frozen = await self._open.enter_async_context(frozen_postgres(self._dsn))
         self._control = self._frozen.connection
         await self._control.executemany(
-            "insert into users (id, username, password_hash) values ($1, $1, '')",
-            [(user,) for user in USERS],
+            "insert into users (id, username, password_hash) values ($1, $2, '')",
+            [(user, user) for user in USERS],
         )
         await self.store.open()
 
@@ -163,6 +163,7 @@ class PostgresBase:
         for row in rows:
             address = str(row["address"]).partition("/")[0]
             row["address"] = None if address == NOWHERE else address
+            row["fingerprint"] = str(row["fingerprint"]).rstrip()  # it is a character(64)
         return {row["id"]: Row(**row) for row in rows}
 
     async def enable(self, user_id: str, active: bool) -> None:

@@ -342,6 +342,15 @@ async def test_a_session_ended_by_a_new_password_takes_no_place(
     assert (await table.store.create(new, policy)).record.is_active
 
 
+async def test_a_short_login_counts_long_sessions_too(table: Table, user: str) -> None:
+    """A sign-in for the day does not overlook sessions that are remembered for weeks."""
+    old = await created(table, user)
+    await table.advance(2 * DAY)
+    new = new_session(user, limit=1, longest=DAY)
+    answer = await table.store.create(new, POLICY)
+    assert [ended.id for ended in answer.ended] == [old.id]
+
+
 async def test_an_idle_session_takes_no_place(table: Table, user: str) -> None:
     """With an idle limit, a session that passed it does not count."""
     policy = Policy(idle_ttl=MINUTE)

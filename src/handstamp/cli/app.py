@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from handstamp.cli.demo import demo
 from handstamp.cli.init import init
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app = typer.Typer(
     # A traceback with local variables would print connection strings.
     pretty_exceptions_show_locals=False,
 )
+app.command()(demo)
 app.command()(init)
 
 

@@ -18,6 +18,9 @@ from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Created, Ended
 
 
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
 @dataclass(slots=True, kw_only=True)
 class MemoryUser:
     """What a session depends on of its user."""
@@ -71,12 +74,18 @@ class MemoryStore:
         leaving = [] if new.replaces is None else [new.replaces]
         live = [r for r in self._read() if r.user_id == new.user_id and r.id not in leaving]
         self._admit(new.user_id)
+        self._check_free(new)
         if new.limit is not None:
             leaving += self._surplus(live, new, policy)
         ended = tuple(self._end(leaving, "replaced by a new login"))
         record = self._row(new)
         self.rows[new.id] = record
         return Created(record=self._seen_with_user(record), ended=ended)
+
+    def _check_free(self, new: NewSession) -> None:
+        taken = any(r.token_digest == new.token_digest for r in self.rows.values())
+        if taken or new.id in self.rows:
+            raise SessionsUnavailable("UniqueViolationError")
 
     def _admit(self, user_id: str) -> None:
         user = self._user(user_id)
@@ -171,7 +180,7 @@ class MemoryStore:
     async def list_for_user(self, user_id: str) -> Sequence[Record]:
         """See :meth:`Store.list_for_user`."""
         rows = [r for r in self._read() if r.user_id == user_id and r.is_active]
-        return sorted(rows, key=lambda r: r.last_activity_at or r.read_at, reverse=True)
+        return sorted(rows, key=lambda r: r.last_activity_at or _LONG_AGO, reverse=True)
 
     async def touch(self, touches: Sequence[Touch], session_ttl: timedelta) -> int:
         """See :meth:`Store.touch`."""

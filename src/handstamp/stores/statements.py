@@ -6,14 +6,25 @@ of a statement. Every statement that locks more than one row locks in id order.
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 from handstamp.stores.shapes import TableShape, quoted
 
 # A rotation must not date itself before activity that is already recorded (it waited for
 # a lock meanwhile), nor follow a timestamp that is far ahead for another reason.
-_DATE = "greatest(now(), least({active}, now() + interval '1 minute'))"
+_DATE = "greatest(now(), least(coalesce({active}, now()), now() + interval '1 minute'))"
 
+# A bound duration becomes an interval of seconds alone. Bound as it is, its days would be
+# days of the connection's time zone, of which some have 23 or 25 hours.
+_DURATION = re.compile(r"(\$[0-9]+)::duration")
+_SECONDS = r"(extract(epoch from \1::interval) * interval '1 second')"
+
+# Where the life of a row ends, for rows with and without a refresh token.
+_END = (
+    "case when {refresh_digest} is null then {expires_at}"
+    " else coalesce({refresh_expires_at}, {expires_at}) end"
+)
 
 _KEYS = ("id", "user_id", "token_digest", "refresh_digest")
 _TIMES = (
@@ -72,7 +83,7 @@ class Statements:
     def _fill(self, text: str) -> str:
         columns = {name: f"s.{column}" for name, column in self._name.items()}
         users = {f"u_{name}": f"u.{column}" for name, column in self._user.items()}
-        return text.format(
+        text = text.format(
             **columns,
             **users,
             sessions=self._name["table"],
@@ -80,9 +91,11 @@ class Statements:
             record=self._record(),
             set=_Bare(self._name),
             date=_DATE.format(active=columns["last_activity_at"]),
+            end=_END.format(**columns),
             id_t=self._type("id"),
             dig_t=self._type("digest"),
         )
+        return _DURATION.sub(_SECONDS, text)
 
     def _type(self, kind: str) -> str:
         return self._name[f"{kind}_type"].replace('"', "")
@@ -121,14 +134,15 @@ class Statements:
 
     def _create(self) -> str:
         return self._fill(
-            "with u as (select * from {users} u where {u_id} = $2::{id_t} and {u_is_active}"
+            "with u as (select {u_id}, {u_is_active}, {u_password_changed_at}"
+            " from {users} u where {u_id} = $2::{id_t} and {u_is_active}"
             " and ({u_locked_until} is null or {u_locked_until} <= now())),"
             " s as (insert into {sessions} ({set.id}, {set.user_id}, {set.token_digest},"
             " {set.refresh_digest}, {set.address}, {set.user_agent_hash},"
             " {set.fingerprint}, {set.expires_at}, {set.refresh_expires_at},"
             " {set.last_activity_at}, {set.is_active}, {set.created_at})"
             " select $1::{id_t}, {u_id}, $3::{dig_t}, $4::{dig_t}, $5, $6, $7,"
-            " now() + $8::interval, now() + least($9::interval, $10::interval),"
+            " now() + $8::duration, now() + least($9::duration, $10::duration),"
             " now(), true, now() from u returning *)"
             " select {record} from s join u on {u_id} = {user_id}"
         )
@@ -142,11 +156,13 @@ class Statements:
 
     def _live(self) -> str:
         return self._fill(
-            "select {id} as id from {sessions} s where {user_id} = $1::{id_t}"
-            " and {is_active} and coalesce({refresh_expires_at}, {expires_at}) > now()"
-            " and {created_at} + $2::interval > now()"
+            "select {id} as id from {sessions} s left join {users} u on {u_id} = {user_id}"
+            " where {user_id} = $1::{id_t} and {is_active} and {end} > now()"
+            " and {created_at} + $2::duration > now()"
             " and ($3::interval is null or"
-            " greatest({last_activity_at}, {created_at}) + $3::interval > now())"
+            " greatest({last_activity_at}, {created_at}) + $3::duration > now())"
+            " and (not $4::boolean or {u_password_changed_at} is null"
+            " or {u_password_changed_at} <= {created_at})"
             " order by {created_at}, {id}"
         )
 
@@ -154,22 +170,22 @@ class Statements:
         return self._fill(
             "update {sessions} s set {set.token_digest} = $3::{dig_t},"
             " {set.refresh_digest} = $4::{dig_t}, {set.last_activity_at} = {date},"
-            " {set.expires_at} = {date} + $5::interval, {set.refresh_expires_at} ="
-            " least(now() + $6::interval, {created_at} + $7::interval)"
+            " {set.expires_at} = {date} + $5::duration, {set.refresh_expires_at} ="
+            " least(now() + $6::duration, {created_at} + $7::duration)"
             " from {users} u where {u_id} = {user_id} and {u_is_active}"
             " and {id} = $1::{id_t} and {refresh_digest} = $2::{dig_t} and {is_active}"
-            " and {refresh_expires_at} > now() and {created_at} + $7::interval > now()"
+            " and {refresh_expires_at} > now() and {created_at} + $7::duration > now()"
             " returning {record}"
         )
 
     def _redate(self) -> str:
         return self._fill(
             "update {sessions} s set {set.last_activity_at} = {date},"
-            " {set.expires_at} = {date} + $3::interval"
+            " {set.expires_at} = {date} + $3::duration"
             " from {users} u where {u_id} = {user_id} and {u_is_active}"
             " and {id} = $1::{id_t} and {refresh_digest} = $2::{dig_t} and {is_active}"
             " and {refresh_expires_at} > now()"
-            " and ({last_activity_at} <= {expires_at} - $3::interval"
+            " and ({last_activity_at} <= {expires_at} - $3::duration"
             " or {last_activity_at} is null or ({last_activity_at} < {expires_at} and"
             " extract(microseconds from {expires_at} - {last_activity_at})::bigint"
             " % 1000000 = 0))"
@@ -197,7 +213,7 @@ class Statements:
         return self._fill(
             "with batch as (select * from unnest($1::{id_t}[], $2::{dig_t}[],"
             " $3::timestamptz[]) as b(id, digest, at)),"
-            " locked as (select {id} as id, greatest(b.at, {expires_at} - $4::interval"
+            " locked as (select {id} as id, greatest(b.at, {expires_at} - $4::duration"
             " + interval '1 microsecond') as at, {expires_at} as expires_at"
             " from {sessions} s join batch b on {id} = b.id and {token_digest} = b.digest"
             " order by {id} for no key update of s)"
@@ -212,10 +228,10 @@ class Statements:
         return self._fill(
             "with dead as (select {id} as id from {sessions} s where"
             " case when {is_active} then least("
-            "coalesce({refresh_expires_at}, {expires_at}), {created_at} + $2::interval,"
-            " greatest({last_activity_at}, {created_at}) + $3::interval)"
+            "{end}, {created_at} + $2::duration,"
+            " greatest({last_activity_at}, {created_at}) + $3::duration)"
             " else coalesce({revoked_at}, {last_activity_at}, {expires_at}) end"
-            " < now() - $1::interval order by {id} limit $4 for update skip locked)"
+            " < now() - $1::duration order by {id} limit $4 for update skip locked)"
             " delete from {sessions} s using dead where {id} = dead.id"
         )
 

@@ -7,16 +7,19 @@ a stored secret, byte by byte or otherwise.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import asyncpg
 
 from handstamp.config import Policy
+from handstamp.core.clients import canonical_address
 from handstamp.core.records import NewSession, Record, Successor, Touch
-from handstamp.errors import LoginRefused, SessionsUnavailable
+from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Created, Ended
 from handstamp.stores.shapes import ULID_HASHED, TableShape
 from handstamp.stores.statements import Statements
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 NOWHERE = "0.0.0.0"  # noqa: S104 - no address to bind: it stands for "unknown"
 """What stands in a NOT NULL address column for a client without an address."""
 LONGEST_REASON = 100
+LONGEST_HASH = 64
+_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
 
 
 class TableStore:
@@ -36,6 +41,7 @@ class TableStore:
     ``dsn`` is a PostgreSQL URI; ``pool_size`` the most connections to hold; ``connect``
     goes to ``asyncpg.create_pool`` as it is (``ssl``, ``server_settings``,
     ``statement_cache_size`` and so on). Opens no connection before it needs one.
+    Raises :class:`ConfigError` for what is no PostgreSQL URI.
     """
 
     def __init__(
@@ -46,7 +52,7 @@ class TableStore:
         pool_size: int = 10,
         connect: Mapping[str, Any] | None = None,
     ) -> None:
-        self._dsn = dsn
+        self._dsn = _checked(dsn)
         self._shape = shape
         self._sql = Statements(shape)
         self._options = {"max_size": pool_size, "timeout": 5, **(connect or {})}
@@ -113,7 +119,7 @@ class TableStore:
     async def _make_room(
         self, connection: Connection, new: NewSession, policy: Policy
     ) -> tuple[Ended, ...]:
-        leaving = [] if new.replaces is None else [new.replaces]
+        leaving = [] if new.replaces is None else [_storable(new.replaces)]
         if new.limit is not None:
             leaving += await self._surplus(connection, new, policy, leaving)
         if not leaving:
@@ -132,10 +138,14 @@ class TableStore:
         """The oldest sessions that must go; logins of one user come here one by one."""
         assert new.limit is not None  # noqa: S101 - the caller asked
         self._queries += 2
-        lock = f"{self._shape.table}:{new.user_id}"
+        lock = f"{self._shape.table}:{_storable(new.user_id)}"
         await connection.execute(self._sql.serialise, lock)
         rows = await connection.fetch(
-            self._sql.live, new.user_id, new.longest, policy.idle_ttl
+            self._sql.live,
+            _storable(new.user_id),
+            policy.absolute_ttl,
+            policy.idle_ttl,
+            policy.end_on_password_change,
         )
         live = [id for row in rows if (id := row["id"].rstrip()) not in leaving]
         surplus = max(0, len(live) - new.limit + 1)
@@ -148,12 +158,12 @@ class TableStore:
         row = await connection.fetchrow(
             self._sql.create,
             new.id,
-            new.user_id,
+            _storable(new.user_id),
             new.token_digest,
             new.refresh_digest,
-            new.client.address or NOWHERE,
-            new.client.user_agent_hash,
-            new.client.fingerprint,
+            canonical_address(new.client.address) or NOWHERE,
+            _storable(new.client.user_agent_hash)[:LONGEST_HASH],
+            _storable(new.client.fingerprint or "")[:LONGEST_HASH] or None,
             new.session_ttl,
             new.refresh_ttl,
             new.longest,
@@ -164,7 +174,7 @@ class TableStore:
 
     async def _refusal(self, connection: Connection, user_id: str) -> LoginRefused:
         self._queries += 1
-        row = await connection.fetchrow(self._sql.refusal, user_id)
+        row = await connection.fetchrow(self._sql.refusal, _storable(user_id))
         if row is None:
             return LoginRefused("unknown_user")
         return LoginRefused("user_locked" if row["active"] else "user_disabled")
@@ -220,8 +230,8 @@ class TableStore:
             self._queries += 1
             status = await connection.execute(
                 self._sql.touch,
-                [touch.session_id for touch in ordered],
-                [touch.token_digest for touch in ordered],
+                [_storable(touch.session_id) for touch in ordered],
+                [_storable(touch.token_digest) for touch in ordered],
                 [touch.at for touch in ordered],
                 session_ttl,
             )
@@ -247,7 +257,9 @@ class TableStore:
     async def _fetch(self, sql: str, *values: object) -> list[asyncpg.Record]:
         async with self._connection() as connection:
             self._queries += 1
-            rows: list[asyncpg.Record] = await connection.fetch(sql, *values)
+            rows: list[asyncpg.Record] = await connection.fetch(
+                sql, *map(_bindable, values)
+            )
             return rows
 
     @asynccontextmanager
@@ -258,16 +270,24 @@ class TableStore:
             yield connection
 
 
+_QUOTING = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.PLPGSQLError,  # what an application's own trigger raises
+    asyncpg.UnknownPostgresError,  # the same, with a code of its own
+)
+
+
 @asynccontextmanager
 async def _answering() -> AsyncIterator[None]:
     """The edge of the driver: whatever went wrong there is "no answer".
 
     The driver's own text stays out of ours, for its DETAIL lines quote rows. The cause
-    is chained for the operator's log, but for a violated constraint, which quotes too.
+    is chained for the operator's log, but where it can quote values itself.
     """
     try:
         yield
-    except asyncpg.IntegrityConstraintViolationError as exc:
+    except _QUOTING as exc:
         raise SessionsUnavailable(type(exc).__name__) from None
     except (
         asyncpg.PostgresError,
@@ -277,6 +297,16 @@ async def _answering() -> AsyncIterator[None]:
         TimeoutError,
     ) as exc:
         raise SessionsUnavailable(type(exc).__name__) from exc
+
+
+def _checked(dsn: str) -> str:
+    try:
+        known = urlsplit(dsn).scheme in ("postgresql", "postgres")
+    except ValueError:
+        known = False
+    if not known:  # and it is not quoted, for there may be a password in it
+        raise ConfigError("the database must be a URI like postgresql://host/database")
+    return dsn
 
 
 async def _keep(connection: object) -> None:
@@ -307,7 +337,18 @@ def _ended(row: asyncpg.Record) -> Ended:
 
 
 def _reason(text: str) -> str:
-    return text.replace("\x00", "")[:LONGEST_REASON]
+    return _storable(text)[:LONGEST_REASON]
+
+
+def _storable(text: str) -> str:
+    """``text`` without what PostgreSQL takes in no text at all: NUL and half a pair."""
+    return _UNSTORABLE.sub("?", text)
+
+
+def _bindable(value: object) -> object:
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    return _storable(value) if isinstance(value, str) else value
 
 
 def _count(status: str) -> int:

@@ -128,9 +128,13 @@ def cache_home() -> Path:
     """Name the folder for data and programs that may be thrown away.
 
     Returns the user's own cache folder, or for root the system's: root's home is
-    closed to the account PostgreSQL runs as. The folder need not exist yet.
-    Raises `PostgresError` when platformdirs is not installed.
+    closed to the account PostgreSQL runs as. ``HANDSTAMP_CACHE`` names another one.
+    The folder need not exist yet. Raises `PostgresError` when platformdirs is not
+    installed.
     """
+    given = os.environ.get("HANDSTAMP_CACHE")
+    if given:
+        return Path(os.path.abspath(given))
     try:
         import platformdirs
     except ImportError:

@@ -47,8 +47,8 @@ def demo(
 ) -> None:
     """Watch sessions work: a page to sign in to, with short lifetimes.
 
-    Ctrl-C ends it and all that it started. Lifetimes come from the environment, in
-    seconds: HANDSTAMP_SESSION_TTL=60 handstamp demo
+    Ctrl-C ends it and all that it started. The environment may set other lifetimes,
+    for example HANDSTAMP_SESSION_TTL=60 (seconds).
     """
     _check_surroundings(embedded=dsn is None)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

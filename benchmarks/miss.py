@@ -1,0 +1,164 @@
+"""A cold session: the engine's whole answer beside the bare query that it needs.
+
+Both sides send the same SELECT by digest over a pool of the same size, without a reset
+on release. ``handstamp`` is everything from the cookie's bytes to an entry in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import cycle, islice
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from benchmarks.database import (
+    POOL_SIZE,
+    SECRET,
+    Seeded,
+    connect_pool,
+    database,
+    seed,
+)
+from benchmarks.environment import environment, server_version
+from benchmarks.rounds import Options, percentile, ratio, turns
+from benchmarks.table import Report, Row
+from handstamp.config import Policy
+from handstamp.core.credentials import Credentials
+from handstamp.core.records import Client
+from handstamp.engine.answers import Authenticated
+from handstamp.engine.sessions import Sessions
+from handstamp.stores.shapes import ULID_HASHED
+from handstamp.stores.statements import Statements
+
+if TYPE_CHECKING:
+    from benchmarks.database import Pool
+
+ABOUT = "authenticating sessions that are not in the cache, beside the bare query"
+CONCURRENCIES = (1, 8, 64, 512)
+ROUNDS, MISSES, FEW_MISSES = 9, 2048, 512
+CACHE_SIZE = 64
+"""Small, and the sessions take turns: each has left the cache long before its next."""
+
+# No flush of activity may come in between: `touch` measures that.
+POLICY = Policy(
+    session_ttl=timedelta(days=2), grace=timedelta(hours=12), flush_every=timedelta(hours=6)
+)
+Ask = Callable[[Seeded], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Side:
+    """One of the two, and what it took: seconds a round, seconds a session."""
+
+    name: str
+    ask: Ask
+    rounds: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+
+    async def load(self, sessions: Iterable[Seeded], concurrency: int) -> None:
+        """Ask for every session, so many at a time."""
+        queue = iter(sessions)
+        start = perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(self._worker(queue))
+        self.rounds.append(perf_counter() - start)
+
+    async def _worker(self, queue: Iterator[Seeded]) -> None:
+        for session in queue:
+            start = perf_counter()
+            await self.ask(session)
+            self.latencies.append(perf_counter() - start)
+
+    def figures(self, count: int) -> Row:
+        """The columns of this side."""
+        return {
+            f"{self.name}_per_second": count * len(self.rounds) / sum(self.rounds),
+            f"{self.name}_p50_ms": 1000 * percentile(self.latencies, 50),
+            f"{self.name}_p99_ms": 1000 * percentile(self.latencies, 99),
+        }
+
+
+def run(options: Options) -> Report:
+    """Measure both sides in turns, at each concurrency."""
+    with database() as dsn:
+        return asyncio.run(_run(dsn, options))
+
+
+async def _run(dsn: str, options: Options) -> Report:
+    rounds = options.rounds or ROUNDS
+    count = FEW_MISSES if options.quick else MISSES
+    sessions = Sessions(
+        dsn, secret=SECRET, policy=POLICY, cache_size=CACHE_SIZE, pool_size=POOL_SIZE
+    )
+    async with connect_pool(dsn) as pool, sessions:
+        supply = cycle(await seed(pool, 2 * count, POLICY))
+        rows = []
+        for concurrency in CONCURRENCIES:
+            sides = [Side("handstamp", _engine(sessions)), Side("query", _query(pool))]
+            await _warm(sides, supply)
+            sent = -sessions.store.queries
+            await _take_turns(sides, supply, concurrency, rounds, count)
+            sent += sessions.store.queries
+            rows.append(_row(sides, concurrency, count, sent / (rounds * count)))
+        stats, version = sessions.stats(), await server_version(pool)
+    return Report(
+        benchmark="miss",
+        about=ABOUT,
+        environment=environment(version),
+        settings={"rounds": rounds, "misses_per_round": count, "pool_size": POOL_SIZE},
+        rows=rows,
+        facts={"hits": stats.hits, "misses": stats.misses, "queries": stats.queries},
+    )
+
+
+async def _warm(sides: list[Side], supply: Iterator[Seeded]) -> None:
+    """Open every connection and prepare the statement on it, uncounted."""
+    for side in sides:
+        await Side(side.name, side.ask).load(islice(supply, 20 * POOL_SIZE), POOL_SIZE)
+
+
+async def _take_turns(
+    sides: list[Side], supply: Iterator[Seeded], concurrency: int, rounds: int, count: int
+) -> None:
+    for turn in turns(sides, rounds):
+        for side in turn:
+            await side.load(list(islice(supply, count)), concurrency)
+
+
+def _row(sides: list[Side], concurrency: int, count: int, sent: float) -> Row:
+    ours, bare = sides
+    return {
+        "concurrency": concurrency,
+        **ours.figures(count),
+        **bare.figures(count),
+        "rate_ratio": ratio(bare.rounds, ours.rounds),
+        "p50_ratio": percentile(ours.latencies, 50) / percentile(bare.latencies, 50),
+        "queries_per_miss": sent,
+    }
+
+
+def _engine(sessions: Sessions) -> Ask:
+    client = Client()
+
+    async def ask(session: Seeded) -> None:
+        credentials = Credentials(session=(session.pair.session.encode(),), sent=True)
+        answer = await sessions.authenticate(credentials, client)
+        if not isinstance(answer, Authenticated) or answer.session.id != session.id:
+            raise RuntimeError(f"not authenticated: {answer!r}")
+
+    return ask
+
+
+def _query(pool: Pool) -> Ask:
+    sql = Statements(ULID_HASHED).find
+
+    async def ask(session: Seeded) -> None:
+        row = await pool.fetchrow(sql, [session.pair.session_digest])
+        if row is None or row["id"] != session.id:
+            raise RuntimeError("the query found another row, or none")
+
+    return ask

@@ -1,0 +1,50 @@
+"""Turns: everything that is compared is measured once in each of them.
+
+Rule 1. A ratio is taken within a turn, and the median of the turns' ratios is reported.
+Rule 2. Whoever begins a turn changes, so that nobody always runs first.
+Rule 3. The garbage collector stays on, as in production, and starts each turn with
+nothing to do.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line asked for; ``rounds`` None leaves it to the benchmark."""
+
+    rounds: int | None = None
+    quick: bool = False
+    loop: str = "none"
+
+
+def turns(items: Sequence[T], rounds: int) -> Iterator[list[T]]:
+    """``items`` in the order in which each turn measures them."""
+    for number in range(rounds):
+        gc.collect()
+        first = number % len(items)
+        yield [*items[first:], *items[:first]]
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of the ratios, pair by pair."""
+    return median(a / b for a, b in zip(above, below, strict=True))
+
+
+def over(costs: Sequence[float], base: Sequence[float]) -> list[float]:
+    """What each turn cost more than the base did in the same turn."""
+    return [cost - bare for cost, bare in zip(costs, base, strict=True)]
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that ``percent`` of all values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
