@@ -27,6 +27,14 @@ def init(
         ),
     ] = None,
     shape: Annotated[str, typer.Option(help="What the tables look like.")] = "ulid",
+    trigger: Annotated[
+        bool,
+        typer.Option(
+            "--trigger",
+            help="Also make every writer notify, so that a session ended by anyone, "
+            "in any way, is refused everywhere within milliseconds.",
+        ),
+    ] = False,
     only_print: Annotated[
         bool, typer.Option("--print", help="Print the SQL; needs no database.")
     ] = False,
@@ -39,17 +47,17 @@ def init(
     if shape not in shapes():
         raise typer.BadParameter(f"there is only: {', '.join(shapes())}")
     if only_print:
-        typer.echo(script(shape), nl=False)
+        typer.echo(script(shape, trigger=trigger), nl=False)
         return
     if not dsn:
         raise complain("which database? give --dsn or set DATABASE_URL", status=2)
-    _show(asyncio.run(_install(dsn, shape)))
+    _show(asyncio.run(_install(dsn, shape, trigger)))
 
 
-async def _install(dsn: str, shape: str) -> list[Outcome]:
+async def _install(dsn: str, shape: str, trigger: bool) -> list[Outcome]:
     async with connected(dsn) as connection:
         try:
-            return await install(connection, shape)
+            return await install(connection, shape, trigger=trigger)
         except asyncpg.PostgresError as error:
             raise complain(f"nothing was changed: {error}", status=1) from None
 

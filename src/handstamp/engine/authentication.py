@@ -19,7 +19,8 @@ from handstamp.core.tokens import Tokens
 from handstamp.engine.activity import Activity
 from handstamp.engine.answers import Answer, Authenticated
 from handstamp.engine.cache import RECENCY, Cache, Entry
-from handstamp.engine.clock import Clock, DatabaseClock
+from handstamp.clock import Clock
+from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.refreshing import Refreshing
 from handstamp.engine.reporting import Reports

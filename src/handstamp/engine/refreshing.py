@@ -26,7 +26,8 @@ from handstamp.core.rotation import (
 from handstamp.core.tokens import RefreshToken, TokenPair, Tokens, digest
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.engine.cache import Cache, Ticket
-from handstamp.engine.clock import Clock, DatabaseClock
+from handstamp.clock import Clock
+from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.entries import Read, make_entry, outlived, refresh_key
 from handstamp.engine.reporting import Reports
 from handstamp.errors import SessionsUnavailable

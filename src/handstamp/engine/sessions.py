@@ -29,7 +29,8 @@ from handstamp.engine.activity import Activity
 from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.engine.authentication import Authentication
 from handstamp.engine.cache import Cache, Ticket
-from handstamp.engine.clock import Clock, DatabaseClock, uptime
+from handstamp.clock import Clock, uptime
+from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.connections import Connections
 from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.refreshing import Refreshing

@@ -29,6 +29,7 @@ from typing import Protocol
 
 from handstamp.config import Policy
 from handstamp.core.records import NewSession, Record, Successor, Touch
+from handstamp.stores.channel import Channel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,15 @@ class Store(Protocol):
         """Statements sent so far, for figures and for tests that count them."""
         ...
 
+    @property
+    def channel(self) -> Channel | None:
+        """Where revocations are heard of; None if this store has no such place.
+
+        Every method that ends sessions says so there, in its own transaction, once for
+        each session or once for a user, and nothing else is ever said there.
+        """
+        ...
+
     async def open(self) -> None:
         """Get ready on the running event loop. A database that is down is no error."""
         ...
@@ -85,6 +95,10 @@ class Store(Protocol):
 
     async def find_by_id(self, session_id: str) -> Record | None:
         """The row with this id."""
+        ...
+
+    async def find_many(self, session_ids: Sequence[str]) -> Sequence[Record]:
+        """The rows with these ids, any order."""
         ...
 
     async def find_by_refresh(self, digest: str) -> Record | None:

@@ -16,6 +16,7 @@ from handstamp.core.records import NewSession, Record, Successor, Touch
 from handstamp.core.rotation import seen_at, was_seen
 from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Created, Ended
+from handstamp.stores.channel import Channel, Link
 
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -40,6 +41,12 @@ class MemoryStore:
         self.users: dict[str, MemoryUser] = {}
         self.down = False
         self._queries = 0
+        self._channel = MemoryChannel(self._answer)
+
+    @property
+    def channel(self) -> Channel:
+        """Heard by every engine on this store."""
+        return self._channel
 
     @property
     def capabilities(self) -> Capabilities:
@@ -64,6 +71,10 @@ class MemoryStore:
     async def find_by_id(self, session_id: str) -> Record | None:
         """See :meth:`Store.find_by_id`."""
         return next((r for r in self._read() if r.id == session_id), None)
+
+    async def find_many(self, session_ids: Sequence[str]) -> Sequence[Record]:
+        """See :meth:`Store.find_many`."""
+        return [r for r in self._read() if r.id in session_ids]
 
     async def find_by_refresh(self, digest: str) -> Record | None:
         """See :meth:`Store.find_by_refresh`."""
@@ -240,7 +251,71 @@ class MemoryStore:
             if row is None or not row.is_active:
                 continue
             self._write(row, is_active=False, revoked_at=self._now(), revoked_reason=reason)
+            self._channel.say(f"s:{row.id}")
             yield Ended(id=row.id, user_id=row.user_id)
+
+
+class MemoryChannel:
+    """Delivers at once, to everyone who listens."""
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self._answer = answer
+        self._links: list[MemoryLink] = []
+
+    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> Link:
+        """See :meth:`Channel.listen`."""
+        self._answer()
+        link = MemoryLink(self, heard, lost)
+        self._links.append(link)
+        return link
+
+    async def speak(self, payload: str) -> None:
+        """See :meth:`Channel.speak`."""
+        self._answer()
+        self.say(payload)
+
+    def say(self, payload: str) -> None:
+        """Deliver a payload."""
+        for link in list(self._links):
+            link.heard(payload)
+
+    def cut(self) -> None:
+        """Simulate the loss of every listening connection."""
+        for link in list(self._links):
+            link.drop()
+            link.lost()
+
+    def leave(self, link: MemoryLink) -> None:
+        """Deliver nothing to this one any more."""
+        if link in self._links:
+            self._links.remove(link)
+
+    def check(self) -> None:
+        """Raise while the store is down."""
+        self._answer()
+
+
+class MemoryLink:
+    """One listener."""
+
+    def __init__(
+        self, channel: MemoryChannel, heard: Callable[[str], None], lost: Callable[[], None]
+    ) -> None:
+        self._channel = channel
+        self.heard = heard
+        self.lost = lost
+
+    async def prove(self) -> None:
+        """See :meth:`Link.prove`."""
+        self._channel.check()
+
+    async def covers_foreign_writers(self) -> bool:
+        """Nobody writes to the rows but the store."""
+        return True
+
+    def drop(self) -> None:
+        """See :meth:`Link.drop`."""
+        self._channel.leave(self)
 
 
 def _died(row: Record, policy: Policy) -> datetime:

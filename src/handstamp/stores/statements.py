@@ -53,6 +53,7 @@ class Statements:
             f"s.{self._name['token_digest']} = any({self._digests(1)})"
         )
         self.find_by_id = self._select(f"s.{self._name['id']} = {self._id(1)}")
+        self.find_many = self._select(f"s.{self._name['id']} = any({self._ids(1)})")
         self.find_by_refresh = self._select(
             f"s.{self._name['refresh_digest']} = {self._digest(1)}"
         )
@@ -68,15 +69,19 @@ class Statements:
         self.live = self._live()
         self.rotate = self._rotate()
         self.redate = self._redate()
-        self.revoke = self._revoke(f"s.{self._name['id']} = any({self._ids(1)})")
+        said = "case when $3::boolean then pg_notify('handstamp', 's:' || rtrim({id}::text)) end"
+        self.revoke = self._revoke(f"s.{self._name['id']} = any({self._ids(1)})", said)
+        self.revoke_own = self._revoke(
+            f"s.{self._name['id']} = {self._id(1)}"
+            f" and s.{self._name['user_id']} = {self._id(4)}",
+            said,
+        )
         self.revoke_user = self._revoke(
             f"s.{self._name['user_id']} = {self._id(1)}"
             f" and ($3::text is null or s.{self._name['id']} <> {self._id(3)})"
         )
-        self.revoke_own = self._revoke(
-            f"s.{self._name['id']} = {self._id(1)}"
-            f" and s.{self._name['user_id']} = {self._id(3)}"
-        )
+        self.triggers = self._triggers()
+        self.tables = self._name["table"], self._user["table"]
         self.touch = self._touch()
         self.prune = self._prune()
 
@@ -192,7 +197,8 @@ class Statements:
             " returning {record}"
         )
 
-    def _revoke(self, where: str) -> str:
+    def _revoke(self, where: str, said: str | None = None) -> str:
+        returned = "{id} as id, {user_id} as user_id" + (f", {said} as said" if said else "")
         return (
             self._fill(
                 "with locked as (select {id} as id from {sessions} s where {is_active} and "
@@ -203,8 +209,17 @@ class Statements:
                 " update {sessions} s set {set.is_active} = false,"
                 " {set.revoked_at} = now(), {set.revoked_reason} = $2"
                 " from locked where {id} = locked.id and {is_active}"
-                " returning {id} as id, {user_id} as user_id"
+                " returning " + returned
             )
+        )
+
+    def _triggers(self) -> str:
+        """Whether triggers of ours make every writer of both tables notify."""
+        return (
+            "select count(distinct t.tgrelid) = 2 as covered from pg_trigger t"
+            " join pg_proc p on p.oid = t.tgfoid where t.tgenabled in ('O', 'A')"
+            " and p.proname in ('handstamp_notify_session', 'handstamp_notify_user')"
+            " and t.tgrelid in (to_regclass($1), to_regclass($2))"
         )
 
     def _touch(self) -> str:

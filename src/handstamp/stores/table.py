@@ -6,27 +6,27 @@ a stored secret, byte by byte or otherwise.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import asyncpg
 
 from handstamp.config import Policy
 from handstamp.core.clients import canonical_address
 from handstamp.core.records import NewSession, Record, Successor, Touch
-from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
+from handstamp.errors import LoginRefused
 from handstamp.stores.base import Capabilities, Created, Ended
+from handstamp.stores.breaker import Breaker
+from handstamp.stores.channel import CHANNEL, Channel
+from handstamp.stores.database import Database
+from handstamp.stores.lanes import Connection
+from handstamp.stores.listening import QUEUE_USAGE, QUIETLY, SPEAK, PostgresChannel
 from handstamp.stores.shapes import ULID_HASHED, TableShape
 from handstamp.stores.statements import Statements
 
-if TYPE_CHECKING:
-    Connection = asyncpg.Connection[asyncpg.Record] | Any
-    Pool = asyncpg.Pool[asyncpg.Record]
+T = TypeVar("T")
 
 NOWHERE = "0.0.0.0"  # noqa: S104 - no address to bind: it stands for "unknown"
 """What stands in a NOT NULL address column for a client without an address."""
@@ -38,10 +38,12 @@ _UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
 class TableStore:
     """The sessions in one PostgreSQL table.
 
-    ``dsn`` is a PostgreSQL URI; ``pool_size`` the most connections to hold; ``connect``
-    goes to ``asyncpg.create_pool`` as it is (``ssl``, ``server_settings``,
-    ``statement_cache_size`` and so on). Opens no connection before it needs one.
-    Raises :class:`ConfigError` for what is no PostgreSQL URI.
+    ``dsn`` is a PostgreSQL URI; ``pool_size`` the most connections to hold for writes, to
+    which look-ups add a few of their own and the bus one; ``budget`` the longest that one
+    question may take; ``connect`` goes to ``asyncpg.connect`` as it is (``ssl``,
+    ``server_settings``, ``statement_cache_size`` and so on). ``listen_dsn`` is where to
+    listen for notifications, if ``dsn`` leads to a pooler. Opens no connection before it
+    needs one. Raises :class:`ConfigError` for what is no PostgreSQL URI.
     """
 
     def __init__(
@@ -50,15 +52,15 @@ class TableStore:
         *,
         shape: TableShape = ULID_HASHED,
         pool_size: int = 10,
+        budget: timedelta = timedelta(seconds=1),
         connect: Mapping[str, Any] | None = None,
+        listen_dsn: str | None = None,
     ) -> None:
-        self._dsn = _checked(dsn)
         self._shape = shape
         self._sql = Statements(shape)
-        self._options = {"max_size": pool_size, "timeout": 5, **(connect or {})}
-        self._pool: Pool | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._queries = 0
+        self._database = Database(dsn, width=pool_size, budget=budget, connect=connect)
+        listening = Database(listen_dsn or dsn, width=1, budget=budget, connect=connect)
+        self._channel = PostgresChannel(self._database, listening, self._sql)
 
     def __repr__(self) -> str:
         return f"TableStore(table={self._shape.table!r})"
@@ -70,62 +72,89 @@ class TableStore:
 
     @property
     def queries(self) -> int:
-        """Statements sent so far."""
-        return self._queries
+        """Statements sent so far, without the bus's heartbeat."""
+        return self._database.queries
+
+    @property
+    def channel(self) -> Channel:
+        """Where revocations are heard of."""
+        return self._channel
+
+    @property
+    def breaker(self) -> Breaker:
+        """What stands between requests and a database that does not answer."""
+        return self._database.breaker
 
     async def open(self) -> None:
-        """Make a pool on the running loop; one of a loop that is gone is dropped."""
-        loop = asyncio.get_running_loop()
-        if self._pool is not None and self._loop is loop:
-            return
-        self._loop = loop
-        pool = asyncpg.create_pool(self._dsn, min_size=0, reset=_keep, **self._options)
-        async with _answering():
-            self._pool = await pool
+        """Get ready on the running loop; connects nowhere."""
+        self._database.open()
 
     async def close(self) -> None:
-        """Close the pool, abandoning what has not ended within two seconds."""
-        pool, self._pool = self._pool, None
-        if pool is None or self._loop is not asyncio.get_running_loop():
-            return
-        try:
-            async with asyncio.timeout(2):
-                await pool.close()
-        except TimeoutError:
-            pool.terminate()
+        """Let go of every connection, after at most a second."""
+        await self._database.close()
 
     async def find(self, digests: Sequence[str]) -> Sequence[Record]:
         """See :meth:`Store.find`."""
-        rows = await self._fetch(self._sql.find, list(digests))
+        rows = await self._database.look_up(self._sql.find, list(digests))
         return [_record(row) for row in rows]
 
     async def find_by_id(self, session_id: str) -> Record | None:
         """See :meth:`Store.find_by_id`."""
-        return _one(await self._fetch(self._sql.find_by_id, session_id))
+        return _one(await self._look_up(self._sql.find_by_id, session_id))
+
+    async def find_many(self, session_ids: Sequence[str]) -> Sequence[Record]:
+        """See :meth:`Store.find_many`."""
+        rows = await self._look_up(self._sql.find_many, list(session_ids))
+        return [_record(row) for row in rows]
 
     async def find_by_refresh(self, digest: str) -> Record | None:
         """See :meth:`Store.find_by_refresh`; wants an index on the column."""
-        return _one(await self._fetch(self._sql.find_by_refresh, digest))
+        return _one(await self._look_up(self._sql.find_by_refresh, digest))
 
     async def create(self, new: NewSession, policy: Policy) -> Created:
         """See :meth:`Store.create`; one statement where nothing has to make room."""
-        async with self._connection() as connection:
+
+        async def insert(connection: Connection, loud: bool) -> Created:
             if new.replaces is None and new.limit is None:
                 return Created(record=await self._insert(connection, new))
             async with connection.transaction():
-                ended = await self._make_room(connection, new, policy)
+                ended = await self._make_room(connection, new, policy, loud)
                 return Created(record=await self._insert(connection, new), ended=ended)
 
+        async with self._database.working() as connection:
+            return await self._said(connection, insert)
+
+    async def _said(
+        self, connection: Connection, act: Callable[[Connection, bool], Awaitable[T]]
+    ) -> T:
+        """Do something that notifies, also while the notification queue is full.
+
+        A full queue fails the COMMIT (54000), and the revocation with it. Asking for its
+        usage frees what nobody needs any more; if that does not help, the change is made
+        without a word, and ``max_staleness`` does the rest.
+        """
+        for _ in range(2):
+            try:
+                return await act(connection, True)
+            except asyncpg.ProgramLimitExceededError:
+                self._database.queries += 1
+                await connection.execute(QUEUE_USAGE)
+        async with connection.transaction():
+            await connection.execute(QUIETLY)
+            return await act(connection, False)
+
     async def _make_room(
-        self, connection: Connection, new: NewSession, policy: Policy
+        self, connection: Connection, new: NewSession, policy: Policy, loud: bool
     ) -> tuple[Ended, ...]:
         leaving = [] if new.replaces is None else [_storable(new.replaces)]
         if new.limit is not None:
             leaving += await self._surplus(connection, new, policy, leaving)
         if not leaving:
             return ()
-        self._queries += 1
-        rows = await connection.fetch(self._sql.revoke, leaving, "replaced by a new login")
+        self._database.queries += 1
+        rows = await connection.fetch(
+            self._sql.revoke, leaving, "replaced by a new login", loud
+        )
         return tuple(map(_ended, rows))
 
     async def _surplus(
@@ -137,7 +166,7 @@ class TableStore:
     ) -> list[str]:
         """The oldest sessions that must go; logins of one user come here one by one."""
         assert new.limit is not None  # noqa: S101 - the caller asked
-        self._queries += 2
+        self._database.queries += 2
         lock = f"{self._shape.table}:{_storable(new.user_id)}"
         await connection.execute(self._sql.serialise, lock)
         rows = await connection.fetch(
@@ -154,7 +183,7 @@ class TableStore:
         return live[:surplus]
 
     async def _insert(self, connection: Connection, new: NewSession) -> Record:
-        self._queries += 1
+        self._database.queries += 1
         row = await connection.fetchrow(
             self._sql.create,
             new.id,
@@ -173,7 +202,7 @@ class TableStore:
         return _record(row)
 
     async def _refusal(self, connection: Connection, user_id: str) -> LoginRefused:
-        self._queries += 1
+        self._database.queries += 1
         row = await connection.fetchrow(self._sql.refusal, _storable(user_id))
         if row is None:
             return LoginRefused("unknown_user")
@@ -206,17 +235,38 @@ class TableStore:
     ) -> Ended | None:
         """See :meth:`Store.revoke`."""
         why = _reason(reason)
-        if user_id is None:
-            rows = await self._fetch(self._sql.revoke, [session_id], why)
-        else:
-            rows = await self._fetch(self._sql.revoke_own, session_id, why, user_id)
+
+        async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
+            self._database.queries += 1
+            if user_id is None:
+                return await connection.fetch(self._sql.revoke, [session_id], why, loud)
+            owner = _storable(user_id)
+            return await connection.fetch(
+                self._sql.revoke_own, session_id, why, loud, owner
+            )
+
+        async with self._database.working() as connection:
+            rows = await self._said(connection, end)
         return _ended(rows[0]) if rows else None
 
     async def revoke_user(
         self, user_id: str, *, reason: str, keep: str | None = None
     ) -> Sequence[Ended]:
-        """See :meth:`Store.revoke_user`."""
-        rows = await self._fetch(self._sql.revoke_user, user_id, _reason(reason), keep)
+        """See :meth:`Store.revoke_user`; one message, however many sessions end."""
+
+        async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
+            self._database.queries += 3
+            async with connection.transaction():
+                await connection.execute(QUIETLY)
+                rows = await connection.fetch(
+                    self._sql.revoke_user, _storable(user_id), _reason(reason), keep
+                )
+                if rows and loud:
+                    await connection.execute(SPEAK, CHANNEL, f"u:{_ended(rows[0]).user_id}")
+                return rows
+
+        async with self._database.working() as connection:
+            rows = await self._said(connection, end)
         return [_ended(row) for row in rows]
 
     async def list_for_user(self, user_id: str) -> Sequence[Record]:
@@ -226,8 +276,8 @@ class TableStore:
     async def touch(self, touches: Sequence[Touch], session_ttl: timedelta) -> int:
         """See :meth:`Store.touch`."""
         ordered = sorted(touches, key=lambda touch: touch.session_id)
-        async with self._connection() as connection:
-            self._queries += 1
+        async with self._database.working() as connection:
+            self._database.queries += 1
             status = await connection.execute(
                 self._sql.touch,
                 [_storable(touch.session_id) for touch in ordered],
@@ -239,8 +289,8 @@ class TableStore:
 
     async def prune(self, policy: Policy, *, batch: int) -> int:
         """See :meth:`Store.prune`."""
-        async with self._connection() as connection:
-            self._queries += 1
+        async with self._database.working() as connection:
+            self._database.queries += 1
             status = await connection.execute(
                 self._sql.prune,
                 policy.retention,
@@ -252,66 +302,13 @@ class TableStore:
 
     async def ping(self) -> None:
         """See :meth:`Store.ping`."""
-        await self._fetch("select 1")
+        await self._look_up("select 1")
 
     async def _fetch(self, sql: str, *values: object) -> list[asyncpg.Record]:
-        async with self._connection() as connection:
-            self._queries += 1
-            rows: list[asyncpg.Record] = await connection.fetch(
-                sql, *map(_bindable, values)
-            )
-            return rows
+        return await self._database.fetch(sql, *map(_bindable, values))
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        await self.open()
-        assert self._pool is not None  # noqa: S101 - open() made it
-        async with _answering(), self._pool.acquire() as connection:
-            yield connection
-
-
-_QUOTING = (
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.DataError,
-    asyncpg.PLPGSQLError,  # what an application's own trigger raises
-    asyncpg.UnknownPostgresError,  # the same, with a code of its own
-)
-
-
-@asynccontextmanager
-async def _answering() -> AsyncIterator[None]:
-    """The edge of the driver: whatever went wrong there is "no answer".
-
-    The driver's own text stays out of ours, for its DETAIL lines quote rows. The cause
-    is chained for the operator's log, but where it can quote values itself.
-    """
-    try:
-        yield
-    except _QUOTING as exc:
-        raise SessionsUnavailable(type(exc).__name__) from None
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,  # a FATAL came in just before the query went out
-        OSError,
-        TimeoutError,
-    ) as exc:
-        raise SessionsUnavailable(type(exc).__name__) from exc
-
-
-def _checked(dsn: str) -> str:
-    try:
-        known = urlsplit(dsn).scheme in ("postgresql", "postgres")
-    except ValueError:
-        known = False
-    if not known:  # and it is not quoted, for there may be a password in it
-        raise ConfigError("the database must be a URI like postgresql://host/database")
-    return dsn
-
-
-async def _keep(connection: object) -> None:
-    """No reset on release: nothing here changes a connection's state, and a reset
-    costs a round trip for every query."""
+    async def _look_up(self, sql: str, *values: object) -> list[asyncpg.Record]:
+        return await self._database.look_up(sql, *map(_bindable, values))
 
 
 def _record(row: asyncpg.Record) -> Record:

@@ -40,14 +40,17 @@ def shapes() -> list[str]:
     return sorted(name.removesuffix(".sql") for name in files if name.endswith(".sql"))
 
 
-def statements(shape: str) -> list[Statement]:
+def statements(shape: str, *, trigger: bool = False) -> list[Statement]:
     """Read the statements that make the tables of `shape`, in their order.
 
-    Raises `ValueError` when there is no such shape.
+    With `trigger` follow those that make every writer notify. Raises `ValueError` when there is no such shape.
     """
     if shape not in shapes():
         raise ValueError(f"no table shape {shape!r}, only {', '.join(shapes())}")
-    text = (resources.files(__name__) / f"{shape}.sql").read_text("utf-8")
+    folder = resources.files(__name__)
+    text = (folder / f"{shape}.sql").read_text("utf-8")
+    if trigger:
+        text += "\n" + (folder / "trigger" / f"{shape}.sql").read_text("utf-8")
     heads = list(_HEAD.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
     return [
@@ -56,12 +59,12 @@ def statements(shape: str) -> list[Statement]:
     ]
 
 
-def script(shape: str) -> str:
+def script(shape: str, *, trigger: bool = False) -> str:
     """Give the statements of `shape` as one script, for a database without them.
 
     Raises `ValueError` when there is no such shape.
     """
-    return "\n".join(f"-- {step}\n{step.sql};\n" for step in statements(shape))
+    return "\n".join(f"-- {step}\n{step.sql};\n" for step in statements(shape, trigger=trigger))
 
 
 def _statement(head: re.Match[str], body: str) -> Statement:

@@ -50,7 +50,9 @@ class Outcome:
     reason: str = ""
 
 
-async def install(connection: Connection, shape: str) -> list[Outcome]:
+async def install(
+    connection: Connection, shape: str, *, trigger: bool = False
+) -> list[Outcome]:
     """Create the objects of `shape` that are missing, all of them or none.
 
     An object that exists under its name is left as it is, whatever it looks like.
@@ -59,7 +61,7 @@ async def install(connection: Connection, shape: str) -> list[Outcome]:
     for an unknown shape and `asyncpg.PostgresError` when the database refuses;
     nothing has changed then.
     """
-    steps = statements(shape)
+    steps = statements(shape, trigger=trigger)
     async with connection.transaction():
         await connection.execute(_ONE_AT_A_TIME)
         return [await _apply(connection, step) for step in steps]

@@ -1,25 +1,10 @@
-"""The clock that deadlines are counted down on.
-
-It never jumps when somebody sets the time, and it counts while the machine is suspended:
-a laptop that slept for an hour wakes to a cache that is an hour old.
-"""
+"""The database's clock, as far as its answers let us know it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-Clock = Callable[[], float]
-"""Seconds since a fixed moment, as a float."""
-
-
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-uptime: Clock = _boottime if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
-"""``CLOCK_BOOTTIME`` where there is one, otherwise the monotonic clock."""
+from handstamp.clock import Clock
 
 
 class DatabaseClock:

@@ -1,0 +1,173 @@
+"""The bus: what other processes end, this one hears of; and how far that is proven.
+
+Rule 1. A silent channel means that nothing happened, or that nothing gets through, and
+only a round trip on the listening connection tells which: it proves that everything
+committed before it began has been delivered. Trust reaches from the *start* of the last
+proven round trip for ``max_staleness``, and not a moment further.
+Rule 2. While nothing is proven, entries are not denied, they are read again.
+Rule 3. What was said while nobody listened is never repeated: once listening is
+confirmed, everything cached before is forgotten.
+Rule 4. LISTEN can succeed and deliver nothing (behind a pooler in transaction mode). So
+a canary is said the way revocations are said, and must be heard before anything is
+trusted.
+Rule 5. Trust replaces re-reading only where every writer is heard, that is, where the
+trigger is installed. Otherwise the bus makes our own revocations quick, and each entry is
+still read again once per ``max_staleness``, which bounds everybody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from enum import StrEnum
+from random import uniform
+
+from handstamp.clock import Clock
+from handstamp.errors import SessionsUnavailable
+from handstamp.stores.channel import Channel, Link, Notice, read_notice
+
+logger = logging.getLogger("handstamp")
+
+HEARTBEAT = 1.0
+BUDGET = 1.0
+"""Seconds that a proof may take before the connection counts as lost."""
+CANARY_BUDGET = 2.0
+LONGEST_PAUSE = 2.0
+NEVER = float("-inf")
+
+
+class Hearing(StrEnum):
+    """The state of the bus, for health pages."""
+
+    OFF = "off"
+    DEAF = "deaf"
+    MUTE = "mute"
+    LISTENING = "listening"
+
+
+class Bus:
+    """Listens for one process, on its event loop.
+
+    ``heard`` is told of every notice, ``reset`` when anything may have been missed.
+    """
+
+    def __init__(
+        self,
+        channel: Channel | None,
+        *,
+        heard: Callable[[Notice], None],
+        reset: Callable[[], None],
+        max_staleness: float,
+        clock: Clock,
+    ) -> None:
+        self._channel = channel
+        self._heard = heard
+        self._reset = reset
+        self._max_staleness = max_staleness
+        self._heartbeat = min(HEARTBEAT, max_staleness / 4)
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()
+        self._canary: tuple[str, asyncio.Event] | None = None
+        self.hearing = Hearing.OFF
+        self.covers_foreign_writers = False
+        self.trusted_until = NEVER
+        """Until when, on the engine's clock, an entry needs no reading again."""
+
+    def start(self) -> None:
+        """Begin listening in the background; a database that is down is no error."""
+        if self._channel is not None and self._task is None:
+            self.hearing = Hearing.DEAF
+            self._task = asyncio.create_task(self._keep_listening(self._channel))
+
+    async def stop(self) -> None:
+        """Stop listening; trust nothing any more."""
+        task, self._task = self._task, None
+        self._distrust(Hearing.OFF)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def abandon(self) -> None:
+        """The loop this ran on is gone: forget it without waiting for it."""
+        self._task = None
+        self._distrust(Hearing.OFF)
+
+    async def _keep_listening(self, channel: Channel) -> None:
+        pause = 0.05
+        while True:
+            try:
+                proven = await self._listen_once(channel)
+            except SessionsUnavailable as exc:
+                proven = False
+                self._complain(f"not listening: {exc.cause}")
+            pause = 0.05 if proven else min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(uniform(pause / 2, pause))
+
+    async def _listen_once(self, channel: Channel) -> bool:
+        """Listen until the connection is lost; whether anything was ever proven."""
+        self._lost = lost = asyncio.Event()
+        link = await channel.listen(self._on_payload, lost.set)
+        try:
+            if not await self._sings(channel):
+                self._distrust(Hearing.MUTE)
+                self._complain(
+                    "LISTEN succeeds and nothing arrives, as behind a pooler in "
+                    "transaction mode: give listen_dsn= an address of the server itself"
+                )
+                await self._wait(lost, 30.0)
+                return False
+            self.covers_foreign_writers = await link.covers_foreign_writers()
+            self._reset()
+            await self._beat(link, lost)
+            return True
+        finally:
+            self._distrust(Hearing.DEAF)
+            link.drop()
+
+    async def _sings(self, channel: Channel) -> bool:
+        """Say a canary the way revocations are said; whether it is heard."""
+        nonce, heard = secrets.token_hex(8), asyncio.Event()
+        self._canary = nonce, heard
+        try:
+            await channel.speak(f"c:{nonce}")
+            return await self._wait(heard, CANARY_BUDGET)
+        finally:
+            self._canary = None
+
+    async def _beat(self, link: Link, lost: asyncio.Event) -> None:
+        while not lost.is_set():
+            start = self._clock()
+            try:
+                async with asyncio.timeout(BUDGET):
+                    await link.prove()
+            except (TimeoutError, SessionsUnavailable):
+                self._complain("the listening connection does not answer")
+                return
+            self.hearing = Hearing.LISTENING
+            self.trusted_until = start + self._max_staleness
+            await self._wait(lost, self._heartbeat)
+
+    def _on_payload(self, payload: str) -> None:
+        notice = read_notice(payload)
+        if notice is not None:
+            self._heard(notice)
+        elif self._canary is not None and payload == f"c:{self._canary[0]}":
+            self._canary[1].set()
+
+    def _distrust(self, hearing: Hearing) -> None:
+        self.hearing = hearing
+        self.trusted_until = NEVER
+
+    def _complain(self, text: str) -> None:
+        logger.warning("bus: %s", text, extra={"action": "bus_lost"})
+
+    async def _wait(self, event: asyncio.Event, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,87 @@
+"""Group lookup: misses that come at the same time share one query.
+
+Rule 1. Nobody waits for company. A lookup that finds a free lane leaves with whoever
+asked in the same turn of the event loop; only while every lane is on its way do lookups
+gather, and the next lane to come back takes all of them at once.
+Rule 2. A group shares its query's fate, and nobody else's: one that is slow or fails
+holds up and fails its own members only.
+Rule 3. A client that goes away takes nobody along. It waits on a future of its own, and
+the query belongs to the lane, not to whoever asked first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from handstamp.core.records import Record
+from handstamp.stores.base import Store
+
+LANES = 4
+MOST = 1000
+"""Digests in one query."""
+
+
+class Lookup:
+    """Finds rows by digest, many in one round trip."""
+
+    def __init__(self, store: Store, *, lanes: int = LANES, most: int = MOST) -> None:
+        self._store = store
+        self._lanes = lanes
+        self._most = most
+        self._away: set[asyncio.Task[None]] = set()
+        self._waiting: dict[str, asyncio.Future[Record | None]] = {}
+        self._leaving = False
+        self.groups = 0
+
+    async def find(self, digests: Sequence[str]) -> list[Record]:
+        """The rows of these digests; asks together with whoever else asks now.
+
+        Raises :class:`SessionsUnavailable` if the group's query had no answer.
+        """
+        futures = [self._join(digest) for digest in dict.fromkeys(digests)]
+        found = [await asyncio.shield(future) for future in futures]
+        return [record for record in found if record is not None]
+
+    def _join(self, digest: str) -> asyncio.Future[Record | None]:
+        future = self._waiting.get(digest)
+        loop = asyncio.get_running_loop()
+        if future is None or future.get_loop() is not loop:
+            future = self._waiting[digest] = loop.create_future()
+            if not self._leaving:
+                self._leaving = True
+                loop.call_soon(self._leave)
+        return future
+
+    def _leave(self) -> None:
+        """Send off as many groups as there are free lanes."""
+        self._leaving = False
+        while self._waiting and len(self._away) < self._lanes:
+            group = dict(list(self._waiting.items())[: self._most])
+            for digest in group:
+                del self._waiting[digest]
+            task = asyncio.get_running_loop().create_task(self._travel(group))
+            self._away.add(task)
+            task.add_done_callback(self._come_back)
+
+    def _come_back(self, task: asyncio.Task[None]) -> None:
+        self._away.discard(task)
+        if self._waiting:
+            self._leave()
+
+    async def _travel(self, group: dict[str, asyncio.Future[Record | None]]) -> None:
+        self.groups += 1
+        try:
+            records = await self._store.find(list(group))
+        except BaseException as exc:
+            for future in group.values():
+                if not future.done():
+                    future.set_exception(exc)
+                    future.exception()  # retrieved: whoever asked may have gone
+            if not isinstance(exc, Exception):
+                raise
+            return
+        found = {record.token_digest: record for record in records}
+        for digest, future in group.items():
+            if not future.done():
+                future.set_result(found.get(digest))

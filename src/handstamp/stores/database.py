@@ -1,0 +1,156 @@
+"""One PostgreSQL server as the stores see it: lanes, a time budget, a breaker, one error.
+
+Rule 1. Whatever goes wrong in the driver is "no answer": :class:`SessionsUnavailable`.
+Rule 2. The budget holds for everything together: waiting for a lane, connecting, the query.
+asyncpg's own ``command_timeout`` waits longer than it says, because it cancels politely.
+Rule 3. A question whose connection was lost is asked once more, on a fresh one, where
+asking twice is harmless.
+Rule 4. Look-ups have lanes of their own, so that slow writes cannot starve them. Only they
+open the breaker by being slow: a write may merely be waiting for somebody's lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from handstamp.clock import Clock, uptime
+from handstamp.errors import ConfigError, SessionsUnavailable
+from handstamp.stores.breaker import Breaker
+from handstamp.stores.lanes import Connection, Lanes
+
+READ_LANES = 4
+_QUOTING = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.PLPGSQLError,  # what an application's own trigger raises
+    asyncpg.UnknownPostgresError,  # the same, with a code of its own
+)
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a FATAL came in just before the query went out
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    ConnectionError,
+)
+_ABSENT = (*_LOST, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError, OSError)
+
+
+class Database:
+    """Connections to one server. ``budget`` is the longest that one question may take."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        width: int,
+        budget: timedelta,
+        connect: Mapping[str, Any] | None = None,
+        clock: Clock = uptime,
+    ) -> None:
+        self._dsn = checked(dsn)
+        self._width = width
+        self._budget = budget.total_seconds()
+        self._options: dict[str, Any] = {"timeout": self._budget, **(connect or {})}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reads: Lanes | None = None
+        self._writes: Lanes | None = None
+        self.breaker = Breaker(clock)
+        self.queries = 0
+
+    def open(self) -> None:
+        """Get ready on the running loop; lanes of a loop that is gone are forgotten."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        self._loop = loop
+        self._reads = Lanes(self.connect, READ_LANES)
+        self._writes = Lanes(self.connect, self._width)
+
+    async def close(self) -> None:
+        """Let go of every connection; at most a second each."""
+        lanes, self._reads, self._writes = (self._reads, self._writes), None, None
+        if self._loop is not asyncio.get_running_loop():
+            return
+        self._loop = None
+        for some in lanes:
+            if some is not None:
+                await some.close()
+
+    async def connect(self) -> Connection:
+        """A connection of one's own."""
+        return await asyncpg.connect(self._dsn, **self._options)
+
+    async def look_up(self, sql: str, *values: object) -> list[asyncpg.Record]:
+        """Rows for a look-up: its own lanes, asked twice if the connection was lost."""
+        self.open()
+        assert self._reads is not None  # noqa: S101 - open() made it
+        async with self._asking(trips=True):
+            return await self._fetch_twice(self._reads, sql, values)
+
+    async def fetch(self, sql: str, *values: object) -> list[asyncpg.Record]:
+        """Rows of any statement that may be repeated without harm."""
+        self.open()
+        assert self._writes is not None  # noqa: S101 - open() made it
+        async with self._asking(trips=False):
+            return await self._fetch_twice(self._writes, sql, values)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[Connection]:
+        """A connection for several statements; nothing is repeated."""
+        self.open()
+        assert self._writes is not None  # noqa: S101 - open() made it
+        async with self._asking(trips=False), self._writes.lane() as connection:
+            yield connection
+
+    async def _fetch_twice(
+        self, lanes: Lanes, sql: str, values: tuple[object, ...]
+    ) -> list[asyncpg.Record]:
+        try:
+            return await self._fetch(lanes, sql, values, fresh=False)
+        except _LOST:
+            return await self._fetch(lanes, sql, values, fresh=True)
+
+    async def _fetch(
+        self, lanes: Lanes, sql: str, values: tuple[object, ...], *, fresh: bool
+    ) -> list[asyncpg.Record]:
+        async with lanes.lane(fresh=fresh) as connection:
+            self.queries += 1
+            rows: list[asyncpg.Record] = await connection.fetch(sql, *values)
+            return rows
+
+    @asynccontextmanager
+    async def _asking(self, *, trips: bool) -> AsyncIterator[None]:
+        """Within the budget, past the breaker, and telling it how it went."""
+        self.breaker.admit(budget=self._budget)
+        try:
+            async with asyncio.timeout(self._budget):
+                yield
+        except _ABSENT as exc:
+            if trips or not isinstance(exc, TimeoutError):
+                self.breaker.failed()
+            raise SessionsUnavailable(type(exc).__name__) from exc
+        except _QUOTING as exc:
+            raise SessionsUnavailable(type(exc).__name__) from None
+        except asyncpg.PostgresError as exc:
+            raise SessionsUnavailable(type(exc).__name__) from exc
+        self.breaker.answered()
+
+
+def checked(dsn: str) -> str:
+    """``dsn`` if it is a PostgreSQL URI, else :class:`ConfigError`, which never quotes
+    it, for there may be a password in it."""
+    try:
+        known = urlsplit(dsn).scheme in ("postgresql", "postgres")
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigError("the database must be a URI like postgresql://host/database")
+    return dsn

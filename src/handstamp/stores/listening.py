@@ -1,0 +1,68 @@
+"""LISTEN and NOTIFY on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import asyncpg
+
+from handstamp.errors import SessionsUnavailable
+from handstamp.stores.channel import CHANNEL, Link
+from handstamp.stores.database import Database
+from handstamp.stores.lanes import Connection
+from handstamp.stores.statements import Statements
+
+SPEAK = "select pg_notify($1, $2)"
+QUEUE_USAGE = "select pg_notification_queue_usage()"
+QUIETLY = "select set_config('handstamp.quietly', 'on', true)"
+"""Within a transaction: whoever sets this says what is to be said, the trigger nothing."""
+_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+
+class PostgresChannel:
+    """Speaks where the revocations are written, and listens where it is told to."""
+
+    def __init__(self, speaking: Database, listening: Database, sql: Statements) -> None:
+        self._speaking = speaking
+        self._listening = listening
+        self._sql = sql
+
+    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> Link:
+        """See :meth:`Channel.listen`; a connection of its own, never lent to anyone."""
+        try:
+            connection = await self._listening.connect()
+            connection.add_termination_listener(lambda _: lost())
+            await connection.add_listener(CHANNEL, lambda *said: heard(str(said[3])))
+        except _FAULTS as exc:
+            raise SessionsUnavailable(type(exc).__name__) from exc
+        return PostgresLink(connection, self._sql)
+
+    async def speak(self, payload: str) -> None:
+        """See :meth:`Channel.speak`."""
+        await self._speaking.fetch(SPEAK, CHANNEL, payload)
+
+
+class PostgresLink:
+    """One listening connection."""
+
+    def __init__(self, connection: Connection, sql: Statements) -> None:
+        self._connection = connection
+        self._sql = sql
+
+    async def prove(self) -> None:
+        """See :meth:`Link.prove`."""
+        await self._ask("select 1")
+
+    async def covers_foreign_writers(self) -> bool:
+        """See :meth:`Link.covers_foreign_writers`."""
+        return bool(await self._ask(self._sql.triggers, *self._sql.tables))
+
+    async def _ask(self, sql: str, *values: object) -> object:
+        try:
+            return await self._connection.fetchval(sql, *values)
+        except _FAULTS as exc:
+            raise SessionsUnavailable(type(exc).__name__) from exc
+
+    def drop(self) -> None:
+        """See :meth:`Link.drop`."""
+        self._connection.terminate()
