@@ -1,40 +1,73 @@
-"""Open connections that live and die with a session: WebSockets.
+"""Open connections that live and die with a session: WebSockets and long streams.
 
-A closer is registered for a session and called, once, when the session ends in this
-process, by whichever way. It must not block.
+A closer is registered for a session and called, once, when the session is over, in
+whichever process and by whichever way that was found out. It must not block.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from handstamp.core.records import Session
 
 Closer = Callable[[], None]
+UNCHECKED = float("-inf")
+
+
+@dataclass(slots=True)
+class _Watched:
+    user_id: str
+    until: float = UNCHECKED
+    closers: set[Closer] = field(default_factory=set)
 
 
 class Connections:
-    """The closers of this process, by session."""
+    """The closers of this process, by session. Belongs to the event loop."""
 
     def __init__(self) -> None:
-        self._closers: defaultdict[str, set[Closer]] = defaultdict(set)
+        self._watched: dict[str, _Watched] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._closers.values()))
+        return sum(len(watched.closers) for watched in self._watched.values())
 
-    def add(self, session_id: str, closer: Closer) -> None:
-        """Call ``closer`` when this session ends."""
-        self._closers[session_id].add(closer)
+    def add(self, session: Session, closer: Closer) -> None:
+        """Call ``closer`` when this session is over."""
+        watched = self._watched.setdefault(session.id, _Watched(session.user_id))
+        watched.closers.add(closer)
 
     def remove(self, session_id: str, closer: Closer) -> None:
         """The connection is gone by itself."""
-        closers = self._closers.get(session_id)
-        if closers is None:
+        watched = self._watched.get(session_id)
+        if watched is None:
             return
-        closers.discard(closer)
-        if not closers:
-            del self._closers[session_id]
+        watched.closers.discard(closer)
+        if not watched.closers:
+            del self._watched[session_id]
 
     def close(self, session_id: str) -> None:
-        """This session has ended."""
-        for closer in self._closers.pop(session_id, ()):
-            closer()
+        """This session is over."""
+        watched = self._watched.pop(session_id, None)
+        if watched is not None:
+            for closer in watched.closers:
+                closer()
+
+    def due(self, now: float, *, everyone: bool) -> list[str]:
+        """The sessions that want checking at ``now``."""
+        return [
+            session_id
+            for session_id, watched in self._watched.items()
+            if everyone or watched.until <= now
+        ]
+
+    def stands(self, session_id: str, until: float) -> None:
+        """This session was checked, and stands until then unless somebody ends it."""
+        watched = self._watched.get(session_id)
+        if watched is not None:
+            watched.until = until
+
+    def doubt(self, user_id: str | None = None) -> None:
+        """Check this user's sessions again, or everybody's."""
+        for watched in self._watched.values():
+            if user_id in (None, watched.user_id):
+                watched.until = UNCHECKED

@@ -1,0 +1,82 @@
+"""What runs beside the requests of one process: flushing, listening, watching.
+
+Nothing starts before :meth:`Background.start`, and :meth:`Background.stop` leaves nothing
+running. A loop that has gone took its tasks along; they are forgotten, not awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+
+from handstamp.config import Policy
+from handstamp.engine.activity import Activity
+from handstamp.engine.bus import Bus
+from handstamp.engine.watch import Watch
+from handstamp.errors import SessionsUnavailable
+from handstamp.stores.base import Store
+
+logger = logging.getLogger("handstamp")
+
+FLUSH_BUDGET = 2.0
+"""Seconds that a graceful stop may spend on the last flush."""
+
+
+class Background:
+    """The tasks of one process, on one event loop."""
+
+    def __init__(
+        self, *, store: Store, policy: Policy, activity: Activity, bus: Bus, watch: Watch
+    ) -> None:
+        self._store = store
+        self._policy = policy
+        self._activity = activity
+        self._bus = bus
+        self._watch = watch
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin on the running loop."""
+        self._bus.abandon()
+        self._bus.start()
+        self._tasks = [self._begin(self._keep_flushing())]
+        self._tasks.append(self._begin(self._watch.keep(self._bus)))
+
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(work)
+
+    async def stop(self) -> None:
+        """End everything, and write what is pending within ``FLUSH_BUDGET``."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._bus.stop()
+        await self._flush_at_last()
+
+    async def _flush_at_last(self) -> None:
+        try:
+            async with asyncio.timeout(FLUSH_BUDGET):
+                await self._flush()
+        except (SessionsUnavailable, TimeoutError):
+            lost = len(self._activity)
+            logger.warning(
+                "%d touches could not be written", lost, extra={"action": "touches_lost"}
+            )
+
+    async def _keep_flushing(self) -> None:
+        while True:
+            await asyncio.sleep(self._policy.flush_every.total_seconds())
+            try:
+                await self._flush()
+            except SessionsUnavailable as exc:
+                logger.warning(
+                    "activity kept for the next flush: %s",
+                    exc.cause,
+                    extra={"action": "flush_failed"},
+                )
+
+    async def _flush(self) -> None:
+        await self._activity.flush(self._store, self._policy.session_ttl)
