@@ -36,5 +36,5 @@ class Connections:
 
     def close(self, session_id: str) -> None:
         """This session has ended."""
-        for closer in self._closers.pop(session_id, ()):
+        for closer in tuple(self._closers.pop(session_id, ())):
             closer()

@@ -17,7 +17,6 @@ from handstamp.core.rotation import seen_at, was_seen
 from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Created, Ended
 
-
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
