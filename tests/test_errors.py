@@ -93,7 +93,7 @@ def test_a_step_up_carries_both_levels(level: int | None, shown: str) -> None:
 def test_an_outage_says_when_to_come_back() -> None:
     """A whole number of seconds for Retry-After, and the cause as an attribute."""
     error = SessionsUnavailable("no connection within 1 s")
-    assert "no connection within 1 s" == error.cause
+    assert error.cause == "no connection within 1 s"
     assert error.cause in str(error)
     assert isinstance(error.retry_after, int)
     assert error.retry_after >= 1

@@ -58,7 +58,7 @@ def test_every_export_has_a_docstring() -> None:
     classes = [
         getattr(handstamp, name) for name in handstamp.__all__ if name != "ULID_HASHED"
     ]
-    assert [] == [c.__name__ for c in classes if not (c.__doc__ or "").strip()]
+    assert [c.__name__ for c in classes if not (c.__doc__ or "").strip()] == []
 
 
 def test_importing_handstamp_imports_nothing_optional() -> None:

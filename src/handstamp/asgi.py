@@ -53,6 +53,8 @@ _STARTS = frozenset(
     {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 )
 
+_CLOSE_CODES = {401: 4401, 503: 1013}
+
 
 class Handle(BaseHandle):
     """The handle of a request under ASGI: see :class:`BaseHandle` for the sync half."""
@@ -177,6 +179,8 @@ class SessionAuthMiddleware:
         if scope["method"] not in _PLAIN_METHODS:
             return None
         headers = scope["headers"]
+        if not isinstance(headers, (list, tuple)):
+            return None  # read only once: the long way makes a list of it
         cookie = None
         try:
             for name, value in headers:
@@ -186,7 +190,7 @@ class SessionAuthMiddleware:
                     cookie = value
         except TypeError:
             return None  # no conformant server: the long way copes
-        if cookie is None or self._is_special(scope):
+        if not isinstance(cookie, bytes) or self._is_special(scope):
             return None
         token = self._sole(cookie)
         entry = None if token is None else self._hit(token)
@@ -215,7 +219,7 @@ class SessionAuthMiddleware:
         handle._sent = True
         if credentials.ambient and method not in SAFE_METHODS and self._is_foreign(headers):
             self._door.sessions.publish(CrossSiteRefused())
-            await _refuse(scope, send)
+            await _reply(CrossSiteRequest(), scope, send)
             return None
         if credentials:
             await self._resolve(handle, credentials, scope)
@@ -252,7 +256,7 @@ class SessionAuthMiddleware:
         except HandstampError as exc:
             if handle._started or exc.status == 500:
                 raise  # a 500 is the operator's fault, and the server logs it
-            await _answer(exc, handle)
+            await _reply(exc, scope, handle.send)
 
     def admit(self, scope: Scope, handle: Handle) -> None:
         """Put the handle where the application looks for it; frameworks add to this."""
@@ -278,15 +282,19 @@ class SessionAuthMiddleware:
         )
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sessions = self._door.sessions
+        ticket, connections = sessions.ticket(), sessions.connections
         handle = await self._at_length(scope, send)
         if handle is None:
             return
-        session, connections = handle._session, self._door.sessions.connections
+        session = handle._session
         if session is None:
             await self._serve(handle, scope, receive, send)
             return
         guard = SocketGuard(receive, send)
         connections.add(session.id, guard.end)
+        if not sessions.stands(ticket, session):
+            guard.end()  # it ended after the read and before anybody knew of the socket
         try:
             await self._serve(handle, scope, guard.receive, guard.send)
         finally:
@@ -318,18 +326,18 @@ def _asks_for_no_activity(headers: RawHeaders) -> bool:
     return any(name.lower() == PASSIVE_HEADER and value != b"0" for name, value in headers)
 
 
-async def _refuse(scope: Scope, send: Send) -> None:
-    """403 to a write from another site's page; a handshake is denied likewise."""
+async def _reply(exc: HandstampError, scope: Scope, send: Send) -> None:
+    """Answer an error before the response or the handshake is accepted. A handshake is
+    denied with the same response where the server can, else with a close code."""
+    messages = plain_response(exc)
     if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-        return
-    for message in plain_response(CrossSiteRequest()):
+        if "websocket.http.response" in (scope.get("extensions") or ()):
+            messages = [{**m, "type": f"websocket.{m['type']}"} for m in messages]
+        else:
+            code = _CLOSE_CODES.get(exc.status, 1008)
+            messages = [{"type": "websocket.close", "code": code}]
+    for message in messages:
         await send(message)
-
-
-async def _answer(exc: HandstampError, handle: Handle) -> None:
-    for message in plain_response(exc):
-        await handle.send(message)
 
 
 def plain_response(exc: HandstampError) -> list[Message]:

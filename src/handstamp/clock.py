@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 Clock = Callable[[], float]
 """Seconds since a fixed moment, as a float."""
 
 
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-uptime: Clock = _boottime if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+uptime: Clock = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+    if hasattr(time, "CLOCK_BOOTTIME")
+    else time.monotonic
+)
 """``CLOCK_BOOTTIME`` where there is one, otherwise the monotonic clock."""

@@ -180,12 +180,13 @@ class BaseHandle:
     def response_headers(self, headers: Headers) -> Headers:
         """The application's response headers with what this request's session adds."""
         self._started = True
-        cookies = self._set_cookies
-        if cookies and self._door.sessions.clock() > self._deliver_until:
-            cookies = ()
-        if not cookies and not any(name in _NOTABLE for name, _ in headers):
-            return [*headers, _VARY] if self._sent or self._looked else headers
-        return self._edit(headers, cookies)
+        if self._set_cookies:
+            late = self._door.sessions.clock() > self._deliver_until
+            return self._edit(headers, () if late else self._set_cookies)
+        for name, _ in headers:  # a loop, as any() would cost more than all the rest
+            if name in _NOTABLE:
+                return self._edit(headers, ())
+        return [*headers, _VARY] if self._sent or self._looked else headers
 
     def _edit(self, headers: Headers, cookies: tuple[bytes, ...]) -> Headers:
         names = self._door.writer.names

@@ -39,6 +39,9 @@ class Lifespan:
         except Exception:
             if self._asked:
                 raise  # it knows the protocol and failed
+        finally:
+            if self._asked:
+                await self._sessions.close()
         if not self._asked:
             await self._stand_in(receive, send)
 

@@ -43,8 +43,8 @@ class SocketGuard:
         self._over = True
         try:
             await self._send({"type": "websocket.close", "code": SESSION_ENDED})
-        except OSError:
-            return  # the client was faster
+        except (OSError, RuntimeError):
+            return  # the client was faster; servers differ in how they say so
 
     async def receive(self) -> Message:
         """The next message, or a disconnect when the session ends first."""

@@ -62,7 +62,7 @@ def test_the_default_cookie_to_the_byte() -> None:
 def test_without_a_lifetime_a_cookie_ends_with_the_browser() -> None:
     """No Max-Age and no Expires: the browser forgets it."""
     line = WRITER.refresh("t", None)
-    assert b"__Host-refresh=t; Path=/; HttpOnly; SameSite=Lax; Secure" == line
+    assert line == b"__Host-refresh=t; Path=/; HttpOnly; SameSite=Lax; Secure"
 
 
 def test_a_fraction_of_a_second_is_rounded_down() -> None:
@@ -123,7 +123,7 @@ def test_c154_secure_does_not_depend_on_the_request() -> None:
 def test_c155_plain_http_has_names_without_prefix() -> None:
     """Browsers drop `__Host-` cookies on plain http, so those have other names there."""
     writer = CookieWriter(Cookies.insecure())
-    assert b"session=t; Path=/; HttpOnly; SameSite=Lax" == writer.session("t", None)
+    assert writer.session("t", None) == b"session=t; Path=/; HttpOnly; SameSite=Lax"
     assert frozenset({b"session", b"refresh"}) == writer.names
 
 

@@ -160,7 +160,7 @@ def test_a_masked_address_is_never_the_address(address: str) -> None:
 
 def test_a_client_shows_its_network_only() -> None:
     """The user agent and the fingerprint stay out of logs as well."""
-    assert "Client(address=203.0.…)" == repr(CLIENT)
+    assert repr(CLIENT) == "Client(address=203.0.…)"
 
 
 def test_a_row_remembers_the_client_that_signed_in() -> None:
@@ -189,7 +189,7 @@ def test_a_session_is_the_public_side_of_its_row() -> None:
 
 def test_a_row_without_a_creation_shows_when_it_was_read() -> None:
     """The public side always has a date."""
-    assert NOW == Session.of(make_record(created_at=None)).created_at
+    assert Session.of(make_record(created_at=None)).created_at == NOW
 
 
 @pytest.mark.parametrize("value", [CLIENT, RECORD, Session.of(RECORD), PAIR, NEW, STEP])

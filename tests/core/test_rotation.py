@@ -181,9 +181,9 @@ def test_successors_are_derived_only_as_far_as_needed() -> None:
 
     dead = row(FIRST, GRACE, is_active=False)
     judge_refresh(dead, FIRST.refresh_digest, counted(), POLICY)
-    assert [] == asked
+    assert asked == []
     judge_refresh(row(FIRST, GRACE), FIRST.refresh_digest, counted(), POLICY)
-    assert 1 == len(asked)
+    assert len(asked) == 1
 
 
 changed_ttls = [

@@ -195,7 +195,7 @@ def test_a_successor_is_a_genuine_other_pair(entropy: bytes, remember: bool) -> 
     assert TOKENS.is_session(second.session.encode())
     assert (SID, remember) == (token.session_id, token.remember)
     texts = {first.session, first.refresh, second.session, second.refresh}
-    assert 4 == len(texts)
+    assert len(texts) == 4
 
 
 def test_the_session_token_of_a_successor_is_not_its_ratchet_state() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator
 
@@ -26,8 +27,9 @@ SETTINGS = settings(
 
 
 @pytest.fixture
-def runner() -> Iterator[asyncio.Runner]:
+def runner(caplog: pytest.LogCaptureFixture) -> Iterator[asyncio.Runner]:
     """One event loop for all examples, and for the connections they share."""
+    caplog.set_level(logging.CRITICAL, "handstamp")
     with asyncio.Runner() as runner:
         yield runner
 

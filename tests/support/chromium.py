@@ -6,15 +6,13 @@ import itertools
 import json
 import shutil
 import subprocess
-import tempfile
 import time
-from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
+import httpx
 from websockets.sync.client import ClientConnection, connect
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -28,6 +26,8 @@ _QUIET = (
     "--disable-sync",
     "--no-first-run",
     "--no-default-browser-check",
+    "--no-proxy-server",
+    "--remote-debugging-port=0",
 )
 
 
@@ -37,12 +37,13 @@ def find_chromium() -> str | None:
 
 
 class Tab:
-    """One tab; ``errors`` collects what its console and its scripts complained of."""
+    """One tab; ``complaints`` are the uncaught exceptions of its scripts and the
+    breaches of its page's content security policy."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self._numbers = itertools.count(1)
-        self.errors: list[str] = []
+        self.complaints: list[str] = []
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -56,15 +57,15 @@ class Tab:
             if answer.get("id") == number:
                 assert "error" not in answer, answer
                 return answer["result"]
-            self._note(answer)
+            self._notice(answer)
 
-    def _note(self, event: Mapping[str, Any]) -> None:
-        if event.get("method") == "Runtime.exceptionThrown":
-            self.errors.append(json.dumps(event["params"]["exceptionDetails"]))
-        if event.get("method") == "Log.entryAdded":
+    def _notice(self, event: Mapping[str, Any]) -> None:
+        if event["method"] == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(event["params"]["exceptionDetails"]))
+        if event["method"] == "Log.entryAdded":
             entry = event["params"]["entry"]
-            if entry["level"] == "error":
-                self.errors.append(f"{entry['text']} {entry.get('url', '')}")
+            if entry["source"] == "security":
+                self.complaints.append(entry["text"])
 
     def run(self, script: str) -> Any:
         """Evaluate an expression in the page, awaiting it if it is a promise."""
@@ -75,61 +76,42 @@ class Tab:
         return done["result"].get("value")
 
     def wait_for(self, script: str, *, seconds: float = 30) -> Any:
-        """Evaluate until it is true; give its value."""
+        """Evaluate until the value is true; give it."""
         until = time.monotonic() + seconds
         while not (value := self.run(script)):
-            text = self.run("document.body.innerText")
-            assert time.monotonic() < until, f"never true: {script}\n{text}"
+            shown = self.run("document.body.innerText")
+            assert time.monotonic() < until, f"never true: {script}\n{shown}"
             time.sleep(0.05)
         return value
 
     def open(self, url: str) -> None:
         """Go to a page and wait until it is loaded."""
         self.call("Page.navigate", url=url)
-        self.wait_for(f"location.href.startsWith({url!r}) && document.readyState == 'complete'")
-
-    def screenshot(self, file: Path) -> None:
-        """Write a picture of the whole page."""
-        taken = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        file.write_bytes(b64decode(taken["data"]))
+        here = f"location.href.startsWith({json.dumps(url)})"
+        self.wait_for(f"{here} && document.readyState === 'complete'")
 
 
 @contextmanager
-def browser(program: str) -> Iterator[Browser]:
-    """Run Chromium with a profile of its own; end it and remove the profile."""
-    profile = tempfile.mkdtemp(prefix="handstamp-chromium-")
-    command = [program, *_QUIET, f"--user-data-dir={profile}", "--remote-debugging-port=0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+def open_tab(program: str, profile: Path) -> Iterator[Tab]:
+    """Run Chromium with a new profile in the folder ``profile``; end it."""
+    command = [program, *_QUIET, f"--user-data-dir={profile}"]
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
     try:
-        yield Browser(_debugging_address(process))
+        port = _debugging_port(process, profile / "DevToolsActivePort")
+        new = f"http://127.0.0.1:{port}/json/new?about:blank"
+        url = httpx.put(new, trust_env=False).json()["webSocketDebuggerUrl"]
+        with connect(url, max_size=None, proxy=None) as connection:
+            yield Tab(connection)
     finally:
         process.terminate()
         process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
-        shutil.rmtree(profile, ignore_errors=True)
 
 
-class Browser:
-    """A running Chromium."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    @contextmanager
-    def tab(self) -> Iterator[Tab]:
-        """Open a tab; close it at the end."""
-        request = Request(f"http://{self._address}/json/new?about:blank", method="PUT")
-        with urlopen(request) as answer:
-            url = json.load(answer)["webSocketDebuggerUrl"]
-        with connect(url, max_size=None, proxy=None) as connection:
-            yield Tab(connection)
-
-
-def _debugging_address(process: subprocess.Popen[bytes]) -> str:
-    assert process.stderr is not None
-    for line in process.stderr:
-        _, found, address = line.decode().partition("DevTools listening on ws://")
-        if found:
-            return address.partition("/")[0]
-    raise AssertionError("Chromium ended before it listened")
+def _debugging_port(process: subprocess.Popen[bytes], file: Path) -> int:
+    until = time.monotonic() + 30
+    while not (file.exists() and file.read_text().count("\n")):
+        assert process.poll() is None, "Chromium ended by itself"
+        assert time.monotonic() < until, "Chromium does not listen"
+        time.sleep(0.05)
+    return int(file.read_text().splitlines()[0])

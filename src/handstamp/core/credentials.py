@@ -69,14 +69,13 @@ class CookieReader:
         """
         if len(header) > MOST_BYTES:
             return None
-        needle = self._needle
-        at = header.find(needle)
-        if at < 0 or header.find(needle, at + 1) >= 0:
+        parts = header.split(self._needle, 2)
+        if len(parts) != 2:
             return None
-        if at and header[at - 2 : at] != b"; ":
+        before, after = parts
+        if before and before[-2:] != b"; ":
             return None
-        end = header.find(b";", at)
-        return header[at + len(needle) : end if end >= 0 else None]
+        return after.partition(b";")[0]
 
     def read(self, headers: RawHeaders, *, bearer: bool = False) -> Credentials:
         """Everything in ``headers`` that claims to be a credential of ours.

@@ -55,8 +55,10 @@ class Activity:
         )
 
     def _keep(self, entry: Entry, touch: Touch) -> None:
+        key = entry.session.id, entry.digest
         with self._lock:
-            self._pending[entry.session.id, entry.digest] = touch
+            known = self._pending.pop(key, None)  # and to the end: the oldest go first
+            self._pending[key] = _newer(known, touch)
             self._shed()
 
     def _shed(self) -> None:
@@ -88,5 +90,14 @@ class Activity:
 
     def _put_back(self, batch: dict[Key, Touch]) -> None:
         with self._lock:
-            self._pending = {**batch, **self._pending}
+            for key, touch in self._pending.items():
+                batch[key] = _newer(batch.pop(key, None), touch)
+            self._pending = batch
             self._shed()
+
+
+def _newer(one: Touch | None, other: Touch) -> Touch:
+    """Whichever says more: a later time, or any time rather than "seen" alone."""
+    if one is None or one.at is None:
+        return other
+    return other if other.at is not None and other.at >= one.at else one

@@ -29,6 +29,7 @@ from typing import NewType
 from cachetools import LRUCache
 
 from handstamp.core.records import Session
+from handstamp.errors import ConfigError
 
 Ticket = NewType("Ticket", int)
 """The moment a read began, in invalidations."""
@@ -70,6 +71,8 @@ class Cache:
     """A bounded LRU of entries, indexed by session and by user, behind a fence."""
 
     def __init__(self, maxsize: int, *, marks: int = 4096) -> None:
+        if maxsize < 1:
+            raise ConfigError(f"cache_size must be at least 1, not {maxsize}")
         self._lock = Lock()
         self._live: dict[bytes, Entry] = {}
         self._order = _Order(maxsize, self._leave)
@@ -92,6 +95,11 @@ class Cache:
     def ticket(self) -> Ticket:
         """Take this before a query whose answer may be put (rule 3)."""
         return self._fence.ticket()
+
+    def admits(self, ticket: Ticket, session: Session) -> bool:
+        """Whether the session was not invalidated since this ticket was taken."""
+        with self._lock:
+            return self._fence.admits(ticket, session.id, session.user_id)
 
     def put(self, ticket: Ticket, entry: Entry) -> bool:
         """Store what a read found, unless it raced an invalidation; whether it did."""

@@ -49,7 +49,7 @@ class Connections:
         """This session is over."""
         watched = self._watched.pop(session_id, None)
         if watched is not None:
-            for closer in watched.closers:
+            for closer in tuple(watched.closers):
                 closer()
 
     def due(self, now: float, *, everyone: bool) -> list[str]:

@@ -147,10 +147,7 @@ class Refreshing:
 
     async def _find(self, token: RefreshToken) -> _Finding | None:
         ticket, before = self._cache.ticket(), self._clock()
-        if token.session_id is None:
-            record = await self._store.find_by_refresh(token.digest)
-        else:
-            record = await self._store.find_by_id(token.session_id)
+        record = await self._row(token)
         if record is None:
             return None
         read = Read(before, self._clock())
@@ -158,6 +155,18 @@ class Refreshing:
         successors = self._tokens.successors(token, record.id)
         verdict = judge_refresh(record, token.digest, successors, self._policy)
         return _Finding(token, record, verdict, read, ticket)
+
+    async def _row(self, token: RefreshToken) -> Record | None:
+        if token.session_id is not None:
+            return await self._store.find_by_id(token.session_id)
+        record = await self._store.find_by_refresh(token.digest)
+        if record is not None:
+            return record
+        # One from before handstamp names no session. Once it has rotated it is found by
+        # the session token it led to, whose text does not depend on the session's id.
+        successors = self._tokens.successors(token, "")
+        found = await self._store.find([pair.session_digest for pair in successors])
+        return found[0] if found else None
 
     async def _act(
         self, finding: _Finding, client: Client, passive: bool

@@ -7,6 +7,7 @@ and contained; it can neither undo the change nor break the request.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,9 @@ from handstamp.core.records import Client
 from handstamp.events import Event
 
 logger = logging.getLogger("handstamp")
+
+DRAIN_BUDGET = 2.0
+"""Seconds that subscribers may hold up a graceful stop."""
 
 E = TypeVar("E", bound=Event)
 Subscriber = Callable[[E], Awaitable[None] | None]
@@ -50,14 +54,21 @@ class Reports:
         except Exception:
             _complain(event)
             return
-        if answer is not None:
+        if inspect.isawaitable(answer):
             task = asyncio.ensure_future(_contained(answer, event))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def drain(self) -> None:
-        """Wait for subscribers that are still at work."""
-        await asyncio.gather(*self._tasks)
+        """Wait for subscribers that are still at work, but not for ever."""
+        loop = asyncio.get_running_loop()
+        working = [task for task in self._tasks if task.get_loop() is loop]
+        self._tasks.clear()
+        if not working:
+            return
+        _, late = await asyncio.wait(working, timeout=DRAIN_BUDGET)
+        for task in late:
+            task.cancel()
 
 
 async def _contained(answer: Awaitable[None], event: Event) -> None:

@@ -203,6 +203,9 @@ class Sessions:
                     exc.cause,
                     extra={"action": "flush_failed"},
                 )
+            except Exception:
+                # Without a flusher no activity would ever be written again.
+                logger.exception("a flush failed", extra={"action": "flush_failed"})
 
     def on(self, kind: type[E], subscriber: Subscriber[E]) -> None:
         """Call ``subscriber`` with every event of ``kind`` or a class below it.
@@ -320,9 +323,10 @@ class Sessions:
         await self.open()
         try:
             ended = await self.store.revoke(session_id, reason=reason, user_id=user_id)
-        except SessionsUnavailable:
-            # It may have been committed before the answer was lost. Ask the table again
-            # rather than believe the cache. (A stranger's id costs them a read.)
+        except BaseException:
+            # It may have been committed before the answer was lost, or before the caller
+            # was cancelled. Ask the table again rather than believe the cache. (A
+            # stranger's id costs them a read.)
             self._cache.forget_session(session_id)
             raise
         if ended is None:
@@ -386,6 +390,14 @@ class Sessions:
     def database_now(self) -> datetime:
         """The database's clock, as far as its last answer lets us know it."""
         return self._database_clock.now()
+
+    def ticket(self) -> Ticket:
+        """For middleware: take this before authenticating a connection that stays."""
+        return self._cache.ticket()
+
+    def stands(self, ticket: Ticket, session: Session) -> bool:
+        """Whether nothing ended ``session`` since the ticket; for middleware."""
+        return self._cache.admits(ticket, session)
 
     def stats(self) -> Stats:
         """Figures of this process, for metrics and health pages."""

@@ -18,7 +18,6 @@ from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Created, Ended
 from handstamp.stores.channel import Channel, Link
 
-
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 

@@ -313,7 +313,7 @@ class TableStore:
 
 def _record(row: asyncpg.Record) -> Record:
     values = dict(row)
-    for name in ("id", "user_id", "token_digest", "refresh_digest"):
+    for name in ("id", "user_id", "token_digest", "refresh_digest", "fingerprint"):
         if values[name] is not None:
             values[name] = str(values[name]).rstrip()  # character(n) comes padded
     values["address"] = _address(values["address"])

@@ -1,0 +1,131 @@
+"""An engine on a store in memory, with one clock for both and its events in a list."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from handstamp.config import Policy
+from handstamp.core.credentials import Credentials
+from handstamp.core.records import Client, Record, Session
+from handstamp.engine.answers import Answer, Authenticated, Issued
+from handstamp.engine.sessions import Sessions
+from handstamp.events import Event
+from handstamp.stores.memory import MemoryStore
+from tests.support.clock import FakeClock
+
+SECRET = "a secret of the tests, and of nothing else"  # noqa: S105
+ALICE = "alice"
+LAPTOP = Client(address="198.51.100.7", user_agent="Laptop", user_agent_hash="1" * 64)
+PHONE = Client(address="203.0.113.9", user_agent="Phone", user_agent_hash="2" * 64)
+
+E = TypeVar("E", bound=Event)
+
+
+class Engine:
+    """One process: ``sessions`` over ``store``, and what it published.
+
+    Another engine with the same ``clock`` and ``store`` is another process.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy | None = None,
+        clock: FakeClock | None = None,
+        store: MemoryStore | None = None,
+        **options: Any,
+    ) -> None:
+        self.clock = clock or FakeClock()
+        self.store = store or MemoryStore(self.clock.now)
+        if not {"secret", "secrets"} & set(options):
+            options["secret"] = SECRET
+        self.sessions = Sessions(self.store, policy=policy, clock=self.clock, **options)
+        self.events: list[Event] = []
+        self.sessions.on(Event, self.events.append)
+
+    @property
+    def policy(self) -> Policy:
+        return self.sessions.policy
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The published events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def row(self, session_id: str) -> Record:
+        """The row as it lies in the table."""
+        return self.store.rows[session_id]
+
+    async def login(self, user: str = ALICE, **options: Any) -> Issued:
+        """A new session, from the laptop, remembered."""
+        options = {"client": LAPTOP, "remember": True, **options}
+        return await self.sessions.create(user, **options)
+
+    async def ask(
+        self,
+        *issued: Issued,
+        client: Client = LAPTOP,
+        passive: bool = False,
+        session: bool = True,
+        refresh: bool = True,
+    ) -> Answer:
+        """Authenticate a request with the cookies of these sessions."""
+        credentials = shown(
+            [i.session_token for i in issued] if session else (),
+            [i.refresh_token for i in issued] if refresh else (),
+        )
+        return await self.sessions.authenticate(credentials, client, passive=passive)
+
+    async def expire(self) -> None:
+        """Let every session token run out, and no more."""
+        self.clock.advance(self.policy.session_ttl)
+
+    async def refreshed(self, issued: Issued, client: Client = LAPTOP) -> Issued:
+        """What a request gets whose session token is dead."""
+        return new_tokens(await self.ask(issued, session=False, client=client))
+
+
+def shown(session: Iterable[str] = (), refresh: Iterable[str] = ()) -> Credentials:
+    """What a request carries in its cookies."""
+    return Credentials(
+        session=tuple(text.encode() for text in session),
+        refresh=tuple(text.encode() for text in refresh),
+        sent=True,
+        ambient=True,
+    )
+
+
+def session_of(answer: Answer) -> Session:
+    """The session of an answer that has one."""
+    assert isinstance(answer, Authenticated), answer
+    return answer.session
+
+
+def new_tokens(answer: Answer) -> Issued:
+    """The tokens that come with an answer."""
+    assert isinstance(answer, Authenticated), answer
+    assert answer.issued is not None
+    return answer.issued
+
+
+def same_tokens(one: Issued, other: Issued) -> bool:
+    """Whether two answers carry the same pair."""
+    return (one.session_token, one.refresh_token) == (
+        other.session_token,
+        other.refresh_token,
+    )
+
+
+@asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[Engine]:
+    """An open engine, closed at the end."""
+    engine = Engine(**options)
+    async with engine.sessions:
+        yield engine
+
+
+def seconds(number: float) -> timedelta:
+    """A duration, shorter to read."""
+    return timedelta(seconds=number)
