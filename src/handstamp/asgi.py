@@ -292,7 +292,7 @@ class SessionAuthMiddleware:
             await self._serve(handle, scope, receive, send)
             return
         guard = SocketGuard(receive, send)
-        connections.add(session.id, guard.end)
+        connections.add(session, guard.end)
         if not sessions.stands(ticket, session):
             guard.end()  # it ended after the read and before anybody knew of the socket
         try:

@@ -54,6 +54,11 @@ class Policy:
     """How often the collected activity is written, and the most a crash loses."""
     max_staleness: timedelta = timedelta(seconds=5)
     """Longest time a cached session is believed without proof."""
+    time_budget: timedelta = timedelta(seconds=1)
+    """The most that authentication adds to a request when the database is silent."""
+    stale_while_down: timedelta = timedelta(0)
+    """How much longer than ``max_staleness`` cached sessions are believed while the
+    database gives no answer. Revocations are not heard meanwhile, so: zero."""
     retention: timedelta = timedelta(days=30)
     """How long ``prune`` keeps a row after the session died, for your audit."""
     max_sessions: int | None = None
@@ -147,7 +152,7 @@ def _check_duration(name: str, value: object, annotation: str) -> None:
         return
     if not isinstance(value, timedelta):
         raise ConfigError(f"{name} must be a timedelta, not {value!r}")
-    if value <= _ZERO:
+    if value < _ZERO or (value == _ZERO and name != "stale_while_down"):
         raise ConfigError(f"{name} must be longer than zero, not {value}")
     if value > _LONGEST:
         # Counted from a date it would leave the calendar, and raise at a request.

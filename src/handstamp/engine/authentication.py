@@ -1,29 +1,35 @@
 """Who makes this request: the hit, the miss, and what several cookies mean.
 
-A hit is a plain function call without I/O and without a lock. A miss asks the table once
-for all session tokens of the request, after the gate has thrown out what we never made.
+A hit is a plain function call without I/O and without a lock: an entry is believed until
+its own limits, as long as the bus vouches for it or it was read within ``max_staleness``.
+A miss asks the table once for all session tokens of the request, together with whoever else
+misses at that moment, after the gate has thrown out what we never made.
 The session token decides identity; a refresh token is looked at only when no session
 token is alive, and never merges two sessions.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from hashlib import sha256
 
+from handstamp.clock import Clock
 from handstamp.config import Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, Reason, Unknown
-from handstamp.core.records import Client, Record, masked
+from handstamp.core.records import Client, Record, Session, masked
 from handstamp.core.tokens import Tokens
 from handstamp.engine.activity import Activity
 from handstamp.engine.answers import Answer, Authenticated
+from handstamp.engine.bus import Bus
 from handstamp.engine.cache import RECENCY, Cache, Entry
-from handstamp.clock import Clock
 from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.entries import Read, make_entry
+from handstamp.engine.lookup import Lookup
 from handstamp.engine.refreshing import Refreshing
 from handstamp.engine.reporting import Reports
+from handstamp.engine.strangers import Strangers
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
 from handstamp.stores.base import Store
@@ -44,8 +50,13 @@ class Authentication:
         clock: Clock,
         database_clock: DatabaseClock,
         refreshing: Refreshing,
+        bus: Bus,
     ) -> None:
-        self._store = store
+        self._lookup = Lookup(store)
+        self._bus = bus
+        self._strangers = Strangers()
+        self._budget = policy.time_budget.total_seconds()
+        self._stale = policy.stale_while_down.total_seconds()
         self._tokens = tokens
         self._policy = policy
         self._cache = cache
@@ -68,6 +79,8 @@ class Authentication:
         now = self._clock()
         if now >= entry.deadline:
             return None
+        if now >= entry.confirmed and now >= self._bus.trusted_until:
+            return None
         self.hits += 1
         if passive:
             self._pass(entry, now)
@@ -89,17 +102,39 @@ class Authentication:
         """Whose request this is. Never raises for want of a database: that is
         :class:`Unknown`."""
         try:
-            answer = await self._by_session(credentials.session, client, passive)
-            if not isinstance(answer, Invalid) or answer.reason is Reason.CONFLICT:
-                return answer
-            self._notice_swap(credentials)
-            if not credentials.refresh:
-                return answer
-            return await self._refreshing.refresh(
-                credentials.refresh, client, passive=passive
-            )
+            async with asyncio.timeout(self._budget):
+                return await self._ask(credentials, client, passive)
+        except TimeoutError:
+            cause = "the time budget is spent"
         except SessionsUnavailable as exc:
-            return Unknown(exc.cause)
+            cause = exc.cause
+        session = self._still_believed(credentials.session)
+        return Unknown(cause) if session is None else Authenticated(session=session)
+
+    async def _ask(
+        self, credentials: Credentials, client: Client, passive: bool
+    ) -> Authenticated | Invalid:
+        answer = await self._by_session(credentials.session, client, passive)
+        if not isinstance(answer, Invalid) or answer.reason is Reason.CONFLICT:
+            return answer
+        self._notice_swap(credentials)
+        if not credentials.refresh:
+            return answer
+        return await self._refreshing.refresh(credentials.refresh, client, passive=passive)
+
+    def _still_believed(self, texts: Sequence[bytes]) -> Session | None:
+        """During an outage: what data inside the staleness bound says, and within
+        ``stale_while_down`` of it. It may allow; it never denies."""
+        now = self._clock()
+        found: dict[str, Session] = {}
+        for text in texts:
+            entry = self._get(sha256(text).digest())
+            if entry is None or now >= entry.deadline:
+                continue
+            bound = max(entry.confirmed, self._bus.proven_until)
+            if now < bound + self._stale:
+                found[entry.session.id] = entry.session
+        return next(iter(found.values())) if len(found) == 1 else None
 
     async def _by_session(
         self, texts: Sequence[bytes], client: Client, passive: bool
@@ -140,13 +175,19 @@ class Authentication:
         self, texts: Sequence[bytes], client: Client, passive: bool
     ) -> list[Entry | Invalid]:
         self.misses += 1
-        digests = [sha256(text).digest() for text in texts]
-        keys = {key.hex(): key for key in digests}
         ticket, before = self._cache.ticket(), self._clock()
-        records = await self._store.find(list(keys))
+        digests = [sha256(text).digest() for text in texts]
+        keys = {k.hex(): k for k in digests if not self._strangers.knows(k, before)}
+        if not keys:
+            return []
+        records = await self._lookup.find(list(keys))
         read = Read(before, self._clock())
         if records:
             self._database_clock.saw(records[0].read_at, read.after)
+        known_digests = {record.token_digest for record in records}
+        for text, key in keys.items():
+            if text not in known_digests:
+                self._strangers.meet(key, read.after)
         answers: list[Entry | Invalid] = []
         for record in records:
             # A row nobody asked for means that answers got mixed up below us.

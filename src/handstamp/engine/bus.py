@@ -75,6 +75,8 @@ class Bus:
         self.covers_foreign_writers = False
         self.trusted_until = NEVER
         """Until when, on the engine's clock, an entry needs no reading again."""
+        self.proven_until = NEVER
+        """The same, as it was last proven: the bound that holds through a silence."""
 
     def start(self) -> None:
         """Begin listening in the background; a database that is down is no error."""
@@ -104,7 +106,7 @@ class Bus:
                 proven = False
                 self._complain(f"not listening: {exc.cause}")
             pause = 0.05 if proven else min(2 * pause, LONGEST_PAUSE)
-            await asyncio.sleep(uniform(pause / 2, pause))
+            await asyncio.sleep(uniform(pause / 2, pause))  # noqa: S311 - jitter
 
     async def _listen_once(self, channel: Channel) -> bool:
         """Listen until the connection is lost; whether anything was ever proven."""
@@ -147,7 +149,8 @@ class Bus:
                 self._complain("the listening connection does not answer")
                 return
             self.hearing = Hearing.LISTENING
-            self.trusted_until = start + self._max_staleness
+            if self.covers_foreign_writers:
+                self.trusted_until = self.proven_until = start + self._max_staleness
             await self._wait(lost, self._heartbeat)
 
     def _on_payload(self, payload: str) -> None:

@@ -44,9 +44,10 @@ class Entry:
     """A session that was judged valid, and until when that may be believed.
 
     Times are readings of the engine's clock, in seconds. ``hard`` is the end that
-    nothing moves, ``deadline`` the nearest of all. ``touched`` is when its activity was
-    last noted, ``used`` when it was last active; ``seen`` says whether its token is known
-    to have been presented since it was made. ``read_at`` is the database's clock when
+    nothing moves, ``deadline`` the nearest of all limits. Until ``confirmed`` the entry may
+    be believed by its own age alone, whatever the bus has proven. ``touched`` is when its
+    activity was last noted, ``used`` when it was last active; ``seen`` says whether its
+    token is known to have been presented since it was made. ``read_at`` is the database's clock when
     ours showed ``read`` at the latest.
     """
 
@@ -55,6 +56,7 @@ class Entry:
     session: Session
     hard: float
     deadline: float
+    confirmed: float
     read: float
     read_at: datetime
     touched: float

@@ -42,7 +42,8 @@ def make_entry(
         digest=record.token_digest,
         session=Session.of(record),
         hard=hard,
-        deadline=_deadline(verdict, policy, read.before, hard),
+        deadline=_deadline(verdict, read.before, hard),
+        confirmed=read.before + policy.max_staleness.total_seconds(),
         read=read.after,
         read_at=record.read_at,
         touched=_touched(record, policy, read.after),
@@ -56,11 +57,10 @@ def make_entry(
     return entry
 
 
-def _deadline(verdict: Valid, policy: Policy, before: float, hard: float) -> float:
-    deadline = min(hard, before + policy.max_staleness.total_seconds())
+def _deadline(verdict: Valid, before: float, hard: float) -> float:
     if verdict.idle_remaining is None:
-        return deadline
-    return min(deadline, before + verdict.idle_remaining.total_seconds())
+        return hard
+    return min(hard, before + verdict.idle_remaining.total_seconds())
 
 
 def _touched(record: Record, policy: Policy, after: float) -> float:

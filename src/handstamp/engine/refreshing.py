@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from handstamp.clock import Clock
 from handstamp.config import Policy
 from handstamp.core.lifetime import Invalid, Reason
 from handstamp.core.records import Client, Record, Session, Successor
@@ -26,7 +27,6 @@ from handstamp.core.rotation import (
 from handstamp.core.tokens import RefreshToken, TokenPair, Tokens, digest
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.engine.cache import Cache, Ticket
-from handstamp.clock import Clock
 from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.entries import Read, make_entry, outlived, refresh_key
 from handstamp.engine.reporting import Reports
@@ -110,7 +110,8 @@ class Refreshing:
 
     def _known(self, token: RefreshToken) -> Session | None:
         entry = self._cache.get(refresh_key(digest(token.text)))
-        if entry is None or self._clock() >= entry.deadline:
+        now = self._clock()
+        if entry is None or now >= entry.deadline or now >= entry.confirmed:
             return None
         return entry.session
 

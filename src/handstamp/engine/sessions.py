@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 from ulid import ULID
 
+from handstamp.clock import Clock, uptime
 from handstamp.config import Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, judge_family
@@ -28,14 +29,16 @@ from handstamp.engine import janitor
 from handstamp.engine.activity import Activity
 from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.engine.authentication import Authentication
+from handstamp.engine.background import Background
+from handstamp.engine.bus import Bus, Hearing
 from handstamp.engine.cache import Cache, Ticket
-from handstamp.clock import Clock, uptime
-from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.connections import Connections
+from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.refreshing import Refreshing
 from handstamp.engine.reporting import Reports, Subscriber
-from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
+from handstamp.engine.watch import Watch
+from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
 from handstamp.stores.base import Ended, Store
 from handstamp.stores.shapes import ULID_HASHED, TableShape
@@ -46,8 +49,6 @@ logger = logging.getLogger("handstamp")
 E = TypeVar("E", bound=Event)
 _ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _NOBODY = Client()
-_FLUSH_BUDGET = 2.0
-"""Seconds that a graceful stop may spend on the last flush."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,8 @@ class Stats:
     dropped_touches: int
     flushes: int
     open_connections: int
+    bus: Hearing
+    foreign_writers_heard: bool
     events: Mapping[str, int]
 
 
@@ -71,7 +74,9 @@ class Sessions:
 
     ``database`` is a PostgreSQL URI or a :class:`Store`. ``secret`` is at least 32 bytes
     of text; ``secrets`` is a list of them, oldest first, for changing it. ``cache_size``
-    is a number of sessions. ``connect`` goes to asyncpg as it is. ``clock``, ``entropy``
+    is a number of sessions. ``connect`` goes to asyncpg as it is.
+    ``listen_dsn`` is an address of the server itself, if ``database`` leads to a pooler in
+    transaction mode, through which no notification comes. ``clock``, ``entropy``
     and ``new_id`` are there for tests.
 
     Use as an async context manager, or call :meth:`open` and :meth:`close`; the
@@ -89,13 +94,21 @@ class Sessions:
         cache_size: int = 100_000,
         pool_size: int = 10,
         connect: Mapping[str, Any] | None = None,
+        listen_dsn: str | None = None,
         clock: Clock = uptime,
         entropy: Callable[[int], bytes] = os.urandom,
         new_id: Callable[[], str] = lambda: str(ULID()),
     ) -> None:
         self.policy = policy or Policy()
         self.store: Store = (
-            TableStore(database, shape=shape, pool_size=pool_size, connect=connect)
+            TableStore(
+                database,
+                shape=shape,
+                pool_size=pool_size,
+                budget=self.policy.time_budget,
+                connect=connect,
+                listen_dsn=listen_dsn,
+            )
             if isinstance(database, str)
             else database
         )
@@ -108,8 +121,28 @@ class Sessions:
         self._activity = Activity()
         self._reports = Reports()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._flusher: asyncio.Task[None] | None = None
         self._database_clock = DatabaseClock(clock)
+        self._watch = Watch(
+            store=self.store,
+            policy=self.policy,
+            cache=self._cache,
+            connections=self.connections,
+            clock=clock,
+        )
+        self._bus = Bus(
+            self.store.channel,
+            heard=self._watch.heard,
+            reset=self._watch.reset,
+            max_staleness=self.policy.max_staleness.total_seconds(),
+            clock=clock,
+        )
+        self._background = Background(
+            store=self.store,
+            policy=self.policy,
+            activity=self._activity,
+            bus=self._bus,
+            watch=self._watch,
+        )
         self._refreshing = Refreshing(
             store=self.store,
             tokens=self._tokens,
@@ -130,6 +163,7 @@ class Sessions:
             clock=clock,
             database_clock=self._database_clock,
             refreshing=self._refreshing,
+            bus=self._bus,
         )
         self.hit = self._authentication.hit
         """The cached entry of a session token, or None: a plain call without I/O."""
@@ -164,7 +198,7 @@ class Sessions:
             )
         self._loop = loop
         await self.store.open()
-        self._flusher = asyncio.create_task(self._keep_flushing())
+        self._background.start()
 
     async def close(self) -> None:
         """Write what is pending, end the background work, let go of the database.
@@ -175,37 +209,9 @@ class Sessions:
         if self._loop is not asyncio.get_running_loop():
             return
         self._loop = None
-        if self._flusher is not None:
-            self._flusher.cancel()
-            await asyncio.wait([self._flusher])
-        await self._flush_at_last()
+        await self._background.stop()
         await self._reports.drain()
         await self.store.close()
-
-    async def _flush_at_last(self) -> None:
-        try:
-            async with asyncio.timeout(_FLUSH_BUDGET):
-                await self.flush()
-        except (SessionsUnavailable, TimeoutError):
-            lost = len(self._activity)
-            logger.warning(
-                "%d touches could not be written", lost, extra={"action": "touches_lost"}
-            )
-
-    async def _keep_flushing(self) -> None:
-        while True:
-            await asyncio.sleep(self.policy.flush_every.total_seconds())
-            try:
-                await self.flush()
-            except SessionsUnavailable as exc:
-                logger.warning(
-                    "activity kept for the next flush: %s",
-                    exc.cause,
-                    extra={"action": "flush_failed"},
-                )
-            except Exception:
-                # Without a flusher no activity would ever be written again.
-                logger.exception("a flush failed", extra={"action": "flush_failed"})
 
     def on(self, kind: type[E], subscriber: Subscriber[E]) -> None:
         """Call ``subscriber`` with every event of ``kind`` or a class below it.
@@ -412,6 +418,8 @@ class Sessions:
             dropped_touches=activity.dropped,
             flushes=activity.flushes,
             open_connections=len(self.connections),
+            bus=self._bus.hearing,
+            foreign_writers_heard=self._bus.covers_foreign_writers,
             events=dict(self._reports.counts),
         )
 

@@ -1,58 +1,61 @@
 """The circuit breaker: a database that does not answer costs one request its budget, and
 the following ones nothing.
 
-Closed, everybody asks. After a fault nobody asks for a moment, and everybody is told at
-once that there is no answer. Then one asks, as a probe, while the others are still told:
-its answer closes the breaker, its fault opens it again, for longer each time.
+Closed, everybody asks. After a fault it is open: everybody is told at once that there is no
+answer, until a probe, which belongs to no request, has had one.
 """
 
 from __future__ import annotations
 
-from handstamp.errors import SessionsUnavailable
-from handstamp.clock import Clock
+import asyncio
+from collections.abc import Awaitable, Callable
 
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 1.0
+from handstamp.errors import SessionsUnavailable
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 0.5
 
 
 class Breaker:
-    """Knows whether asking makes sense. Times are seconds on ``clock``."""
+    """Knows whether asking makes sense. ``probe`` asks and raises
+    :class:`SessionsUnavailable` without an answer. Belongs to one event loop."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._pause = FIRST_PAUSE
-        self._open_until: float | None = None
-        self._probing_until = float("-inf")
+    def __init__(self, probe: Callable[[], Awaitable[object]]) -> None:
+        self._probe = probe
+        self._probing: asyncio.Task[None] | None = None
         self.trips = 0
 
     @property
     def is_open(self) -> bool:
-        """Whether requests are told "no answer" without being asked."""
-        return self._open_until is not None
+        """Whether everybody is told "no answer" without being asked."""
+        return self._probing is not None
 
-    def admit(self, *, budget: float) -> None:
-        """Let one question pass, or raise :class:`SessionsUnavailable` at once.
-
-        ``budget`` is how long a probe may stay away before another one is sent; one
-        whose asker was cancelled never reports.
-        """
-        if self._open_until is None:
-            return
-        now = self._clock()
-        if now < self._open_until or now < self._probing_until:
+    def admit(self) -> None:
+        """Let one question pass, or raise :class:`SessionsUnavailable` at once."""
+        if self._probing is not None:
             raise SessionsUnavailable("the database did not answer a moment ago")
-        self._probing_until = now + budget
 
-    def answered(self) -> None:
-        """There was an answer: everybody may ask again."""
-        self._open_until = None
-        self._pause = FIRST_PAUSE
-        self._probing_until = float("-inf")
-
-    def failed(self) -> None:
-        """There was none: nobody asks for a while."""
-        if self._open_until is None:
+    def trip(self) -> None:
+        """There was no answer: nobody asks until a probe has had one."""
+        if self._probing is None:
             self.trips += 1
-        self._open_until = self._clock() + self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        self._probing_until = float("-inf")
+            self._probing = asyncio.get_running_loop().create_task(self._keep_probing())
+
+    async def _keep_probing(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                await self._probe()
+            except SessionsUnavailable:
+                continue
+            self._probing = None
+            return
+
+    async def close(self) -> None:
+        """Probe no more."""
+        probing, self._probing = self._probing, None
+        if probing is not None and probing.get_loop() is asyncio.get_running_loop():
+            probing.cancel()
+            await asyncio.wait([probing])

@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from handstamp.clock import Clock, uptime
 from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.stores.breaker import Breaker
 from handstamp.stores.lanes import Connection, Lanes
@@ -53,7 +52,6 @@ class Database:
         width: int,
         budget: timedelta,
         connect: Mapping[str, Any] | None = None,
-        clock: Clock = uptime,
     ) -> None:
         self._dsn = checked(dsn)
         self._width = width
@@ -62,7 +60,7 @@ class Database:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reads: Lanes | None = None
         self._writes: Lanes | None = None
-        self.breaker = Breaker(clock)
+        self.breaker = Breaker(self._probe)
         self.queries = 0
 
     def open(self) -> None:
@@ -71,6 +69,7 @@ class Database:
         if self._loop is loop:
             return
         self._loop = loop
+        self.breaker = Breaker(self._probe)
         self._reads = Lanes(self.connect, READ_LANES)
         self._writes = Lanes(self.connect, self._width)
 
@@ -80,6 +79,7 @@ class Database:
         if self._loop is not asyncio.get_running_loop():
             return
         self._loop = None
+        await self.breaker.close()
         for some in lanes:
             if some is not None:
                 await some.close()
@@ -87,6 +87,18 @@ class Database:
     async def connect(self) -> Connection:
         """A connection of one's own."""
         return await asyncpg.connect(self._dsn, **self._options)
+
+    async def _probe(self) -> None:
+        """One round trip on a connection of its own, past the breaker."""
+        try:
+            async with asyncio.timeout(self._budget):
+                connection = await self.connect()
+                try:
+                    await connection.fetchval("select 1")
+                finally:
+                    connection.terminate()
+        except (*_ABSENT, asyncpg.PostgresError) as exc:
+            raise SessionsUnavailable(type(exc).__name__) from exc
 
     async def look_up(self, sql: str, *values: object) -> list[asyncpg.Record]:
         """Rows for a look-up: its own lanes, asked twice if the connection was lost."""
@@ -129,19 +141,18 @@ class Database:
     @asynccontextmanager
     async def _asking(self, *, trips: bool) -> AsyncIterator[None]:
         """Within the budget, past the breaker, and telling it how it went."""
-        self.breaker.admit(budget=self._budget)
+        self.breaker.admit()
         try:
             async with asyncio.timeout(self._budget):
                 yield
         except _ABSENT as exc:
             if trips or not isinstance(exc, TimeoutError):
-                self.breaker.failed()
+                self.breaker.trip()
             raise SessionsUnavailable(type(exc).__name__) from exc
         except _QUOTING as exc:
             raise SessionsUnavailable(type(exc).__name__) from None
         except asyncpg.PostgresError as exc:
             raise SessionsUnavailable(type(exc).__name__) from exc
-        self.breaker.answered()
 
 
 def checked(dsn: str) -> str:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import asyncpg
 
 from handstamp.errors import HandstampError
 
-if TYPE_CHECKING:
-    Connection = asyncpg.Connection[asyncpg.Record] | Any
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | Any"
 
 
 class Lanes:

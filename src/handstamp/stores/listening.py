@@ -16,7 +16,12 @@ SPEAK = "select pg_notify($1, $2)"
 QUEUE_USAGE = "select pg_notification_queue_usage()"
 QUIETLY = "select set_config('handstamp.quietly', 'on', true)"
 """Within a transaction: whoever sets this says what is to be said, the trigger nothing."""
-_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+_FAULTS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
 
 
 class PostgresChannel:

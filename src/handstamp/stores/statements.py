@@ -69,7 +69,10 @@ class Statements:
         self.live = self._live()
         self.rotate = self._rotate()
         self.redate = self._redate()
-        said = "case when $3::boolean then pg_notify('handstamp', 's:' || rtrim({id}::text)) end"
+        said = (
+            "case when $3::boolean then"
+            " pg_notify('handstamp', 's:' || rtrim({id}::text)) end"
+        )
         self.revoke = self._revoke(f"s.{self._name['id']} = any({self._ids(1)})", said)
         self.revoke_own = self._revoke(
             f"s.{self._name['id']} = {self._id(1)}"
@@ -198,7 +201,9 @@ class Statements:
         )
 
     def _revoke(self, where: str, said: str | None = None) -> str:
-        returned = "{id} as id, {user_id} as user_id" + (f", {said} as said" if said else "")
+        returned = "{id} as id, {user_id} as user_id" + (
+            f", {said} as said" if said else ""
+        )
         return (
             self._fill(
                 "with locked as (select {id} as id from {sessions} s where {is_active} and "

@@ -43,7 +43,8 @@ def shapes() -> list[str]:
 def statements(shape: str, *, trigger: bool = False) -> list[Statement]:
     """Read the statements that make the tables of `shape`, in their order.
 
-    With `trigger` follow those that make every writer notify. Raises `ValueError` when there is no such shape.
+    With `trigger` follow those that make every writer notify. Raises `ValueError` when
+    there is no such shape.
     """
     if shape not in shapes():
         raise ValueError(f"no table shape {shape!r}, only {', '.join(shapes())}")
@@ -64,7 +65,9 @@ def script(shape: str, *, trigger: bool = False) -> str:
 
     Raises `ValueError` when there is no such shape.
     """
-    return "\n".join(f"-- {step}\n{step.sql};\n" for step in statements(shape, trigger=trigger))
+    return "\n".join(
+        f"-- {step}\n{step.sql};\n" for step in statements(shape, trigger=trigger)
+    )
 
 
 def _statement(head: re.Match[str], body: str) -> Statement:
