@@ -283,6 +283,7 @@ def test_it_ends_on_a_signal_and_leaves_nothing_running(
     with running(cache, **FAST) as demo:
         demo.sign_in()
         assert running_pid(data) is not None
+        demo.process.send_signal(number)  # and the impatient send it twice
         said = demo.stop(number)
         assert demo.process.returncode == 0
         assert running_pid(data) is None
@@ -402,4 +403,11 @@ def test_the_page_works_in_a_browser(cache: Path, dsn: str, tmp_path: Path) -> N
         robbed = shown("#sign-in")
         tab.wait_for(f"({click('#ask')}, {click('#steal')}, {robbed})")
         tab.wait_for(text("#message") + ".includes('Replay detected')")
+        tab.run(click("#sign-in button"))
+        tab.wait_for(text("#socket") + ".includes('open')")
+
+        demo.stop()  # with a WebSocket open
+        tab.wait_for(text("#message") + ".includes('does not answer')")
         assert tab.complaints == []
+        assert demo.process.returncode == 0
+        assert "Traceback" not in demo.complained()

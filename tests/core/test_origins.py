@@ -119,10 +119,25 @@ def test_a_trusted_origin_is_kept_as_browsers_send_it(text: str, origin: bytes) 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "null", "*", "app.example", "//app.example", "https://", "ftp://app.example"]
-    + ["https://app.example/path", "https://app.example?x", "https://app.example#x"]
-    + ["https://user@app.example", "https://app.example:abc", "https://[::1", "https://*"]
-    + ["https://münchen.example", "https://app.example\n", "https://app.example//"],
+    [
+        "",
+        "null",
+        "*",
+        "app.example",
+        "//app.example",
+        "https://",
+        "ftp://app.example",
+        "https://app.example/path",
+        "https://app.example?x",
+        "https://app.example#x",
+        "https://user@app.example",
+        "https://app.example:abc",
+        "https://[::1",
+        "https://*",
+        "https://münchen.example",
+        "https://app.example\n",
+        "https://app.example//",
+    ],
 )
 def test_what_is_no_origin_is_refused(text: str) -> None:
     """A setting that could never match, or could match too much, is no setting."""

@@ -9,6 +9,7 @@ from base64 import urlsafe_b64decode
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from itsdangerous import Signer
 
 from handstamp.core.tokens import ENTROPY, RefreshToken, TokenPair, Tokens, digest
 from handstamp.errors import ConfigError
@@ -152,6 +153,21 @@ def test_c28_no_token_passes_for_the_other() -> None:
     assert TOKENS.read_refresh(SESSION) is None
     value = REFRESH.rpartition(b".")[0].rpartition(b".")[2]
     assert not TOKENS.is_session(value + b"." + REFRESH.rpartition(b".")[2])
+
+
+@pytest.mark.parametrize("purpose", ["session", "refresh"])
+def test_c28_each_purpose_has_a_key_of_its_own(purpose: str) -> None:
+    """A signature counts for the one purpose it was made for, and stays good for ever."""
+    signer = Signer(
+        OLD_KEY,
+        salt=f"handstamp.{purpose}",
+        key_derivation="hmac",
+        digest_method=hashlib.sha256,
+    )
+    session = signer.sign(SESSION.rpartition(b".")[0])
+    refresh = signer.sign(REFRESH.rpartition(b".")[0])
+    assert (purpose == "session") == TOKENS.is_session(session)
+    assert (purpose == "refresh") == (TOKENS.read_refresh(refresh) is not None)
 
 
 def test_a_session_id_outside_the_alphabet_is_refused_at_the_gate() -> None:

@@ -491,9 +491,7 @@ class RotationMachine(RuleBasedStateMachine):
             return Outcome(ok=False) if issued is None else _issued(issued)
 
         outcome = self._same(exchange)
-        self._judge_refresh(
-            family, pair, process, browser.number, False, outcome, replays
-        )
+        self._judge_refresh(family, pair, process, browser.number, False, outcome, replays)
         if not outcome.ok and family.honest:
             assert not family.stands(self.now), "an honest program was refused"
         self._look()
@@ -505,9 +503,7 @@ class RotationMachine(RuleBasedStateMachine):
         """A slow response arrives; the cookies are on it unless it started too late."""
         browser = data.draw(st.sampled_from([b for b in self.browsers if b.coming]))
         assert browser.coming
-        pair, until = browser.coming.pop(
-            data.draw(st.integers(0, len(browser.coming) - 1))
-        )
+        pair, until = browser.coming.pop(data.draw(st.integers(0, len(browser.coming) - 1)))
         if self.clock() <= until:
             browser.jar = pair
 
@@ -619,9 +615,7 @@ class RotationMachine(RuleBasedStateMachine):
         way=st.sampled_from(["signature", "mutated", "wrong key", "other session"]),
         passive=seldom,
     )
-    def forge(
-        self, data: st.DataObject, process: int, way: str, passive: bool
-    ) -> None:
+    def forge(self, data: st.DataObject, process: int, way: str, passive: bool) -> None:
         """Somebody makes tokens up: no query, no write, whatever the session."""
         family = data.draw(st.sampled_from(list(self.families.values())))
         position = data.draw(st.integers(0, 42))
@@ -651,9 +645,7 @@ class RotationMachine(RuleBasedStateMachine):
         how=st.sampled_from(["revoke", "revoke_user", "logout", "disable", "own"]),
         really=seldom,
     )
-    def end(
-        self, data: st.DataObject, process: int, how: str, really: bool
-    ) -> None:
+    def end(self, data: st.DataObject, process: int, how: str, really: bool) -> None:
         """Somebody ends a session; not too often, for dead sessions teach little."""
         if not really:
             return
@@ -724,9 +716,7 @@ class RotationMachine(RuleBasedStateMachine):
 
     @precondition(_has_jar)
     @rule(data=st.data(), pauses=turns, early=st.booleans())
-    def race_refreshes(
-        self, data: st.DataObject, pauses: list[int], early: bool
-    ) -> None:
+    def race_refreshes(self, data: st.DataObject, pauses: list[int], early: bool) -> None:
         """Every process refreshes the same token at once: one rotation, one successor."""
         browser = data.draw(st.sampled_from(self._jars()))
         pair = browser.jar

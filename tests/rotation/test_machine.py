@@ -16,7 +16,7 @@ from tests.rotation.worlds import MemoryBase, PostgresBase
 
 NIGHTLY = os.environ.get("HANDSTAMP_HYPOTHESIS") == "nightly"
 SETTINGS = settings(
-    max_examples=2_000 if NIGHTLY else 80,
+    max_examples=20_000 if NIGHTLY else 800,
     stateful_step_count=60 if NIGHTLY else 40,
     derandomize=not NIGHTLY,
     database=None,

@@ -200,13 +200,12 @@ class Authentication:
             if isinstance(answer, Invalid):
                 self._cache.drop(asked)
                 continue
-            self._admit(answer, record, client, passive, known is None)
+            self._admit(answer, passive)
+            self._compare(answer, known, record, client)
             self._cache.put(ticket, answer)
         return answers
 
-    def _admit(
-        self, entry: Entry, record: Record, client: Client, passive: bool, new: bool
-    ) -> None:
+    def _admit(self, entry: Entry, passive: bool) -> None:
         now = self._clock()
         if passive:
             self._pass(entry, now)
@@ -214,10 +213,14 @@ class Authentication:
             if now - entry.touched >= self._interval or not entry.seen:
                 self._activity.notice(entry, now)
             entry.used = now
-        if new:
-            self._compare(record, client)
 
-    def _compare(self, record: Record, client: Client) -> None:
+    def _compare(
+        self, entry: Entry, known: Entry | None, record: Record, client: Client
+    ) -> None:
+        """Report another network or browser than the sign-in's, once for each."""
+        entry.origin = masked(client.address), client.user_agent_hash
+        if known is not None and known.origin == entry.origin:
+            return
         was = record.client
         moved = was.address is not None and masked(was.address) != masked(client.address)
         other = was.user_agent_hash != client.user_agent_hash

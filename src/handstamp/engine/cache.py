@@ -47,7 +47,9 @@ class Entry:
     nothing moves, ``deadline`` the nearest of all limits. Until ``confirmed`` the entry may
     be believed by its own age alone, whatever the bus has proven. ``touched`` is when its
     activity was last noted, ``used`` when it was last active; ``seen`` says whether its
-    token is known to have been presented since it was made. ``read_at`` is the database's clock when
+    token is known to have been presented since it was made; ``origin`` is the network and
+    the browser of the last request that was compared with the sign-in. ``read_at`` is the
+    database's clock when
     ours showed ``read`` at the latest.
     """
 
@@ -63,6 +65,7 @@ class Entry:
     used: float
     seen: bool
     ordered: float = NEVER
+    origin: tuple[str, str] | None = field(default=None, repr=False)
 
     def database_time(self, now: float) -> datetime:
         """The database's clock at ``now``: never ahead of it, at most a read behind."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import typer
 import uvicorn
@@ -32,11 +32,11 @@ def serve(example: ModuleType, address: Address) -> None:
         timeout_graceful_shutdown=_LAST_REQUESTS,
     )
     welcome = _welcome(address, example.sessions.policy)
-    _Announced(config, welcome).run(sockets=[address.socket])
+    _Server(config, welcome).run(sockets=[address.socket])
 
 
-class _Announced(uvicorn.Server):
-    """Says where it is as soon as it answers, and not before."""
+class _Server(uvicorn.Server):
+    """Says where it is as soon as it answers, and ends in order however often asked."""
 
     def __init__(self, config: uvicorn.Config, welcome: str) -> None:
         super().__init__(config)
@@ -46,6 +46,11 @@ class _Announced(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             typer.echo(self._welcome)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Cut short by a second Ctrl-C, it would leave activity unwritten.
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
 
 
 def _log_events() -> None:

@@ -1,0 +1,48 @@
+"""Open connections, by session: each closer is called once, or never."""
+
+from __future__ import annotations
+
+from handstamp.engine.connections import Connections
+
+
+def test_a_session_that_ends_closes_its_connections() -> None:
+    """All of its own, once, and nobody else's."""
+    connections, closed = Connections(), []
+    one, two, other = (lambda name=n: closed.append(name) for n in ("one", "two", "other"))
+    for session_id, closer in (("s", one), ("s", two), ("t", other)):
+        connections.add(session_id, closer)
+    connections.close("s")
+    connections.close("s")
+    assert sorted(closed) == ["one", "two"]
+    assert len(connections) == 1
+
+
+def test_a_connection_that_left_is_not_closed() -> None:
+    """And leaves nothing behind, however often it leaves."""
+    connections, closed = Connections(), []
+    closer = lambda: closed.append(1)  # noqa: E731
+    connections.add("s", closer)
+    for _ in range(2):
+        connections.remove("s", closer)
+    connections.close("s")
+    assert closed == []
+    assert connections._closers == {}
+
+
+def test_a_closer_may_leave_while_it_is_called() -> None:
+    """A connection that goes away at once disturbs none of the others."""
+    connections, closed = Connections(), []
+
+    def make(name: int) -> object:
+        def closer() -> None:
+            closed.append(name)
+            for other in closers:
+                connections.remove("s", other)  # type: ignore[arg-type]
+
+        return closer
+
+    closers = [make(n) for n in range(3)]
+    for closer in closers:
+        connections.add("s", closer)  # type: ignore[arg-type]
+    connections.close("s")
+    assert sorted(closed) == [0, 1, 2]

@@ -1,0 +1,47 @@
+"""Pruning: batch by batch, until a batch is not full."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from handstamp.config import Policy
+from handstamp.engine import janitor
+from handstamp.errors import SessionsUnavailable
+from handstamp.stores.memory import MemoryStore
+from tests.support.clock import FakeClock
+from tests.support.tables import POLICY, new_session
+
+
+class Batches(MemoryStore):
+    """Notes how many rows each batch took."""
+
+    taken: list[int]
+
+    async def prune(self, policy: Policy, *, batch: int) -> int:
+        self.taken.append(await super().prune(policy, batch=batch))
+        return self.taken[-1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "taken"), [(0, [0]), (4, [4]), (5, [5, 0]), (12, [5, 5, 2])]
+)
+async def test_every_batch_is_small(rows: int, taken: list[int]) -> None:
+    """The last one is the first that is not full."""
+    clock = FakeClock()
+    store = Batches(clock.now)
+    store.taken = []
+    for _ in range(rows):
+        await store.create(new_session("alice"), POLICY)
+    clock.advance(timedelta(days=400))
+    assert await janitor.prune(store, POLICY, batch=5) == rows
+    assert store.taken == taken
+
+
+async def test_an_outage_ends_it() -> None:
+    """What was deleted is deleted; the rest is for the next time."""
+    store = MemoryStore()
+    store.down = True
+    with pytest.raises(SessionsUnavailable):
+        await janitor.prune(store, POLICY)

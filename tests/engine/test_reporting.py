@@ -1,0 +1,108 @@
+"""Events: to whom, in what order, and what a log line may hold of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from handstamp.core.records import Client
+from handstamp.engine.reporting import Reports
+from handstamp.events import BindingChanged, Event, Replayed, Revoked, SessionEvent
+
+REVOKED = Revoked(session_id="s", user_id="u", reason="r")
+AT_HOME = Client(address="198.51.100.77", user_agent="Secret Agent", fingerprint="f" * 64)
+
+
+def test_a_subscriber_hears_its_kind_and_those_below() -> None:
+    """And nothing else, in the order of subscription."""
+    reports, heard = Reports(), []
+    reports.on(Event, lambda e: heard.append(("all", e)))
+    reports.on(SessionEvent, lambda e: heard.append(("session", e)))
+    reports.on(Replayed, lambda e: heard.append(("replayed", e)))
+    reports.publish(REVOKED)
+    assert heard == [("all", REVOKED), ("session", REVOKED)]
+    assert reports.counts == {"revoked": 1}
+
+
+async def test_an_asynchronous_subscriber_runs_beside_the_request() -> None:
+    """Publishing does not wait for it; draining does."""
+    reports, heard = Reports(), []
+
+    async def hear(event: Revoked) -> None:
+        await asyncio.sleep(0)
+        heard.append(event)
+
+    reports.on(Revoked, hear)
+    reports.publish(REVOKED)
+    assert heard == []
+    await reports.drain()
+    assert heard == [REVOKED]
+
+
+async def test_a_subscriber_may_return_anything(caplog: pytest.LogCaptureFixture) -> None:
+    """What is not awaitable is not awaited, and no failure."""
+    reports = Reports()
+    reports.on(Revoked, lambda event: 42)  # type: ignore[arg-type, return-value]
+    reports.publish(REVOKED)
+    await reports.drain()
+    assert [r for r in caplog.records if r.exc_info] == []
+
+
+async def test_one_failing_subscriber_stops_no_other() -> None:
+    """Whatever came before it in the list."""
+    reports, heard = Reports(), []
+
+    def fail(event: Event) -> None:
+        raise ValueError
+
+    reports.on(Event, fail)
+    reports.on(Event, heard.append)
+    reports.publish(REVOKED)
+    assert heard == [REVOKED]
+
+
+@pytest.mark.parametrize(
+    ("event", "level"),
+    [
+        (REVOKED, logging.INFO),
+        (
+            Replayed(session_id="s", user_id="u", presented_by=AT_HOME, signed_in_by=AT_HOME),
+            logging.WARNING,
+        ),
+    ],
+    ids=["plain", "alarming"],
+)
+def test_an_event_is_one_line_in_the_log(
+    event: Event, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under its stable name, alarming ones as warnings, with its facts as fields."""
+    caplog.set_level(logging.DEBUG)
+    Reports().publish(event)
+    (record,) = caplog.records
+    assert (record.name, record.levelno, record.getMessage()) == (
+        "handstamp",
+        level,
+        event.action,
+    )
+    assert record.__dict__["action"] == event.action
+    assert record.__dict__["handstamp_session_id"] == "s"
+
+
+def test_p12_a_client_is_logged_by_its_network(caplog: pytest.LogCaptureFixture) -> None:
+    """No full address, no user agent, no fingerprint, in no field."""
+    caplog.set_level(logging.DEBUG)
+    Reports().publish(
+        BindingChanged(
+            session_id="s",
+            user_id="u",
+            was=AT_HOME,
+            now=AT_HOME,
+            address_changed=True,
+            user_agent_changed=False,
+        )
+    )
+    shown = repr(vars(caplog.records[0]))
+    assert "198.51." in shown
+    assert not any(s in shown for s in ("198.51.100.77", "Secret Agent", "ffff"))
