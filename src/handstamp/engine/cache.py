@@ -46,9 +46,9 @@ class Entry:
     Times are readings of the engine's clock, in seconds. ``hard`` is the end that
     nothing moves, ``deadline`` the nearest of all. ``touched`` is when its activity was
     last noted, ``used`` when it was last active; ``seen`` says whether its token is known
-    to have been presented since it was made; ``origin`` is the network and the browser of
-    the last request that was compared with the sign-in. ``read_at`` is the database's clock when
-    ours showed ``read`` at the latest.
+    to have been presented since it was made. ``read_at`` is the database's clock when
+    ours showed ``read`` at the latest. ``origin`` is the network and the browser of the
+    last request that was compared with the sign-in.
     """
 
     key: bytes = field(repr=False)
