@@ -178,15 +178,20 @@ class BaseHandle:
         self._deliver_until = float("inf")
 
     def response_headers(self, headers: Headers) -> Headers:
-        """The application's response headers with what this request's session adds."""
+        """The application's response headers with what this request's session adds.
+
+        ``headers`` is a list that nobody else holds: it may be added to.
+        """
         self._started = True
         if self._set_cookies:
             late = self._door.sessions.clock() > self._deliver_until
             return self._edit(headers, () if late else self._set_cookies)
-        for name, _ in headers:  # a loop, as any() would cost more than all the rest
+        for name, _ in headers:  # a loop: any() costs a generator for every response
             if name in _NOTABLE:
                 return self._edit(headers, ())
-        return [*headers, _VARY] if self._sent or self._looked else headers
+        if self._sent or self._looked:
+            headers.append(_VARY)
+        return headers
 
     def _edit(self, headers: Headers, cookies: tuple[bytes, ...]) -> Headers:
         names = self._door.writer.names

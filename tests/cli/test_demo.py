@@ -388,6 +388,7 @@ def test_the_page_works_in_a_browser(cache: Path, dsn: str, tmp_path: Path) -> N
         tab.run(click("#poll"))
         tab.wait_for("parseInt(document.querySelector('#figure-hits').innerText) > 20")
         tab.wait_for(text("#feed") + ".includes('Refreshed')")
+        tab.wait_for("document.querySelector('#life').matches('.renewed')")
         tab.run(click("#poll"))
         tab.wait_for(text("#left") + ".includes('expired')")
         tab.run(click("#ask"))

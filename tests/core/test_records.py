@@ -37,6 +37,7 @@ ENTRY = Entry(
     session=Session.of(RECORD),
     hard=1.0,
     deadline=1.0,
+    confirmed=1.0,
     read=0.0,
     read_at=NOW,
     touched=0.0,

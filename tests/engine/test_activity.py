@@ -28,6 +28,7 @@ def entry(session_id: str = "one", digest: str = "aa", read: float = 0.0) -> Ent
         session=session,
         hard=1e9,
         deadline=1e9,
+        confirmed=1e9,
         read=read,
         read_at=NOW + timedelta(seconds=read),
         touched=NEVER,

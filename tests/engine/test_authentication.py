@@ -17,7 +17,7 @@ from handstamp.config import Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, Reason, Unknown
 from handstamp.core.records import Client, Record
-from handstamp import clock as engine_clock
+from handstamp.engine import database_clock as engine_clock
 from handstamp.engine.answers import Authenticated
 from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
 from handstamp.stores.memory import MemoryStore, MemoryUser

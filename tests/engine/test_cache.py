@@ -23,6 +23,7 @@ def entry(key: bytes, session_id: str = "one", user_id: str = "alice") -> Entry:
         session=session,
         hard=100.0,
         deadline=50.0,
+        confirmed=50.0,
         read=0.0,
         read_at=NOW,
         touched=NEVER,

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from handstamp.engine.clock import DatabaseClock, uptime
+from handstamp.clock import uptime
+from handstamp.engine.database_clock import DatabaseClock
 from tests.support.clock import FakeClock
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

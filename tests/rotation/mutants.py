@@ -7,6 +7,7 @@ one function of the engine is replaced.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -126,7 +127,7 @@ async def _stepping_again(
 def _random_successors(
     self: Tokens, token: RefreshToken, session_id: str
 ) -> Iterator[TokenPair]:
-    entropy = b"%064d" % next(_draws)
+    entropy = hashlib.shake_256(b"%d" % next(_draws)).digest(64)
     yield self.mint(session_id, entropy, remember=token.remember)
 
 

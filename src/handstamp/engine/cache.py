@@ -50,7 +50,6 @@ class Entry:
     token is known to have been presented since it was made; ``origin`` is the network and
     the browser of the last request that was compared with the sign-in. ``read_at`` is the
     database's clock when
-    ours showed ``read`` at the latest.
     """
 
     key: bytes = field(repr=False)

@@ -1,0 +1,208 @@
+"""The benchmarks run and say what they promise; how fast anything is, is not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from benchmarks import hit
+from benchmarks.rounds import Options, over, percentile, ratio, turns
+from benchmarks.table import Report, as_text
+from handstamp.engine.sessions import Sessions
+
+ROOT = Path(__file__).parents[1]
+REPORT_KEYS = {
+    "benchmark",
+    "about",
+    "note",
+    "environment",
+    "settings",
+    "rows",
+    "facts",
+}
+HIT_KEYS = {"variant", "median_ns", "min_ns", "over_bare_ns"}
+MISS_KEYS = {
+    "concurrency",
+    "handstamp_per_second",
+    "handstamp_p50_ms",
+    "handstamp_p99_ms",
+    "query_per_second",
+    "query_p50_ms",
+    "query_p99_ms",
+    "rate_ratio",
+    "p50_ratio",
+    "queries_per_miss",
+}
+TOUCH_KEYS = {
+    "sessions",
+    "handstamp_statements",
+    "handstamp_wall_us",
+    "handstamp_database_us",
+    "updates_statements",
+    "updates_wall_us",
+    "updates_database_us",
+    "wall_ratio",
+    "database_ratio",
+}
+
+
+def run(benchmark: str, *options: str, dsn: str | None = None) -> dict[str, Any]:
+    """What ``python -m benchmarks`` prints, which must be one line of JSON."""
+    command = [sys.executable, "-m", "benchmarks", benchmark, "--json", "--quick"]
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"}
+    if dsn is not None:
+        environment["DATABASE_URL"] = dsn
+    printed = subprocess.check_output(
+        [*command, "--rounds", "2", *options], cwd=ROOT, env=environment, text=True
+    )
+    (line,) = printed.splitlines()
+    report: dict[str, Any] = json.loads(line)
+    return report
+
+
+def check(report: dict[str, Any], benchmark: str, row_keys: set[str]) -> None:
+    assert set(report) == REPORT_KEYS
+    assert benchmark == report["benchmark"]
+    assert {"Python", "PostgreSQL", "asyncpg", "cores"} <= set(report["environment"])
+    assert "ratio" in report["note"]
+    assert all(row_keys == set(row) for row in report["rows"])
+
+
+@pytest.mark.parametrize("loop", ["none", "asyncio"])
+def test_every_request_of_hit_is_a_hit_and_none_asks_the_store(loop: str) -> None:
+    """The benchmark of hits measures hits, by hand and on a loop."""
+    report = run("hit", "--loop", loop)
+    check(report, "hit", HIT_KEYS)
+    facts = report["facts"]
+    assert (facts["requests"], facts["hits"], facts["queries"]) == (200, 200, 0)
+    assert {
+        "times_the_floor",
+        "of_SessionMiddleware",
+        "asked_times_the_floor",
+        "asked_of_SessionMiddleware",
+    } <= set(facts)
+    assert [row["variant"] for row in report["rows"]] == [
+        "bare app",
+        "floor",
+        "handstamp",
+        "handstamp, asked",
+        "SessionMiddleware",
+    ]
+
+
+def test_hit_refuses_to_report_requests_that_were_no_hits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A session that left the cache stops the benchmark instead of flattering it."""
+    measure = hit._measure
+
+    def forgetful(variants: list[hit.Variant], *rest: Any) -> dict[str, list[float]]:
+        variants[2].app._door.sessions._cache.clear()  # type: ignore[attr-defined]
+        return measure(variants, *rest)
+
+    monkeypatch.setattr(hit, "_measure", forgetful)
+    with pytest.raises(RuntimeError):
+        hit.run(Options(rounds=1, quick=True, loop="asyncio"))
+
+
+async def test_the_variants_really_do_what_they_are_named_after() -> None:
+    """Starlette finds its session and ours finds its user in the scopes of hit."""
+    sessions = Sessions(hit.MemoryStore(), secret=hit.SECRET, policy=hit.POLICY)
+    async with sessions:
+        *_, asked, starlette = await hit._variants(sessions)
+        scopes = {v.name: hit._scope(v.cookie) for v in (asked, starlette)}
+        for variant in (asked, starlette):
+            await variant.app(scopes[variant.name], hit.receive, hit.send)
+    assert scopes["handstamp, asked"]["handstamp"].user_id == hit.USER_ID
+    assert scopes["SessionMiddleware"]["session"] == {"user_id": hit.USER_ID}
+
+
+async def test_a_variant_that_waits_is_an_error() -> None:
+    """Stepping by hand accepts no application that suspends."""
+    import asyncio
+
+    async def waiting(*_: object) -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="waited"):
+        hit.by_hand(waiting, [{}])
+
+
+async def test_every_miss_asks_the_table_and_nothing_is_left_behind(
+    empty_dsn: str,
+) -> None:
+    """The benchmark of misses measures misses, in a database that is gone afterwards."""
+    report = run("miss", dsn=empty_dsn)
+    check(report, "miss", MISS_KEYS)
+    assert [row["concurrency"] for row in report["rows"]] == [1, 8, 64, 512]
+    assert all(0 < row["queries_per_miss"] <= 1 for row in report["rows"])
+    facts = report["facts"]
+    assert (facts["hits"], facts["misses"] >= 4 * 2 * 512) == (0, True)
+    assert await leftovers(empty_dsn) == []
+
+
+async def test_a_flush_is_one_statement_whatever_the_number_of_sessions(
+    empty_dsn: str,
+) -> None:
+    """One statement a flush, and the activity of every session is written."""
+    report = run("touch", dsn=empty_dsn)
+    check(report, "touch", TOUCH_KEYS)
+    assert [row["sessions"] for row in report["rows"]] == [1, 10, 100]
+    facts = report["facts"]
+    assert facts["flushes"] == facts["queries"]
+    counted = {row["handstamp_statements"] for row in report["rows"]}
+    assert counted in ({1.0}, {None})
+    assert await leftovers(empty_dsn) == []
+
+
+async def leftovers(dsn: str) -> list[str]:
+    """The databases of benchmarks on this server, and tables in the given one."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        names = await connection.fetch(
+            "select datname from pg_database where datname like 'handstamp_bench%'"
+            " union all select relname from pg_class where relname = 'user_sessions'"
+        )
+    finally:
+        await connection.close()
+    assert urlsplit(dsn).path
+    return [name for (name,) in names]
+
+
+def test_turns_begin_with_another_each_time() -> None:
+    """Everything is measured once in each turn, and nobody is always first."""
+    assert list(turns("abc", 3)) == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
+
+
+def test_ratios_are_taken_pair_by_pair() -> None:
+    """One slow turn moves neither its own ratio nor the median."""
+    slow_turn = 100.0
+    above, below = [2.0, 2.0 * slow_turn, 2.0], [1.0, 1.0 * slow_turn, 1.0]
+    assert ratio(above, below) == 2.0
+    assert over(above, below) == [1.0, 100.0, 1.0]
+
+
+@pytest.mark.parametrize(("percent", "value"), [(0, 1), (50, 51), (99, 100), (100, 100)])
+def test_percentiles(percent: float, value: float) -> None:
+    """A percentile is one of the values, found by its rank."""
+    assert value == percentile(list(map(float, range(1, 101))), percent)
+
+
+def test_the_text_lines_up_and_reminds_of_the_ratios() -> None:
+    """The table is plain text with a heading, and the reminder comes last."""
+    rows = [{"name": "x", "cost_ns": 1234.5}, {"name": "long", "cost_ns": None}]
+    text = as_text(
+        Report(
+            benchmark="b", about="a", environment={}, settings={}, rows=rows, facts={"f": 1}
+        )
+    )
+    lines = text.splitlines()
+    assert lines[4:7] == ["name  cost ns", "x       1,234", "long        -"]
+    assert lines[-1].startswith("Compare the ratios")
