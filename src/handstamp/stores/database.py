@@ -6,7 +6,9 @@ asyncpg's own ``command_timeout`` waits longer than it says, because it cancels 
 Rule 3. A question whose connection was lost is asked once more, on a fresh one, where
 asking twice is harmless.
 Rule 4. Look-ups have lanes of their own, so that slow writes cannot starve them. Only they
-open the breaker by being slow: a write may merely be waiting for somebody's lock.
+open the breaker by being slow: a write may merely be waiting for somebody's lock, and has
+``PATIENCE`` times the budget. (A request that waits for one is given up by the engine, when
+its own budget is spent; the write goes on.)
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from handstamp.stores.breaker import Breaker
 from handstamp.stores.lanes import Connection, Lanes
 
 READ_LANES = 4
+PATIENCE = 3
 _QUOTING = (
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.DataError,
@@ -143,7 +146,7 @@ class Database:
         """Within the budget, past the breaker, and telling it how it went."""
         self.breaker.admit()
         try:
-            async with asyncio.timeout(self._budget):
+            async with asyncio.timeout(self._budget if trips else PATIENCE * self._budget):
                 yield
         except _ABSENT as exc:
             if trips or not isinstance(exc, TimeoutError):

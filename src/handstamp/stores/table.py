@@ -234,16 +234,14 @@ class TableStore:
         self, session_id: str, *, reason: str, user_id: str | None = None
     ) -> Ended | None:
         """See :meth:`Store.revoke`."""
-        why = _reason(reason)
+        wanted, why = _storable(session_id), _reason(reason)
 
         async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
             self._database.queries += 1
             if user_id is None:
-                return await connection.fetch(self._sql.revoke, [session_id], why, loud)
+                return await connection.fetch(self._sql.revoke, [wanted], why, loud)
             owner = _storable(user_id)
-            return await connection.fetch(
-                self._sql.revoke_own, session_id, why, loud, owner
-            )
+            return await connection.fetch(self._sql.revoke_own, wanted, why, loud, owner)
 
         async with self._database.working() as connection:
             rows = await self._said(connection, end)
@@ -253,14 +251,13 @@ class TableStore:
         self, user_id: str, *, reason: str, keep: str | None = None
     ) -> Sequence[Ended]:
         """See :meth:`Store.revoke_user`; one message, however many sessions end."""
+        values = _storable(user_id), _reason(reason), keep and _storable(keep)
 
         async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
             self._database.queries += 3
             async with connection.transaction():
                 await connection.execute(QUIETLY)
-                rows = await connection.fetch(
-                    self._sql.revoke_user, _storable(user_id), _reason(reason), keep
-                )
+                rows = await connection.fetch(self._sql.revoke_user, *values)
                 if rows and loud:
                     await connection.execute(SPEAK, CHANNEL, f"u:{_ended(rows[0]).user_id}")
                 return rows
