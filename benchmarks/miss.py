@@ -7,7 +7,7 @@ on release. ``handstamp`` is everything from the cookie's bytes to an entry in t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import cycle, islice
@@ -51,16 +51,21 @@ Ask = Callable[[Seeded], Awaitable[None]]
 
 @dataclass(slots=True)
 class Side:
-    """One of the two, and what it took: seconds a round, seconds a session."""
+    """One of the two, and what it took: seconds a round, seconds a session.
+
+    Each side goes round the sessions by itself: what it asks for next, it has not asked
+    for since it asked for many others, whoever's turn it was meanwhile.
+    """
 
     name: str
     ask: Ask
+    supply: Iterator[Seeded]
     rounds: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
 
-    async def load(self, sessions: Iterable[Seeded], concurrency: int) -> None:
-        """Ask for every session, so many at a time."""
-        queue = iter(sessions)
+    async def load(self, count: int, concurrency: int) -> None:
+        """Ask for the next ``count`` sessions, so many at a time."""
+        queue = iter(list(islice(self.supply, count)))
         start = perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
@@ -95,16 +100,19 @@ async def _run(dsn: str, options: Options) -> Report:
         dsn, secret=SECRET, policy=POLICY, cache_size=CACHE_SIZE, pool_size=POOL_SIZE
     )
     async with connect_pool(dsn) as pool, sessions:
-        supply = cycle(await seed(pool, 2 * count, POLICY))
+        seeded = await seed(pool, 2 * count, POLICY)
+        supplies = cycle(seeded), cycle(seeded)
+        await _warm(_sides(sessions, pool, *supplies))
         rows = []
         for concurrency in CONCURRENCIES:
-            sides = [Side("handstamp", _engine(sessions)), Side("query", _query(pool))]
-            await _warm(sides, supply)
+            sides = _sides(sessions, pool, *supplies)
             sent = -sessions.store.queries
-            await _take_turns(sides, supply, concurrency, rounds, count)
+            await _take_turns(sides, concurrency, rounds, count)
             sent += sessions.store.queries
             rows.append(_row(sides, concurrency, count, sent / (rounds * count)))
         stats, version = sessions.stats(), await server_version(pool)
+    if stats.hits:
+        raise RuntimeError(f"{stats.hits} sessions were in the cache")
     return Report(
         benchmark="miss",
         about=ABOUT,
@@ -115,18 +123,25 @@ async def _run(dsn: str, options: Options) -> Report:
     )
 
 
-async def _warm(sides: list[Side], supply: Iterator[Seeded]) -> None:
+def _sides(
+    sessions: Sessions, pool: Pool, ours: Iterator[Seeded], theirs: Iterator[Seeded]
+) -> list[Side]:
+    return [
+        Side("handstamp", _engine(sessions), ours),
+        Side("query", _query(pool), theirs),
+    ]
+
+
+async def _warm(sides: list[Side]) -> None:
     """Open every connection and prepare the statement on it, uncounted."""
     for side in sides:
-        await Side(side.name, side.ask).load(islice(supply, 20 * POOL_SIZE), POOL_SIZE)
+        await side.load(20 * POOL_SIZE, POOL_SIZE)
 
 
-async def _take_turns(
-    sides: list[Side], supply: Iterator[Seeded], concurrency: int, rounds: int, count: int
-) -> None:
+async def _take_turns(sides: list[Side], concurrency: int, rounds: int, count: int) -> None:
     for turn in turns(sides, rounds):
         for side in turn:
-            await side.load(list(islice(supply, count)), concurrency)
+            await side.load(count, concurrency)
 
 
 def _row(sides: list[Side], concurrency: int, count: int, sent: float) -> Row:

@@ -65,7 +65,8 @@ async def test_p11_p12_a_whole_life_shows_no_secret(
     actions = set(engine.sessions.stats().events)
     assert actions >= {"logged_in", "refreshed", "reissued", "replayed", "revoked"}
     assert actions >= {"binding_changed", "duplicate_cookie", "token_swap"}
-    shown_text = "\n".join([*(repr(vars(r)) for r in caplog.records), repr(seen), *map(str, seen)])
+    logged = [repr(vars(record)) for record in caplog.records]
+    shown_text = "\n".join([*logged, repr(seen), *map(str, seen)])
     assert len(caplog.records) >= len(actions)
     for text in secrets_of(minted):
         assert text not in shown_text
@@ -74,11 +75,11 @@ async def test_p11_p12_a_whole_life_shows_no_secret(
 
 
 def secrets_of(minted: list[Issued]) -> set[str]:
-    """Each token, its signature, its random part, and its digest in hex."""
+    """The random part of each token, its signature, its digest; the start of each will do."""
     found = set()
     for issued in minted:
         for token in (issued.session_token, issued.refresh_token):
             value, _, signature = token.rpartition(".")
             random = value.rpartition(".")[2]
-            found |= {token, random, signature, sha256(token.encode()).hexdigest()}
-    return {text[:20] for text in found} | found
+            found |= {random, signature, sha256(token.encode()).hexdigest()}
+    return {text[:20] for text in found}

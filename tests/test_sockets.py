@@ -1,0 +1,314 @@
+"""A WebSocket lives no longer than its session, whatever the application is doing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
+from handstamp.core.records import Record
+from handstamp.engine.answers import Issued
+from handstamp.sockets import SESSION_ENDED
+from handstamp.stores.memory import MemoryStore
+from handstamp.types import ASGIApp, Message, Receive, Scope, Send
+from tests.support.asgi import cookie_header, socket_scope
+from tests.support.clock import FakeClock
+from tests.support.engines import ALICE, Engine, running
+
+CLOSE = {"type": "websocket.close", "code": SESSION_ENDED}
+ACCEPT = {"type": "websocket.accept"}
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    """One process on a store in memory."""
+    async with running() as engine:
+        yield engine
+
+
+class Socket:
+    """A client and its server: what comes in, what went out, the task that serves it."""
+
+    def __init__(self, engine: Engine, app: ASGIApp, issued: Issued | None) -> None:
+        self.incoming: asyncio.Queue[Message] = asyncio.Queue()
+        self.outgoing: asyncio.Queue[Message] = asyncio.Queue()
+        self.fails: type[BaseException] | None = None
+        headers = [cookie_header(issued.session_token)] if issued else []
+        middleware = SessionAuthMiddleware(app, engine.sessions)
+        serving = middleware(socket_scope(headers=headers), self.incoming.get, self._send)
+        self.task = asyncio.ensure_future(serving)
+
+    async def _send(self, message: Message) -> None:
+        if self.fails:
+            raise self.fails
+        self.outgoing.put_nowait(dict(message))
+
+    async def next(self) -> Message:
+        """The next message that went out, without the headers of an accept."""
+        message = await asyncio.wait_for(self.outgoing.get(), 30)
+        message.pop("headers", None)
+        return message
+
+    async def served(self) -> None:
+        """The application is done."""
+        await asyncio.wait_for(self.task, 30)
+
+
+async def accept(receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.accept", "headers": []})
+
+
+async def listening(scope: Scope, receive: Receive, send: Send) -> None:
+    """Only receives, and tells what it heard at the end."""
+    await accept(receive, send)
+    heard = []
+    while True:
+        heard.append(await receive())
+        if heard[-1]["type"] == "websocket.disconnect":
+            scope["heard"](heard)
+            return
+
+
+async def test_a_socket_is_closed_while_the_app_only_waits(engine: Engine) -> None:
+    """4401 at once, and the app sees a disconnect."""
+    issued = await engine.login()
+    heard: list[list[Message]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await listening({**scope, "heard": heard.append}, receive, send)
+
+    socket = Socket(engine, app, issued)
+    assert await socket.next() == ACCEPT
+    socket.incoming.put_nowait({"type": "websocket.receive", "text": "hello"})
+    await engine.sessions.revoke(issued.session.id)
+    assert await socket.next() == CLOSE
+    await socket.served()
+    assert heard[0][-1] == {"type": "websocket.disconnect", "code": SESSION_ENDED}
+    assert engine.sessions.stats().open_connections == 0
+
+
+async def test_a_socket_is_closed_while_the_app_only_sends(engine: Engine) -> None:
+    """4401, and the next send raises OSError, as ASGI asks of servers."""
+    issued = await engine.login()
+    raised = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        try:
+            while True:
+                await send({"type": "websocket.send", "text": "tick"})
+                await asyncio.sleep(0)
+        except OSError:
+            raised.set()
+
+    socket = Socket(engine, app, issued)
+    assert await socket.next() == ACCEPT
+    await engine.sessions.revoke(issued.session.id)
+    await socket.served()
+    assert raised.is_set()
+    sent = [socket.outgoing.get_nowait() for _ in range(socket.outgoing.qsize())]
+    assert sent[-1] == CLOSE
+    assert [m["type"] for m in sent].count("websocket.close") == 1
+
+
+@pytest.mark.parametrize("way", ["logout elsewhere", "user", "login", "replay"])
+async def test_whichever_way_a_session_ends(engine: Engine, way: str) -> None:
+    """By another device, by its user, by a new login, by a replay."""
+    issued = await engine.login()
+    socket = Socket(engine, listening_quietly, issued)
+    assert await socket.next() == ACCEPT
+    if way == "logout elsewhere":
+        await engine.sessions.revoke(issued.session.id, user_id=ALICE)
+    elif way == "user":
+        await engine.sessions.revoke_user(ALICE)
+    elif way == "login":
+        await engine.login(replaces=issued.session.id)
+    else:
+        await engine.refreshed(await engine.refreshed(issued))
+        engine.clock.advance(engine.policy.session_ttl)
+        await engine.ask(issued)
+    assert await socket.next() == CLOSE
+    await socket.served()
+
+
+async def listening_quietly(scope: Scope, receive: Receive, send: Send) -> None:
+    await listening({**scope, "heard": lambda heard: None}, receive, send)
+
+
+async def test_other_sockets_stay_open(engine: Engine) -> None:
+    """Those of other sessions, of the same user too, and of nobody."""
+    issued, kept, bob = await engine.login(), await engine.login(), await engine.login("bob")
+    sockets = [
+        Socket(engine, listening_quietly, who) for who in (issued, kept, bob, None)
+    ]
+    for socket in sockets:
+        assert await socket.next() == ACCEPT
+    assert engine.sessions.stats().open_connections == 3
+    await engine.sessions.revoke_user(ALICE, keep=kept.session.id)
+    assert await sockets[0].next() == CLOSE
+    await sockets[0].served()
+    for socket in sockets[1:]:
+        assert (socket.task.done(), socket.outgoing.qsize()) == (False, 0)
+        socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await socket.served()
+    assert engine.sessions.stats().open_connections == 0
+
+
+async def test_nothing_is_lost_or_reordered_on_the_way(engine: Engine) -> None:
+    """An app that gives up waiting and waits again misses no message."""
+    issued = await engine.login()
+    heard: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        waiting = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await send({"type": "websocket.send", "text": "ready"})
+        while (message := await receive())["type"] == "websocket.receive":
+            heard.append(message["text"])
+
+    socket = Socket(engine, app, issued)
+    assert await socket.next() == ACCEPT
+    assert (await socket.next())["text"] == "ready"
+    for text in "abc":
+        socket.incoming.put_nowait({"type": "websocket.receive", "text": text})
+    socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+    await socket.served()
+    assert heard == ["a", "b", "c"]
+
+
+async def test_a_client_that_left_is_not_closed_again(engine: Engine) -> None:
+    """After its disconnect a revocation sends nothing."""
+    issued = await engine.login()
+    gone, over = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        assert (await receive())["type"] == "websocket.disconnect"
+        gone.set()
+        await over.wait()
+
+    socket = Socket(engine, app, issued)
+    assert await socket.next() == ACCEPT
+    socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
+    await gone.wait()
+    await engine.sessions.revoke(issued.session.id)
+    await asyncio.sleep(0)
+    over.set()
+    await socket.served()
+    assert socket.outgoing.empty()
+
+
+@pytest.mark.parametrize("failure", [OSError, ConnectionResetError, RuntimeError])
+async def test_a_client_that_was_faster_is_no_error(
+    engine: Engine, failure: type[Exception]
+) -> None:
+    """The close finds the connection gone: nothing raises, no exception is left behind."""
+    issued = await engine.login()
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, it: complaints.append(it))
+    socket = Socket(engine, listening_quietly, issued)
+    assert await socket.next() == ACCEPT
+    socket.fails = failure
+    await engine.sessions.revoke(issued.session.id)
+    await socket.served()
+    asyncio.get_running_loop().set_exception_handler(None)
+    assert complaints == []
+
+
+async def test_a_socket_that_the_app_closed_is_not_closed_again(engine: Engine) -> None:
+    """Its own code stands, and sending afterwards raises."""
+    issued = await engine.login()
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        await send({"type": "websocket.close", "code": 1000})
+        with pytest.raises(OSError, match="closed"):
+            await send({"type": "websocket.send", "text": "too late"})
+        await over.wait()
+
+    socket = Socket(engine, app, issued)
+    assert await socket.next() == ACCEPT
+    assert (await socket.next())["code"] == 1000
+    await engine.sessions.revoke(issued.session.id)
+    await asyncio.sleep(0)
+    over.set()
+    await socket.served()
+    assert socket.outgoing.empty()
+
+
+@pytest.mark.parametrize("how", ["returns", "raises", "is cancelled"])
+async def test_no_task_is_left_behind(engine: Engine, how: str) -> None:
+    """However the application ends, with a receive that is still waiting."""
+    issued = await engine.login()
+    before = asyncio.all_tasks()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await accept(receive, send)
+        waiting = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        if how == "raises":
+            raise ValueError
+        if how == "is cancelled":
+            await asyncio.Future()
+
+    socket = Socket(engine, app, issued)
+    assert await socket.next() == ACCEPT
+    if how == "is cancelled":
+        while engine.sessions.stats().open_connections == 0:
+            await asyncio.sleep(0)
+        socket.task.cancel()
+    await asyncio.wait([socket.task])
+    assert asyncio.all_tasks() == before
+    assert engine.sessions.stats().open_connections == 0
+
+
+async def test_a_session_revoked_during_the_handshake_closes_its_socket() -> None:
+    """The read found it alive; the revocation came before the socket was known."""
+
+    class Racing(MemoryStore):
+        async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+            found = await super().find(digests)
+            await engine.sessions.revoke(found[0].id)
+            return found
+
+    clock = FakeClock()
+    async with running(clock=clock, store=Racing(clock.now)) as engine:
+        issued = await engine.login()
+        engine.sessions._cache.clear()
+        socket = Socket(engine, listening_quietly, issued)
+        messages = [await socket.next() for _ in range(2)]
+        assert messages == [ACCEPT, CLOSE]
+        await socket.served()
+
+
+async def test_a_session_can_be_ended_from_another_thread(engine: Engine) -> None:
+    """The socket is closed on its own loop."""
+    issued = await engine.login()
+    socket = Socket(engine, listening_quietly, issued)
+    assert await socket.next() == ACCEPT
+    closing = engine.sessions.connections.close
+    await asyncio.to_thread(closing, issued.session.id)
+    assert await socket.next() == CLOSE
+    await socket.served()
+
+
+async def test_an_anonymous_socket_is_the_servers_own(engine: Engine) -> None:
+    """Nothing stands between it and the app but the headers of its accept."""
+    given: list[Receive] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        given.append(receive)
+        assert scope[SCOPE_KEY].user_id is None
+
+    socket = Socket(engine, app, None)
+    await socket.served()
+    assert given == [socket.incoming.get]
