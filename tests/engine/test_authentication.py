@@ -272,7 +272,7 @@ async def test_a_slow_query_shortens_the_life_it_reports() -> None:
     clock = FakeClock()
     async with running(clock=clock, store=Slow(clock.now)) as engine:
         issued = await engine.login()
-        engine.sessions._cache.clear()
+        engine.sessions._cache.doubt()
         await engine.ask(issued)
         before = engine.store.queries
         clock.uptime += 2
@@ -455,10 +455,10 @@ async def test_c124_a_row_nobody_asked_for_is_nobodys() -> None:
     clock = FakeClock()
     async with running(clock=clock, store=Confused(clock.now)) as engine:
         one, two = await engine.login(), await engine.login("bob")
-        engine.sessions._cache.clear()
+        engine.sessions._cache.doubt()
         assert session_of(await engine.ask(one)).user_id == ALICE
         del engine.store.rows[one.session.id]
-        engine.sessions._cache.clear()
+        engine.sessions._cache.doubt()
         assert await engine.ask(one, refresh=False) == Invalid(Reason.NOT_FOUND)
         assert session_of(await engine.ask(two)).user_id == "bob"
 
@@ -510,7 +510,7 @@ async def test_two_valid_cookies_of_two_sessions_count_for_none(cached: bool) ->
     async with running() as engine:
         one, two = await engine.login(), await engine.login("bob")
         if not cached:
-            engine.sessions._cache.clear()
+            engine.sessions._cache.doubt()
         credentials = shown([one.session_token, two.session_token], [one.refresh_token])
         answer = await engine.sessions.authenticate(credentials, LAPTOP)
         assert answer == Invalid(Reason.CONFLICT)

@@ -127,10 +127,14 @@ def seen_at(at: datetime | None, record: Record, session_ttl: timedelta) -> date
     """How activity at ``at`` is written down: after the rotation, whatever the clocks
     say, and never a whole number of seconds before ``expires_at`` (rule 5).
 
-    None means a passive first use: the smallest step after the rotation. Stores do the
-    same in SQL.
+    None means a passive first use: the smallest step after the rotation. A rotation that
+    a changed ``session_ttl`` makes look like one to come counts as one of now, nearly.
+    Stores do the same in SQL.
     """
-    first = record.expires_at - session_ttl + _STEP
+    latest = record.read_at + timedelta(minutes=1)
+    first = min(record.expires_at - session_ttl, latest) + _STEP
+    if at is None and record.last_activity_at and _bears_rotation_mark(record):
+        first = max(first, record.last_activity_at + _STEP)
     stamp = first if at is None else max(at, first)
     whole = not (record.expires_at - stamp) % timedelta(seconds=1)
     return stamp + _STEP if whole else stamp

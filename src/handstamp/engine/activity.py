@@ -7,7 +7,7 @@ The collection is bounded: beyond that the oldest go first, and are counted.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from threading import Lock
 
 from handstamp.core.records import Touch
@@ -53,6 +53,11 @@ class Activity:
         self._keep(
             entry, Touch(session_id=entry.session.id, token_digest=entry.digest, at=None)
         )
+
+    def noted(self, session_id: str, digest: str) -> datetime | None:
+        """Activity of this session that the table does not know of yet."""
+        touch = self._pending.get((session_id, digest))
+        return None if touch is None else touch.at
 
     def _keep(self, entry: Entry, touch: Touch) -> None:
         key = entry.session.id, entry.digest

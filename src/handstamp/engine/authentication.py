@@ -195,7 +195,8 @@ class Authentication:
             if asked is None:
                 continue
             known = self._get(asked)
-            answer = make_entry(record, self._policy, asked, read, known)
+            noted = self._activity.noted(record.id, record.token_digest)
+            answer = make_entry(record, self._policy, asked, read, known, noted)
             answers.append(answer)
             if isinstance(answer, Invalid):
                 self._cache.drop(asked)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from random import uniform
@@ -131,7 +131,7 @@ class Bus:
 
     async def _sings(self, channel: Channel) -> bool:
         """Say a canary the way revocations are said; whether it is heard."""
-        nonce, heard = secrets.token_hex(8), asyncio.Event()
+        nonce, heard = os.urandom(8).hex(), asyncio.Event()
         self._canary = nonce, heard
         try:
             await channel.speak(f"c:{nonce}")

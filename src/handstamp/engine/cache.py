@@ -49,7 +49,7 @@ class Entry:
     activity was last noted, ``used`` when it was last active; ``seen`` says whether its
     token is known to have been presented since it was made; ``origin`` is the network and
     the browser of the last request that was compared with the sign-in. ``read_at`` is the
-    database's clock when
+    database's clock when ours showed ``read`` at the latest.
     """
 
     key: bytes = field(repr=False)
@@ -143,14 +143,15 @@ class Cache:
             self._fence.raise_for((_USER, user_id))
             self._discard(list(self._by_user.get(user_id, ())))
 
-    def clear(self) -> None:
-        """Anything may be over."""
+    def doubt(self) -> None:
+        """Anything may be over: believe no entry before it was read again.
+
+        They stay, for they know of activity that is not written yet.
+        """
         with self._lock:
             self._fence.raise_for_all()
-            self._order.clear()
-            self._live.clear()
-            self._by_session.clear()
-            self._by_user.clear()
+            for entry in self._live.values():
+                entry.deadline = NEVER
 
     def _discard(self, session_ids: Iterable[str]) -> None:
         for session_id in session_ids:

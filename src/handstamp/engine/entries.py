@@ -9,6 +9,7 @@ never ahead: use of an old token is never dated after the rotation that replaced
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from handstamp.config import Policy
 from handstamp.core.lifetime import Invalid, Valid, judge
@@ -26,14 +27,19 @@ class Read:
 
 
 def make_entry(
-    record: Record, policy: Policy, key: bytes, read: Read, known: Entry | None = None
+    record: Record,
+    policy: Policy,
+    key: bytes,
+    read: Read,
+    known: Entry | None = None,
+    noted: datetime | None = None,
 ) -> Entry | Invalid:
     """Judge a fresh record and put the verdict into seconds.
 
-    ``known`` is the entry that this one replaces: activity it saw and that is not
-    written yet counts before an idle limit denies.
+    ``known`` is the entry that this one replaces, ``noted`` the time of activity that is
+    not written yet: both count before an idle limit denies.
     """
-    verdict = judge(_with_activity(record, known), policy)
+    verdict = judge(_with_activity(record, known, noted), policy)
     if isinstance(verdict, Invalid):
         return verdict
     hard = read.before + verdict.remaining.total_seconds()
@@ -69,13 +75,11 @@ def _touched(record: Record, policy: Policy, after: float) -> float:
     return after - (record.read_at - record.last_activity_at).total_seconds()
 
 
-def _with_activity(record: Record, known: Entry | None) -> Record:
-    if known is None or known.used == NEVER:
-        return record
-    used = min(known.database_time(known.used), record.read_at)
-    if record.last_activity_at is not None and record.last_activity_at >= used:
-        return record
-    return replace(record, last_activity_at=used)
+def _with_activity(record: Record, known: Entry | None, noted: datetime | None) -> Record:
+    times = [t for t in (record.last_activity_at, noted) if t is not None]
+    if known is not None and known.used != NEVER:
+        times.append(min(known.database_time(known.used), record.read_at))
+    return replace(record, last_activity_at=max(times, default=None))
 
 
 def refresh_key(digest: bytes) -> bytes:

@@ -52,7 +52,7 @@ class Watch:
         if notice.user_id is not None:
             self._cache.forget_user(notice.user_id)
         else:
-            self._cache.clear()
+            self._cache.doubt()
         self._connections.doubt(notice.user_id)
         self._wake.set()
 

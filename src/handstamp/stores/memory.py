@@ -40,7 +40,7 @@ class MemoryStore:
         self.users: dict[str, MemoryUser] = {}
         self.down = False
         self._queries = 0
-        self._channel = MemoryChannel(self._answer)
+        self._channel = MemoryChannel(self._check)
 
     @property
     def channel(self) -> Channel:
@@ -201,7 +201,7 @@ class MemoryStore:
         row = self.rows.get(touch.session_id)
         if row is None or row.token_digest != touch.token_digest or not row.is_active:
             return False
-        stamp = seen_at(touch.at, row, session_ttl)
+        stamp = seen_at(touch.at, replace(row, read_at=self._now()), session_ttl)
         if row.last_activity_at is not None and row.last_activity_at >= stamp:
             return False
         self._write(row, last_activity_at=stamp)
@@ -219,9 +219,12 @@ class MemoryStore:
         """See :meth:`Store.ping`."""
         self._answer()
 
-    def _answer(self) -> None:
+    def _check(self) -> None:
         if self.down:
             raise SessionsUnavailable("simulated outage")
+
+    def _answer(self) -> None:
+        self._check()
         self._queries += 1
 
     def _read(self) -> list[Record]:

@@ -25,6 +25,11 @@ _END = (
     "case when {refresh_digest} is null then {expires_at}"
     " else coalesce({refresh_expires_at}, {expires_at}) end"
 )
+# What a rotation leaves until the next activity (contract, rule 5).
+_MARK = (
+    "({last_activity_at} < {expires_at} and extract(microseconds from"
+    " {expires_at} - {last_activity_at})::bigint % 1000000 = 0)"
+)
 
 _KEYS = ("id", "user_id", "token_digest", "refresh_digest")
 _TIMES = (
@@ -100,6 +105,7 @@ class Statements:
             set=_Bare(self._name),
             date=_DATE.format(active=columns["last_activity_at"]),
             end=_END.format(**columns),
+            mark=_MARK.format(**columns),
             id_t=self._type("id"),
             dig_t=self._type("digest"),
         )
@@ -194,9 +200,7 @@ class Statements:
             " and {id} = $1::{id_t} and {refresh_digest} = $2::{dig_t} and {is_active}"
             " and {refresh_expires_at} > now()"
             " and ({last_activity_at} <= {expires_at} - $3::duration"
-            " or {last_activity_at} is null or ({last_activity_at} < {expires_at} and"
-            " extract(microseconds from {expires_at} - {last_activity_at})::bigint"
-            " % 1000000 = 0))"
+            " or {last_activity_at} is null or {mark})"
             " returning {record}"
         )
 
@@ -233,8 +237,10 @@ class Statements:
         return self._fill(
             "with batch as (select * from unnest($1::{id_t}[], $2::{dig_t}[],"
             " $3::timestamptz[]) as b(id, digest, at)),"
-            " locked as (select {id} as id, greatest(b.at, {expires_at} - $4::duration"
-            " + interval '1 microsecond') as at, {expires_at} as expires_at"
+            " locked as (select {id} as id, greatest(b.at, least({expires_at} - $4::duration,"
+            " now() + interval '1 minute') + interval '1 microsecond', case when b.at is null"
+            " and {mark} then {last_activity_at} + interval '1 microsecond' end) as at,"
+            " {expires_at} as expires_at"
             " from {sessions} s join batch b on {id} = b.id and {token_digest} = b.digest"
             " order by {id} for no key update of s)"
             " update {sessions} s set {set.last_activity_at} = locked.at + case when"
