@@ -277,7 +277,9 @@ async def test_revoking_twice_is_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense", ["", "x" * 65, "a b", "a\nb", "\x00", "\ud800", "../x", "é", NOBODY], ids=ascii
+    "nonsense",
+    ["", "x" * 65, "a b", "a\nb", "\x00", "\ud800", "../x", "é", NOBODY],
+    ids=ascii,
 )
 async def test_revoking_nonsense_finds_nothing(nonsense: str) -> None:
     """What no session can be called is not even asked for."""
@@ -491,5 +493,3 @@ async def test_the_databases_clock_goes_on_between_its_answers() -> None:
         await engine.login()
         engine.clock.advance(100)
         assert engine.sessions.database_now() == engine.clock.now()
-
-

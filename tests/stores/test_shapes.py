@@ -10,7 +10,20 @@ from handstamp.errors import ConfigError
 from handstamp.stores.shapes import ULID_HASHED, TableShape, UsersTable, quoted
 from handstamp.stores.statements import Statements
 
-NOT_NAMES = ['a"b', "a;b", "a b", "a'b", "", "1a", "a.b.c", "a\n", "é", "a" * 64, "a--", "."]
+NOT_NAMES = [
+    'a"b',
+    "a;b",
+    "a b",
+    "a'b",
+    "",
+    "1a",
+    "a.b.c",
+    "a\n",
+    "é",
+    "a" * 64,
+    "a--",
+    ".",
+]
 NOT_TYPES = ['"x"', "bpchar; drop", "varchar(10)", "Bpchar", "", "a  b", "int[]"]
 
 

@@ -16,7 +16,7 @@ from handstamp.events import Event
 from handstamp.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 
-SECRET = "a secret of the tests, and of nothing else"  # noqa: S105
+SECRET = "a secret of the tests, and of nothing else"
 ALICE = "alice"
 LAPTOP = Client(address="198.51.100.7", user_agent="Laptop", user_agent_hash="1" * 64)
 PHONE = Client(address="203.0.113.9", user_agent="Phone", user_agent_hash="2" * 64)

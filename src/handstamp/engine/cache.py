@@ -48,7 +48,8 @@ class Entry:
     last noted, ``used`` when it was last active; ``seen`` says whether its token is known
     to have been presented since it was made. ``read_at`` is the database's clock when
     ours showed ``read`` at the latest. ``origin`` is the network and the browser of the
-    last request that was compared with the sign-in.
+    last request that was compared with the sign-in. Before ``due`` a hit has nothing to
+    note of its activity and its order.
     """
 
     key: bytes = field(repr=False)
@@ -62,6 +63,7 @@ class Entry:
     used: float
     seen: bool
     ordered: float = NEVER
+    due: float = NEVER
     origin: tuple[str, str] | None = field(default=None, repr=False)
 
     def database_time(self, now: float) -> datetime:
