@@ -138,7 +138,11 @@ async def test_a_user_sees_their_sessions_with_the_current_marked(engine: Engine
 
 async def test_c42_c49_a_user_ends_only_their_own(engine: Engine) -> None:
     """Another's id is not found."""
-    issued, other, bob = await engine.login(), await engine.login(), await engine.login("bob")
+    issued, other, bob = (
+        await engine.login(),
+        await engine.login(),
+        await engine.login("bob"),
+    )
     made = holding(engine, issued)
     assert await made.revoke(bob.session.id) is False
     assert await made.revoke(other.session.id) is True

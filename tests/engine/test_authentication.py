@@ -217,7 +217,9 @@ async def test_a_passive_first_use_is_recorded_by_the_smallest_step() -> None:
 # Clocks.
 
 
-@pytest.mark.parametrize("jump", [timedelta(hours=-1), timedelta(hours=1), 400 * DAY], ids=str)
+@pytest.mark.parametrize(
+    "jump", [timedelta(hours=-1), timedelta(hours=1), 400 * DAY], ids=str
+)
 async def test_p15_a_jump_of_the_system_clock_changes_nothing(
     jump: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -571,7 +573,9 @@ async def test_another_address_of_the_same_network_is_no_event() -> None:
         assert two.of(BindingChanged) == []
 
 
-async def test_c118_a_change_of_networks_shows_in_the_process_that_knows_the_session() -> None:
+async def test_c118_a_change_of_networks_shows_in_the_process_that_knows_the_session() -> (
+    None
+):
     """At the next read of the row, and once for every network it is used from."""
     async with running() as engine:
         issued = await engine.login(client=LAPTOP)

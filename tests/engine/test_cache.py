@@ -113,9 +113,8 @@ def test_a_user_is_forgotten_with_all_sessions() -> None:
         lambda cache: cache.forget_user("alice"),
         lambda cache: cache.forget_session("one"),
         lambda cache: cache.drop(b"a"),
-        lambda cache: cache.doubt(),
     ],
-    ids=["user", "session", "drop", "clear"],
+    ids=["user", "session", "drop"],
 )
 def test_the_indices_are_left_empty(forget: object) -> None:
     """Whichever way the last entry goes, nothing grows in its place."""

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+from handstamp.core.records import Session
 from handstamp.engine.connections import Connections
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def session(session_id: str) -> Session:
+    """A session of user u."""
+    return Session(
+        id=session_id, user_id="u", created_at=NOW, expires_at=NOW, last_activity_at=NOW
+    )
 
 
 def test_a_session_that_ends_closes_its_connections() -> None:
@@ -10,7 +22,7 @@ def test_a_session_that_ends_closes_its_connections() -> None:
     connections, closed = Connections(), []
     one, two, other = (lambda name=n: closed.append(name) for n in ("one", "two", "other"))
     for session_id, closer in (("s", one), ("s", two), ("t", other)):
-        connections.add(session_id, closer)
+        connections.add(session(session_id), closer)
     connections.close("s")
     connections.close("s")
     assert sorted(closed) == ["one", "two"]
@@ -21,12 +33,12 @@ def test_a_connection_that_left_is_not_closed() -> None:
     """And leaves nothing behind, however often it leaves."""
     connections, closed = Connections(), []
     closer = lambda: closed.append(1)  # noqa: E731
-    connections.add("s", closer)
+    connections.add(session("s"), closer)
     for _ in range(2):
         connections.remove("s", closer)
     connections.close("s")
     assert closed == []
-    assert connections._closers == {}
+    assert connections._watched == {}
 
 
 def test_a_closer_may_leave_while_it_is_called() -> None:
@@ -43,6 +55,6 @@ def test_a_closer_may_leave_while_it_is_called() -> None:
 
     closers = [make(n) for n in range(3)]
     for closer in closers:
-        connections.add("s", closer)  # type: ignore[arg-type]
+        connections.add(session("s"), closer)  # type: ignore[arg-type]
     connections.close("s")
     assert sorted(closed) == [0, 1, 2]

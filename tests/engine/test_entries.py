@@ -51,15 +51,19 @@ def test_what_is_left_counts_from_before_the_query() -> None:
 @pytest.mark.parametrize(
     ("policy", "seconds"),
     [
-        (Policy(max_staleness=timedelta(seconds=7)), 7),
         (replace(LAZY, idle_ttl=6 * MINUTE), 60),
         (replace(LAZY, idle_ttl=timedelta(hours=9)), 600),
     ],
-    ids=["stale", "idle", "neither"],
+    ids=["idle", "neither"],
 )
 def test_the_nearest_deadline_counts(policy: Policy, seconds: int) -> None:
-    """The end of the token, of the idle limit, or of the belief."""
+    """The end of the token, or of the idle limit."""
     assert entry(policy).deadline == 100.0 + seconds
+
+
+def test_belief_by_age_alone_ends_after_max_staleness() -> None:
+    """Counted from before the query, as the limits are."""
+    assert entry(Policy(max_staleness=timedelta(seconds=7))).confirmed == 100.0 + 7
 
 
 def test_activity_is_dated_behind_the_database() -> None:

@@ -75,7 +75,7 @@ async def test_p11_p12_a_whole_life_shows_no_secret(
 
 
 def secrets_of(minted: list[Issued]) -> set[str]:
-    """The random part of each token, its signature, its digest; the start of each will do."""
+    """The start of the random part, the signature and the digest of each token."""
     found = set()
     for issued in minted:
         for token in (issued.session_token, issued.refresh_token):

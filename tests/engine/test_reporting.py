@@ -68,7 +68,9 @@ async def test_one_failing_subscriber_stops_no_other() -> None:
     [
         (REVOKED, logging.INFO),
         (
-            Replayed(session_id="s", user_id="u", presented_by=AT_HOME, signed_in_by=AT_HOME),
+            Replayed(
+                session_id="s", user_id="u", presented_by=AT_HOME, signed_in_by=AT_HOME
+            ),
             logging.WARNING,
         ),
     ],

@@ -191,9 +191,7 @@ async def test_whoever_locks_rows_locks_them_in_the_order_of_their_ids(
     user = await table.add_user()
     records = [await created(table, user, id=session_id) for session_id in ("c", "b", "a")]
     at = table.now + timedelta(seconds=90, milliseconds=1)
-    batch = [
-        Touch(session_id=r.id, token_digest=r.token_digest, at=at) for r in records
-    ]
+    batch = [Touch(session_id=r.id, token_digest=r.token_digest, at=at) for r in records]
     lock = "select 1 from user_sessions where id = 'b' for update"
     free = "select id from user_sessions for update skip locked"
     async with second_connection(dsn) as other:
@@ -270,7 +268,7 @@ async def test_pruning_waits_for_nobody(table: PostgresTable, dsn: str) -> None:
         ("find", [["a" * 64]], "session_token_hash|idx_sessions_token_hash"),
         ("find_by_id", ["one"], "user_sessions_pkey"),
         ("list_for_user", ["alice"], "idx_sessions_user_active"),
-        ("revoke", [["one"], "x"], "user_sessions_pkey"),
+        ("revoke", [["one"], "x", True], "user_sessions_pkey"),
     ],
 )
 async def test_the_tables_own_indexes_serve(
@@ -294,7 +292,10 @@ async def test_a_day_has_24_hours_in_every_time_zone(dsn: str, zone: str) -> Non
     async with postgres_table(dsn) as table:
         store = TableStore(dsn, connect={"server_settings": settings})
         user = await table.add_user()
-        for change in (datetime(2026, 3, 7, 20, tzinfo=UTC), datetime(2026, 3, 28, 20, tzinfo=UTC)):
+        for change in (
+            datetime(2026, 3, 7, 20, tzinfo=UTC),
+            datetime(2026, 3, 28, 20, tzinfo=UTC),
+        ):
             await table.frozen.set(change)
             new = new_session(user, session_ttl=policy.session_ttl)
             record = (await store.create(new, policy)).record
@@ -317,7 +318,9 @@ async def test_the_absolute_limit_is_the_same_on_both_sides(dsn: str) -> None:
         store = TableStore(dsn, connect={"server_settings": settings})
         await table.frozen.set(datetime(2026, 1, 10, 12, tzinfo=UTC))
         user = await table.add_user()
-        record = (await store.create(new_session(user, refresh_ttl=90 * DAY), POLICY)).record
+        record = (
+            await store.create(new_session(user, refresh_ttl=90 * DAY), POLICY)
+        ).record
         await table.advance(POLICY.absolute_ttl - timedelta(minutes=1))
         assert await store.rotate(successor(record.id, record.refresh_digest)) is not None
         await store.close()
@@ -385,7 +388,9 @@ async def role(admin: asyncpg.Connection, dsn: str) -> AsyncIterator[tuple[str, 
         await admin.execute(f"drop owned by {name}; drop role {name}")
 
 
-async def test_p14_a_role_with_least_privileges_will_do(table: PostgresTable, dsn: str) -> None:
+async def test_p14_a_role_with_least_privileges_will_do(
+    table: PostgresTable, dsn: str
+) -> None:
     """All methods work with these grants, and the users' secrets are out of its reach."""
     admin = table.frozen.connection
     user = await table.add_user()
@@ -403,7 +408,9 @@ async def test_p14_a_role_with_least_privileges_will_do(table: PostgresTable, ds
 
 
 @pytest.mark.parametrize("missing", GRANTS)
-async def test_p14_no_grant_is_too_many(table: PostgresTable, dsn: str, missing: str) -> None:
+async def test_p14_no_grant_is_too_many(
+    table: PostgresTable, dsn: str, missing: str
+) -> None:
     """Without any one of them some method fails."""
     admin = table.frozen.connection
     user = await table.add_user()

@@ -43,11 +43,15 @@ class Answer:
     @property
     def cookies(self) -> dict[bytes, bytes]:
         """The values of the cookies that this response sets, by name."""
-        pairs = [value.partition(b";")[0].partition(b"=") for value in self.all(b"set-cookie")]
+        pairs = [
+            value.partition(b";")[0].partition(b"=") for value in self.all(b"set-cookie")
+        ]
         return {name: value for name, _, value in pairs}
 
 
-def cookie_header(session: str | None = None, refresh: str | None = None) -> tuple[bytes, bytes]:
+def cookie_header(
+    session: str | None = None, refresh: str | None = None
+) -> tuple[bytes, bytes]:
     """The Cookie header of a browser that holds these tokens under the default names."""
     named = {"__Host-session": session, "__Host-refresh": refresh}
     pairs = [f"{name}={value}" for name, value in named.items() if value is not None]
@@ -104,15 +108,15 @@ async def serve(app: ASGIApp, scope: Scope, incoming: Iterable[Message] = ()) ->
     return answer
 
 
-async def get(app: ASGIApp, path: str = "/", *headers: tuple[bytes, bytes], **more: Any) -> Answer:
+async def get(
+    app: ASGIApp, path: str = "/", *headers: tuple[bytes, bytes], **more: Any
+) -> Answer:
     """One request without a body."""
     body = [{"type": "http.request", "body": b"", "more_body": False}]
     return await serve(app, http_scope(path, headers=headers, **more), body)
 
 
-def responding(
-    status: int = 200, headers: Headers = (), body: bytes = b"ok"
-) -> ASGIApp:
+def responding(status: int = 200, headers: Headers = (), body: bytes = b"ok") -> ASGIApp:
     """An application that answers everything alike, and never asks who it is."""
 
     async def app(scope: Scope, receive: Any, send: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -16,7 +18,7 @@ from handstamp.events import Event
 from handstamp.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 
-SECRET = "a secret of the tests, and of nothing else"  # noqa: S105
+SECRET = "a secret of the tests, and of nothing else"
 ALICE = "alice"
 LAPTOP = Client(address="198.51.100.7", user_agent="Laptop", user_agent_hash="1" * 64)
 PHONE = Client(address="203.0.113.9", user_agent="Phone", user_agent_hash="2" * 64)
@@ -123,7 +125,14 @@ async def running(**options: Any) -> AsyncIterator[Engine]:
     """An open engine, closed at the end."""
     engine = Engine(**options)
     async with engine.sessions:
+        await listening(engine)
         yield engine
+
+
+async def listening(engine: Engine) -> None:
+    """Return when the bus has proven itself, where the store answers at all."""
+    while not engine.store.down and engine.sessions.stats().bus != "listening":
+        await asyncio.sleep(0)
 
 
 def seconds(number: float) -> timedelta:

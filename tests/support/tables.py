@@ -89,7 +89,9 @@ class MemoryTable:
 class PostgresTable:
     """A table store on a PostgreSQL whose clock stands still."""
 
-    def __init__(self, frozen: FrozenPostgres, store: TableStore, shape: TableShape) -> None:
+    def __init__(
+        self, frozen: FrozenPostgres, store: TableStore, shape: TableShape
+    ) -> None:
         self.frozen = frozen
         self.store = store
         self._shape = shape

@@ -85,12 +85,18 @@ class Authentication:
         if passive:
             self._pass(entry, now)
             return entry
+        if now >= entry.due:
+            self._attend(entry, now)
+        entry.used = now
+        return entry
+
+    def _attend(self, entry: Entry, now: float) -> None:
+        """What a hit does once in a while, and when the next one has to."""
         if now - entry.touched >= self._interval or not entry.seen:
             self._activity.notice(entry, now)
         if now - entry.ordered >= RECENCY:
             self._cache.freshen(entry, now)
-        entry.used = now
-        return entry
+        entry.due = min(entry.touched + self._interval, entry.ordered + RECENCY)
 
     def _pass(self, entry: Entry, now: float) -> None:
         if not entry.seen:

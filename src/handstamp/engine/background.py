@@ -77,6 +77,9 @@ class Background:
                     exc.cause,
                     extra={"action": "flush_failed"},
                 )
+            except Exception:
+                # Without a flusher no activity would ever be written again.
+                logger.exception("a flush failed", extra={"action": "flush_failed"})
 
     async def _flush(self) -> None:
         await self._activity.flush(self._store, self._policy.session_ttl)

@@ -64,6 +64,7 @@ class Entry:
     used: float
     seen: bool
     ordered: float = NEVER
+    due: float = NEVER
     origin: tuple[str, str] | None = field(default=None, repr=False)
 
     def database_time(self, now: float) -> datetime:
