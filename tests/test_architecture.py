@@ -281,7 +281,11 @@ def test_c48_the_system_is_the_only_source_of_randomness(path: Path) -> None:
     names = {dotted(n) for n in ast.walk(TREES[path]) if isinstance(n, ast.Attribute)}
     roots = {name.partition(".")[0] for name in imports(TREES[path])}
     used = (names | roots | set(imports(TREES[path]))) & RANDOMNESS
-    allowed = {"engine": {"os.urandom", "random"}, "testing": {"secrets"}, "cli": {"secrets"}}
+    allowed = {
+        "engine": {"os.urandom", "random"},
+        "testing": {"secrets"},
+        "cli": {"secrets"},
+    }
     assert used <= allowed.get(room_of(name_of(path)), set())
 
 
