@@ -2,9 +2,9 @@
 
 ``handstamp`` is noting one request of each session, through the cache, and one flush.
 ``updates`` is what applications write by hand: one UPDATE for each request, as many at a
-time as the pool has connections. Each side has sessions of its own. Time in the database
-comes from pg_stat_statements, where the server has it. A server of our own runs without
-fsync and commits asynchronously, which spares the many commits far more than the one.
+time as the pool has connections. ``single`` is the same, one after the other: what the
+UPDATE adds to a request on a server with nothing else to do. ``updates`` and ``single``
+share sessions. Time in the database comes from pg_stat_statements, where the server has it; it does not hold the commits.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ async def _run(dsn: str, options: Options) -> Report:
             sides = [
                 Side("handstamp", _flush(sessions), ours, meter),
                 Side("updates", _update_each(pool), theirs, meter),
+                Side("single", _update_in_turn(pool), theirs, meter),
             ]
             await _take_turns(sides, pool, size, rounds)
             rows.append(_row(sides, size))
@@ -194,6 +195,14 @@ def _update_each(pool: Pool) -> Callable[[list[Seeded]], Awaitable[None]]:
     return lambda seeded: _in_parallel(update, seeded)
 
 
+def _update_in_turn(pool: Pool) -> Callable[[list[Seeded]], Awaitable[None]]:
+    async def record(seeded: list[Seeded]) -> None:
+        for session in seeded:
+            await pool.execute(_UPDATE, session.id)
+
+    return record
+
+
 async def _in_parallel(
     work: Callable[[Seeded], Awaitable[None]], seeded: Iterable[Seeded]
 ) -> None:
@@ -210,12 +219,14 @@ async def _in_parallel(
 
 
 def _row(sides: list[Side], size: int) -> Row:
-    ours, theirs = sides
+    ours, theirs, single = sides
     has_figures = ours.meter.works and ours.database > 0
     return {
         "sessions": size,
         **ours.figures(size),
         **theirs.figures(size),
+        "single_wall_us": single.figures(size)["single_wall_us"],
         "wall_ratio": ratio(theirs.rounds, ours.rounds),
+        "single_ratio": ratio(single.rounds, ours.rounds),
         "database_ratio": theirs.database / ours.database if has_figures else None,
     }

@@ -48,6 +48,8 @@ TOUCH_KEYS = {
     "updates_statements",
     "updates_wall_us",
     "updates_database_us",
+    "single_wall_us",
+    "single_ratio",
     "wall_ratio",
     "database_ratio",
 }

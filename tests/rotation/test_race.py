@@ -13,7 +13,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,10 +24,11 @@ import pytest
 
 from handstamp import Sessions
 from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Invalid
-from handstamp.core.records import Client
+from handstamp.core.lifetime import Invalid, Reason
+from handstamp.core.records import Client, Record, Successor
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.events import Replayed
+from handstamp.stores.table import TableStore
 
 pytestmark = [pytest.mark.race, pytest.mark.timeout(300)]
 
@@ -268,6 +269,91 @@ async def test_c85_a_refresh_that_races_the_end_of_its_user_leaves_nothing_alive
                 async with Sessions(dsn, secret=SECRET) as fresh:
                     assert await refused(fresh, *given)
                 assert len(await _audited(connection, issued)) == rotations <= 1
+
+
+class Hesitant(TableStore):
+    """Stops before the conditional write, so that something can come in between."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn)
+        self.arrived, self.proceed = asyncio.Event(), asyncio.Event()
+
+    async def rotate(self, step: Successor) -> Record | None:
+        """As the table store, once it is told to proceed."""
+        await self._hesitate()
+        return await super().rotate(step)
+
+    async def redate(self, step: Successor) -> Record | None:
+        """As the table store, once it is told to proceed."""
+        await self._hesitate()
+        return await super().redate(step)
+
+    async def _hesitate(self) -> None:
+        self.arrived.set()
+        await self.proceed.wait()
+
+
+@asynccontextmanager
+async def overtaken(dsn: str, issued: Issued) -> AsyncIterator[asyncio.Task[Any]]:
+    """A refresh that has judged the row as it was, and writes after the body has run."""
+    store = Hesitant(dsn)
+    async with Sessions(store, secret=SECRET) as slow:
+        claim = Credentials(refresh=(issued.refresh_token.encode(),))
+        task = asyncio.create_task(slow.authenticate(claim, ELSEWHERE))
+        await store.arrived.wait()
+        yield task
+        store.proceed.set()
+        await task
+
+
+@pytest.mark.parametrize("end", ["revoked", "user_disabled"])
+async def test_c84_c85_an_end_between_the_judgement_and_the_rotation_wins(
+    dsn: str, end: str
+) -> None:
+    """C-84, C-85: a row judged alive and ended before it is rotated is not rotated."""
+    async with engine(dsn) as (sessions, connection):
+        issued = await expired(sessions, connection)
+        async with overtaken(dsn, issued) as task:
+            if end == "revoked":
+                assert await sessions.revoke(issued.session.id)
+            else:
+                await connection.execute("update users set is_active = false")
+        assert task.result() == Invalid(Reason(end))
+        assert await _audited(connection, issued) == []
+
+
+async def test_c83_a_refresh_that_was_overtaken_gets_the_successor_of_the_winner(
+    dsn: str,
+) -> None:
+    """C-83: the condition of the UPDATE finds the row changed, nothing is written twice,
+    and the loser hands out what the winner made."""
+    async with engine(dsn) as (sessions, connection):
+        issued = await expired(sessions, connection)
+        async with overtaken(dsn, issued) as task:
+            winner = await sessions.refresh(issued.refresh_token)
+        assert winner is not None
+        loser = task.result()
+        assert isinstance(loser, Authenticated)
+        assert loser.issued is not None
+        assert loser.issued.refresh_token == winner.refresh_token
+        assert len(await _audited(connection, issued)) == 1
+
+
+async def test_c79_a_successor_seen_while_the_old_token_is_judged_makes_it_a_replay(
+    dsn: str,
+) -> None:
+    """C-79: an old token that is about to be answered as a lost response is a replay
+    after all when its successor is seen before the rotation is dated anew."""
+    async with engine(dsn) as (sessions, connection):
+        issued = await expired(sessions, connection)
+        following = await sessions.refresh(issued.refresh_token)
+        assert following is not None
+        await age(connection, timedelta(minutes=1))
+        async with overtaken(dsn, issued) as task:
+            use = Credentials(session=(following.session_token.encode(),))
+            assert isinstance(await sessions.authenticate(use, ELSEWHERE), Authenticated)
+            assert await sessions.flush() == 1
+        assert task.result() == Invalid(Reason.REPLAYED)
 
 
 async def test_c82_a_replay_is_caught_right_after_every_process_was_killed(

@@ -1,0 +1,53 @@
+"""Rotation, proved: a machine of browsers, thieves and dying processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.rotation.machine import RotationMachine
+from tests.rotation.worlds import MemoryBase, PostgresBase
+
+NIGHTLY = os.environ.get("HANDSTAMP_HYPOTHESIS") == "nightly"
+SETTINGS = settings(
+    max_examples=3000,
+    stateful_step_count=60,
+    derandomize=False,
+    database=None,
+    deadline=None, phases=[Phase.generate],
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture
+def runner(caplog: pytest.LogCaptureFixture) -> Iterator[asyncio.Runner]:
+    """One event loop for all examples, and for the connections they share."""
+    caplog.set_level(logging.CRITICAL, "handstamp")
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.mark.timeout(3600 if NIGHTLY else 300)
+def test_memory_and_postgres_agree_and_keep_every_promise_of_rotation(
+    dsn: str, runner: asyncio.Runner
+) -> None:
+    """Whatever browsers, thieves and crashes do, both stores end in the same rows and
+    answers, one successor exists, and no honest client is signed out."""
+    postgres = PostgresBase(dsn)
+    runner.run(postgres.open())
+
+    class TwoWorlds(RotationMachine):
+        bases = (MemoryBase(), postgres)
+
+    TwoWorlds.runner = runner
+    try:
+        run_state_machine_as_test(TwoWorlds, settings=SETTINGS)
+    finally:
+        runner.run(postgres.close())
