@@ -106,7 +106,7 @@ def test_hit_refuses_to_report_requests_that_were_no_hits(
     measure = hit._measure
 
     def forgetful(variants: list[hit.Variant], *rest: Any) -> dict[str, list[float]]:
-        variants[2].app._door.sessions._cache.doubt()  # type: ignore[attr-defined]
+        variants[2].app._door.sessions._parts.cache.doubt()  # type: ignore[attr-defined]
         return measure(variants, *rest)
 
     monkeypatch.setattr(hit, "_measure", forgetful)

@@ -168,7 +168,7 @@ def test_c141_an_app_serves_one_loop_after_another() -> None:
     async def life(close: bool) -> None:
         app = SessionAuthMiddleware(responding(), engine.sessions)
         issued = await engine.login()
-        engine.sessions._cache.doubt()
+        engine.sessions._parts.cache.doubt()
         answer = await get(app, "/", cookie_header(issued.session_token))
         assert answer.status == 200
         if close:

@@ -283,7 +283,7 @@ async def test_a_session_revoked_during_the_handshake_closes_its_socket() -> Non
     clock = FakeClock()
     async with running(clock=clock, store=Racing(clock.now)) as engine:
         issued = await engine.login()
-        engine.sessions._cache.doubt()
+        engine.sessions._parts.cache.doubt()
         socket = Socket(engine, listening_quietly, issued)
         messages = [await socket.next() for _ in range(2)]
         assert messages == [ACCEPT, CLOSE]

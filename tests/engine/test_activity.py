@@ -230,6 +230,6 @@ async def test_a_touch_is_never_ahead_of_the_database() -> None:
         issued = await engine.login()
         engine.clock.advance(2)
         session_of(await engine.ask(issued))
-        (touch,) = pending(engine.sessions._activity)
+        (touch,) = pending(engine.sessions._parts.activity)
         assert touch.at is not None
         assert touch.at <= engine.clock.now()

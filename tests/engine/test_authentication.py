@@ -27,6 +27,7 @@ from tests.support.engines import (
     LAPTOP,
     PHONE,
     Engine,
+    listening,
     running,
     seconds,
     session_of,
@@ -57,6 +58,7 @@ async def test_a_miss_is_one_query() -> None:
     """Another process asks once, and then no more."""
     one, two = two_processes()
     async with one.sessions, two.sessions:
+        await listening(two)
         issued = await one.login()
         before = two.store.queries
         await two.ask(issued)
@@ -274,7 +276,7 @@ async def test_a_slow_query_shortens_the_life_it_reports() -> None:
     clock = FakeClock()
     async with running(clock=clock, store=Slow(clock.now)) as engine:
         issued = await engine.login()
-        engine.sessions._cache.doubt()
+        engine.sessions._parts.cache.doubt()
         await engine.ask(issued)
         before = engine.store.queries
         clock.uptime += 2
@@ -436,7 +438,7 @@ async def test_c51_a_revoked_session_is_not_cached_by_the_read_it_raced(
     async with running(clock=clock, store=store) as engine:
         issued = await engine.login()
         sessions = engine.sessions
-        sessions._cache.drop(sha256(issued.session_token.encode()).digest())
+        sessions._parts.cache.drop(sha256(issued.session_token.encode()).digest())
         store.meanwhile = (
             (lambda: sessions.revoke_user(ALICE))
             if by_user
@@ -457,10 +459,10 @@ async def test_c124_a_row_nobody_asked_for_is_nobodys() -> None:
     clock = FakeClock()
     async with running(clock=clock, store=Confused(clock.now)) as engine:
         one, two = await engine.login(), await engine.login("bob")
-        engine.sessions._cache.doubt()
+        engine.sessions._parts.cache.doubt()
         assert session_of(await engine.ask(one)).user_id == ALICE
         del engine.store.rows[one.session.id]
-        engine.sessions._cache.doubt()
+        engine.sessions._parts.cache.doubt()
         assert await engine.ask(one, refresh=False) == Invalid(Reason.NOT_FOUND)
         assert session_of(await engine.ask(two)).user_id == "bob"
 
@@ -512,7 +514,7 @@ async def test_two_valid_cookies_of_two_sessions_count_for_none(cached: bool) ->
     async with running() as engine:
         one, two = await engine.login(), await engine.login("bob")
         if not cached:
-            engine.sessions._cache.doubt()
+            engine.sessions._parts.cache.doubt()
         credentials = shown([one.session_token, two.session_token], [one.refresh_token])
         answer = await engine.sessions.authenticate(credentials, LAPTOP)
         assert answer == Invalid(Reason.CONFLICT)

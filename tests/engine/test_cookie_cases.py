@@ -228,7 +228,7 @@ async def test_c118_another_network_or_browser_is_an_event_only(world: World) ->
     here = Client(address="203.0.113.9", user_agent_hash="a" * 64)
     there = Client(address="198.51.100.7", user_agent_hash="b" * 64)
     issued = await world.sessions.create("alice", client=here)
-    world.sessions._cache.doubt()
+    world.sessions._parts.cache.doubt()
     assert issued.session.id == whose(await world.ask(cookie(issued), client=there))
     (event,) = world.happened(BindingChanged)
     assert isinstance(event, BindingChanged)

@@ -29,8 +29,8 @@ async def life(engine: Engine, minted: list[Issued], seen: list[object]) -> None
     minted += [issued, bob, fresh, await engine.refreshed(issued)]
     engine.clock.advance(timedelta(minutes=1))
     await engine.ask(fresh, client=PHONE)
-    seen += engine.sessions._activity._pending.values()
-    seen += engine.sessions._cache._live.values()
+    seen += engine.sessions._parts.activity._pending.values()
+    seen += engine.sessions._parts.cache._live.values()
     await engine.sessions.flush()
     swapped = shown([fresh.refresh_token], [fresh.session_token])
     seen += [swapped, await engine.sessions.authenticate(swapped, PHONE)]

@@ -738,7 +738,7 @@ async def adopted(engine: Engine) -> str:
         token_digest=sha256(THEIRS.encode()).hexdigest(),
         refresh_digest=sha256(THEIR_REFRESH.encode()).hexdigest(),
     )
-    engine.sessions._cache.doubt()
+    engine.sessions._parts.cache.doubt()
     return issued.session.id
 
 

@@ -20,7 +20,8 @@ SETTINGS = settings(
     stateful_step_count=60,
     derandomize=False,
     database=None,
-    deadline=None, phases=[Phase.generate],
+    deadline=None,
+    phases=[Phase.generate],
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -131,7 +130,7 @@ async def running(**options: Any) -> AsyncIterator[Engine]:
 
 async def listening(engine: Engine) -> None:
     """Return when the bus has proven itself, where the store answers at all."""
-    while not engine.store.down and engine.sessions.stats().bus != "listening":
+    while not engine.store.down and engine.sessions.stats().bus != "listening":  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 

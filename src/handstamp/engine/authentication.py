@@ -14,60 +14,40 @@ import asyncio
 from collections.abc import Sequence
 from hashlib import sha256
 
-from handstamp.clock import Clock
-from handstamp.config import Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, Reason, Unknown
 from handstamp.core.records import Client, Record, Session, masked
-from handstamp.core.tokens import Tokens
-from handstamp.engine.activity import Activity
 from handstamp.engine.answers import Answer, Authenticated
 from handstamp.engine.bus import Bus
-from handstamp.engine.cache import RECENCY, Cache, Entry
-from handstamp.engine.database_clock import DatabaseClock
+from handstamp.engine.cache import RECENCY, Entry
 from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.lookup import Lookup
+from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
-from handstamp.engine.reporting import Reports
 from handstamp.engine.strangers import Strangers
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
-from handstamp.stores.base import Store
 
 
 class Authentication:
     """Credentials in, an answer out."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        tokens: Tokens,
-        policy: Policy,
-        cache: Cache,
-        activity: Activity,
-        reports: Reports,
-        clock: Clock,
-        database_clock: DatabaseClock,
-        refreshing: Refreshing,
-        bus: Bus,
-    ) -> None:
-        self._lookup = Lookup(store)
-        self._bus = bus
-        self._strangers = Strangers()
-        self._budget = policy.time_budget.total_seconds()
-        self._stale = policy.stale_while_down.total_seconds()
-        self._tokens = tokens
-        self._policy = policy
-        self._cache = cache
-        self._get = cache.get
-        self._activity = activity
-        self._reports = reports
-        self._clock = clock
-        self._database_clock = database_clock
+    def __init__(self, parts: Parts, refreshing: Refreshing, bus: Bus) -> None:
+        self._policy = parts.policy
+        self._tokens = parts.tokens
+        self._cache = parts.cache
+        self._get = parts.cache.get
+        self._activity = parts.activity
+        self._reports = parts.reports
+        self._clock = parts.clock
+        self._database_clock = parts.database_clock
         self._refreshing = refreshing
-        self._interval = policy.touch_interval.total_seconds()
-        self._idle = policy.idle_ttl.total_seconds() if policy.idle_ttl else None
+        self._bus = bus
+        self._lookup = Lookup(parts.store)
+        self._strangers = Strangers()
+        self._budget = parts.policy.time_budget.total_seconds()
+        self._stale = parts.policy.stale_while_down.total_seconds()
+        self._interval = parts.policy.touch_interval.total_seconds()
         self.hits = 0
         self.misses = 0
 

@@ -10,12 +10,10 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 
-from handstamp.config import Policy
-from handstamp.engine.activity import Activity
 from handstamp.engine.bus import Bus
+from handstamp.engine.parts import Parts
 from handstamp.engine.watch import Watch
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.base import Store
 
 logger = logging.getLogger("handstamp")
 
@@ -26,12 +24,10 @@ FLUSH_BUDGET = 2.0
 class Background:
     """The tasks of one process, on one event loop."""
 
-    def __init__(
-        self, *, store: Store, policy: Policy, activity: Activity, bus: Bus, watch: Watch
-    ) -> None:
-        self._store = store
-        self._policy = policy
-        self._activity = activity
+    def __init__(self, parts: Parts, bus: Bus, watch: Watch) -> None:
+        self._store = parts.store
+        self._policy = parts.policy
+        self._activity = parts.activity
         self._bus = bus
         self._watch = watch
         self._tasks: list[asyncio.Task[None]] = []

@@ -12,8 +12,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from handstamp.clock import Clock
-from handstamp.config import Policy
 from handstamp.core.lifetime import Invalid, Reason
 from handstamp.core.records import Client, Record, Session, Successor
 from handstamp.core.rotation import (
@@ -24,15 +22,14 @@ from handstamp.core.rotation import (
     Rotate,
     judge_refresh,
 )
-from handstamp.core.tokens import RefreshToken, TokenPair, Tokens, digest
+from handstamp.core.tokens import RefreshToken, TokenPair, digest
 from handstamp.engine.answers import Authenticated, Issued
-from handstamp.engine.cache import Cache, Ticket
-from handstamp.engine.database_clock import DatabaseClock
+from handstamp.engine.cache import Ticket
 from handstamp.engine.entries import Read, make_entry, outlived, refresh_key
-from handstamp.engine.reporting import Reports
+from handstamp.engine.parts import Parts
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import DuplicateCookies, LateRefresh, Refreshed, Reissued, Replayed
-from handstamp.stores.base import Ended, Store
+from handstamp.stores.base import Ended
 
 _TRIES = 5
 """Each lost race means that another process made progress, so a few are plenty."""
@@ -50,25 +47,14 @@ class _Finding:
 class Refreshing:
     """Refresh tokens in, one live session and its tokens out."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        tokens: Tokens,
-        policy: Policy,
-        cache: Cache,
-        reports: Reports,
-        clock: Clock,
-        database_clock: DatabaseClock,
-        ended: Callable[[Ended, str], None],
-    ) -> None:
-        self._store = store
-        self._tokens = tokens
-        self._policy = policy
-        self._cache = cache
-        self._reports = reports
-        self._clock = clock
-        self._database_clock = database_clock
+    def __init__(self, parts: Parts, *, ended: Callable[[Ended, str], None]) -> None:
+        self._store = parts.store
+        self._tokens = parts.tokens
+        self._policy = parts.policy
+        self._cache = parts.cache
+        self._reports = parts.reports
+        self._clock = parts.clock
+        self._database_clock = parts.database_clock
         self._ended = ended
         self._flights: dict[tuple[str, bool], asyncio.Task[Authenticated | Invalid]] = {}
 

@@ -26,17 +26,16 @@ from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.core.records import Client, NewSession, Record, Session
 from handstamp.core.tokens import ENTROPY, TokenPair, Tokens
 from handstamp.engine import janitor
-from handstamp.engine.activity import Activity
 from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.engine.authentication import Authentication
 from handstamp.engine.background import Background
 from handstamp.engine.bus import Bus, Hearing
 from handstamp.engine.cache import Cache, Ticket
-from handstamp.engine.connections import Connections
 from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.entries import Read, make_entry
+from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
-from handstamp.engine.reporting import Reports, Subscriber
+from handstamp.engine.reporting import Subscriber
 from handstamp.engine.watch import Watch
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
@@ -113,22 +112,19 @@ class Sessions:
             else database
         )
         self.clock = clock
-        self.connections = Connections()
-        self._tokens = Tokens(_one_list(secret, secrets))
         self._entropy = entropy
         self._new_id = new_id
-        self._cache = Cache(cache_size)
-        self._activity = Activity()
-        self._reports = Reports()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._database_clock = DatabaseClock(clock)
-        self._watch = Watch(
+        self._parts = parts = Parts(
             store=self.store,
+            tokens=Tokens(_one_list(secret, secrets)),
             policy=self.policy,
-            cache=self._cache,
-            connections=self.connections,
             clock=clock,
+            database_clock=DatabaseClock(clock),
+            cache=Cache(cache_size),
         )
+        self.connections = parts.connections
+        self._watch = Watch(parts)
         self._bus = Bus(
             self.store.channel,
             heard=self._watch.heard,
@@ -136,35 +132,9 @@ class Sessions:
             max_staleness=self.policy.max_staleness.total_seconds(),
             clock=clock,
         )
-        self._background = Background(
-            store=self.store,
-            policy=self.policy,
-            activity=self._activity,
-            bus=self._bus,
-            watch=self._watch,
-        )
-        self._refreshing = Refreshing(
-            store=self.store,
-            tokens=self._tokens,
-            policy=self.policy,
-            cache=self._cache,
-            reports=self._reports,
-            clock=clock,
-            database_clock=self._database_clock,
-            ended=self._ended,
-        )
-        self._authentication = Authentication(
-            store=self.store,
-            tokens=self._tokens,
-            policy=self.policy,
-            cache=self._cache,
-            activity=self._activity,
-            reports=self._reports,
-            clock=clock,
-            database_clock=self._database_clock,
-            refreshing=self._refreshing,
-            bus=self._bus,
-        )
+        self._background = Background(parts, self._bus, self._watch)
+        self._refreshing = Refreshing(parts, ended=self._ended)
+        self._authentication = Authentication(parts, self._refreshing, self._bus)
         self.hit = self._authentication.hit
         """The cached entry of a session token, or None: a plain call without I/O."""
 
@@ -210,7 +180,7 @@ class Sessions:
             return
         self._loop = None
         await self._background.stop()
-        await self._reports.drain()
+        await self._parts.reports.drain()
         await self.store.close()
 
     def on(self, kind: type[E], subscriber: Subscriber[E]) -> None:
@@ -219,11 +189,11 @@ class Sessions:
         It may be a coroutine function, which then runs beside the request. What it
         raises is logged and contained.
         """
-        self._reports.on(kind, subscriber)
+        self._parts.reports.on(kind, subscriber)
 
     def publish(self, event: Event) -> None:
         """Publish an event of an adapter; for middleware."""
-        self._reports.publish(event)
+        self._parts.reports.publish(event)
 
     async def authenticate(
         self, credentials: Credentials, client: Client, *, passive: bool = False
@@ -249,8 +219,10 @@ class Sessions:
         """
         await self.open()
         session_id = self._new_id()
-        pair = self._tokens.mint(session_id, self._entropy(2 * ENTROPY), remember=remember)
-        ticket, before = self._cache.ticket(), self.clock()
+        pair = self._parts.tokens.mint(
+            session_id, self._entropy(2 * ENTROPY), remember=remember
+        )
+        ticket, before = self._parts.cache.ticket(), self.clock()
         new = self._new(session_id, user_id, pair, client, remember, replaces)
         try:
             created = await self.store.create(new, self.policy)
@@ -293,11 +265,11 @@ class Sessions:
         )
 
     def _keep(self, record: Record, ticket: Ticket, read: Read) -> None:
-        self._database_clock.saw(record.read_at, read.after)
+        self._parts.database_clock.saw(record.read_at, read.after)
         key = bytes.fromhex(record.token_digest)
         entry = make_entry(record, self.policy, key, read)
         if not isinstance(entry, Invalid):
-            self._cache.put(ticket, entry)
+            self._parts.cache.put(ticket, entry)
 
     async def refresh(
         self, refresh_token: str, *, client: Client = _NOBODY
@@ -333,7 +305,7 @@ class Sessions:
             # It may have been committed before the answer was lost, or before the caller
             # was cancelled. Ask the table again rather than believe the cache. (A
             # stranger's id costs them a read.)
-            self._cache.forget_session(session_id)
+            self._parts.cache.forget_session(session_id)
             raise
         if ended is None:
             return False
@@ -351,13 +323,13 @@ class Sessions:
         try:
             all_ended = await self.store.revoke_user(user_id, keep=keep, reason=reason)
         finally:
-            self._cache.forget_user(user_id)
+            self._parts.cache.forget_user(user_id)
         for ended in all_ended:
             self._ended(ended, reason)
         return len(all_ended)
 
     def _ended(self, ended: Ended, reason: str) -> None:
-        self._cache.forget_session(ended.id)
+        self._parts.cache.forget_session(ended.id)
         self.connections.close(ended.id)
         self.publish(Revoked(session_id=ended.id, user_id=ended.user_id, reason=reason))
 
@@ -386,7 +358,7 @@ class Sessions:
 
         Raises :class:`SessionsUnavailable`, and keeps what it could not write.
         """
-        return await self._activity.flush(self.store, self.policy.session_ttl)
+        return await self._parts.activity.flush(self.store, self.policy.session_ttl)
 
     async def ping(self) -> None:
         """One round trip to the database, or :class:`SessionsUnavailable`."""
@@ -395,21 +367,21 @@ class Sessions:
 
     def database_now(self) -> datetime:
         """The database's clock, as far as its last answer lets us know it."""
-        return self._database_clock.now()
+        return self._parts.database_clock.now()
 
     def ticket(self) -> Ticket:
         """For middleware: take this before authenticating a connection that stays."""
-        return self._cache.ticket()
+        return self._parts.cache.ticket()
 
     def stands(self, ticket: Ticket, session: Session) -> bool:
         """Whether nothing ended ``session`` since the ticket; for middleware."""
-        return self._cache.admits(ticket, session)
+        return self._parts.cache.admits(ticket, session)
 
     def stats(self) -> Stats:
         """Figures of this process, for metrics and health pages."""
-        activity, authentication = self._activity, self._authentication
+        activity, authentication = self._parts.activity, self._authentication
         return Stats(
-            cached=len(self._cache),
+            cached=len(self._parts.cache),
             hits=authentication.hits,
             misses=authentication.misses,
             queries=self.store.queries,
@@ -420,7 +392,7 @@ class Sessions:
             open_connections=len(self.connections),
             bus=self._bus.hearing,
             foreign_writers_heard=self._bus.covers_foreign_writers,
-            events=dict(self._reports.counts),
+            events=dict(self._parts.reports.counts),
         )
 
 

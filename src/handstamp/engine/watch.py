@@ -11,14 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from handstamp.clock import Clock
-from handstamp.config import Policy
 from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.engine.bus import Bus
-from handstamp.engine.cache import Cache
-from handstamp.engine.connections import Connections
+from handstamp.engine.parts import Parts
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.base import Store
 from handstamp.stores.channel import Notice
 
 GROUP = 1000
@@ -27,20 +23,12 @@ GROUP = 1000
 class Watch:
     """Hears notices for the cache and the connections, and looks where they do not say."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        policy: Policy,
-        cache: Cache,
-        connections: Connections,
-        clock: Clock,
-    ) -> None:
-        self._store = store
-        self._policy = policy
-        self._cache = cache
-        self._connections = connections
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._policy = parts.policy
+        self._cache = parts.cache
+        self._connections = parts.connections
+        self._clock = parts.clock
         self._wake = asyncio.Event()
 
     def heard(self, notice: Notice) -> None:

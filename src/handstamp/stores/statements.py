@@ -217,9 +217,9 @@ class Statements:
                 " order by {id} for no key update)"
                 " update {sessions} s set {set.is_active} = false,"
                 " {set.revoked_at} = now(), {set.revoked_reason} = $2"
-                " from locked where {id} = locked.id and {is_active}"
-                " returning " + returned
+                " from locked where {id} = locked.id and {is_active} returning "
             )
+            + self._fill(returned)
         )
 
     def _triggers(self) -> str:
@@ -237,9 +237,10 @@ class Statements:
         return self._fill(
             "with batch as (select * from unnest($1::{id_t}[], $2::{dig_t}[],"
             " $3::timestamptz[]) as b(id, digest, at)),"
-            " locked as (select {id} as id, greatest(b.at, least({expires_at} - $4::duration,"
-            " now() + interval '1 minute') + interval '1 microsecond', case when b.at is null"
-            " and {mark} then {last_activity_at} + interval '1 microsecond' end) as at,"
+            " locked as (select {id} as id, greatest(b.at,"
+            " least({expires_at} - $4::duration, now() + interval '1 minute')"
+            " + interval '1 microsecond', case when b.at is null and {mark}"
+            " then {last_activity_at} + interval '1 microsecond' end) as at,"
             " {expires_at} as expires_at"
             " from {sessions} s join batch b on {id} = b.id and {token_digest} = b.digest"
             " order by {id} for no key update of s)"

@@ -1,0 +1,30 @@
+"""What the parts of one engine share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from handstamp.clock import Clock
+from handstamp.config import Policy
+from handstamp.core.tokens import Tokens
+from handstamp.engine.activity import Activity
+from handstamp.engine.cache import Cache
+from handstamp.engine.connections import Connections
+from handstamp.engine.database_clock import DatabaseClock
+from handstamp.engine.reporting import Reports
+from handstamp.stores.base import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """One store, one policy, one cache, one clock: of one process."""
+
+    store: Store
+    tokens: Tokens
+    policy: Policy
+    clock: Clock
+    database_clock: DatabaseClock
+    cache: Cache
+    activity: Activity = field(default_factory=Activity)
+    reports: Reports = field(default_factory=Reports)
+    connections: Connections = field(default_factory=Connections)
