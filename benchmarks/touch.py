@@ -4,7 +4,8 @@
 ``updates`` is what applications write by hand: one UPDATE for each request, as many at a
 time as the pool has connections. ``single`` is the same, one after the other: what the
 UPDATE adds to a request on a server with nothing else to do. ``updates`` and ``single``
-share sessions. Time in the database comes from pg_stat_statements, where the server has it; it does not hold the commits.
+share sessions. Time in the database comes from pg_stat_statements, where the server has it;
+it does not hold the commits.
 """
 
 from __future__ import annotations
