@@ -216,6 +216,17 @@ async def test_a_passive_first_use_is_recorded_by_the_smallest_step() -> None:
         assert engine.sessions.stats().pending_touches == 0
 
 
+async def test_a_passive_request_is_no_activity_from_the_cache_either() -> None:
+    """However often it polls: only that its token was seen."""
+    async with running() as engine:
+        issued = await engine.login()
+        for _ in range(3):
+            engine.clock.advance(1)
+            await engine.ask(issued, passive=True)
+        (touch,) = engine.sessions._activity._pending.values()
+        assert touch.at is None
+
+
 # Clocks.
 
 
@@ -547,8 +558,10 @@ async def test_swapped_tokens_are_refused_where_unsigned_ones_are_accepted() -> 
     """Accepting what the application issued accepts no token of ours in a wrong place."""
     async with running(policy=Policy(accept_unsigned=True)) as engine:
         issued = await engine.login()
+        before = engine.store.queries
         answer = await engine.sessions.authenticate(shown([issued.refresh_token]), PHONE)
-        assert isinstance(answer, Invalid)
+        assert answer == Invalid(Reason.FORGED)
+        assert engine.store.queries == before
 
 
 # Who it is from where.

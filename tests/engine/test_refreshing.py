@@ -641,6 +641,16 @@ async def test_a_forgotten_cookie_beside_the_current_one_is_no_theft() -> None:
         assert [e.conflict for e in engine.of(DuplicateCookies)] == [False]
 
 
+async def test_the_current_one_of_two_cookies_goes_before_a_repetition() -> None:
+    """Within grace both stand; the newer one is what the client holds."""
+    async with running() as engine:
+        issued = await engine.login()
+        fresh = await engine.refreshed(issued)
+        answer = new_tokens(await engine.ask(issued, fresh, session=False))
+        assert not same_tokens(answer, fresh)
+        assert engine.of(Reissued) == []
+
+
 async def test_refresh_tokens_of_two_sessions_count_for_none() -> None:
     """Anonymous, with an event, and nothing is written."""
     engine = counting()

@@ -34,7 +34,7 @@ def runner(caplog: pytest.LogCaptureFixture) -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.mark.timeout(3600 if NIGHTLY else 300)
+@pytest.mark.timeout(7200 if NIGHTLY else 300)
 def test_memory_and_postgres_agree_and_keep_every_promise_of_rotation(
     dsn: str, runner: asyncio.Runner
 ) -> None:

@@ -78,12 +78,17 @@ def judge(record: Record, policy: Policy) -> Valid | Invalid:
     return Valid(remaining, family.idle_remaining)
 
 
-def judge_family(record: Record, policy: Policy) -> Valid | Invalid:
-    """Whether the session stands, whatever became of its current token (rule 2)."""
+def judge_family(
+    record: Record, policy: Policy, *, active_at: datetime | None = None
+) -> Valid | Invalid:
+    """Whether the session stands, whatever became of its current token (rule 2).
+
+    ``active_at`` is activity that the record does not know of yet.
+    """
     dead = _ended(record, policy)
     if dead is not None:
         return Invalid(dead)
-    limits = dict(_limits(record, policy))
+    limits = dict(_limits(record, policy, active_at))
     reason = min(limits, key=limits.__getitem__)
     remaining = limits[reason] - record.read_at
     if remaining <= timedelta(0):
@@ -105,7 +110,9 @@ def _ended(record: Record, policy: Policy) -> Reason | None:
     return None
 
 
-def _limits(record: Record, policy: Policy) -> list[tuple[Reason, datetime]]:
+def _limits(
+    record: Record, policy: Policy, active_at: datetime | None
+) -> list[tuple[Reason, datetime]]:
     created = record.created_at or record.read_at
     limits = [(Reason.ABSOLUTE, created + policy.absolute_ttl)]
     if record.refresh_digest is None or record.refresh_expires_at is None:
@@ -113,6 +120,6 @@ def _limits(record: Record, policy: Policy) -> list[tuple[Reason, datetime]]:
     else:
         limits.append((Reason.REFRESH_EXPIRED, record.refresh_expires_at))
     if policy.idle_ttl is not None:
-        active = max(created, record.last_activity_at or created)
+        active = max(created, record.last_activity_at or created, active_at or created)
         limits.append((Reason.IDLE, active + policy.idle_ttl))
     return limits

@@ -74,14 +74,20 @@ RefreshVerdict = Rotate | Reissue | Replay | Refuse
 
 
 def judge_refresh(
-    record: Record, presented: str, successors: Iterable[TokenPair], policy: Policy
+    record: Record,
+    presented: str,
+    successors: Iterable[TokenPair],
+    policy: Policy,
+    *,
+    active_at: datetime | None = None,
 ) -> RefreshVerdict:
     """What to do about a genuine refresh token, by the table above.
 
     ``presented`` is the digest of the token as sent; ``successors`` are what it leads
-    to, newest key first, and are derived only as far as they are asked for.
+    to, newest key first, and are derived only as far as they are asked for. ``active_at`` is
+    activity that the record does not know of yet: it counts for an idle limit only.
     """
-    family = judge_family(record, policy)
+    family = judge_family(record, policy, active_at=active_at)
     if isinstance(family, Invalid):
         return Refuse(family.reason)
     if record.refresh_digest is None or record.refresh_expires_at is None:

@@ -144,6 +144,12 @@ class Cache:
             self._fence.raise_for((_USER, user_id))
             self._discard(list(self._by_user.get(user_id, ())))
 
+    def doubt_session(self, session_id: str) -> None:
+        """Do not believe this session's entries before they were read again."""
+        with self._lock:
+            for key in self._by_session.get(session_id, ()):
+                self._live[key].deadline = NEVER
+
     def doubt(self) -> None:
         """Anything may be over: believe no entry before it was read again.
 

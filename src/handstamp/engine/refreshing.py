@@ -52,6 +52,7 @@ class Refreshing:
         self._tokens = parts.tokens
         self._policy = parts.policy
         self._cache = parts.cache
+        self._activity = parts.activity
         self._reports = parts.reports
         self._clock = parts.clock
         self._database_clock = parts.database_clock
@@ -140,7 +141,10 @@ class Refreshing:
         read = Read(before, self._clock())
         self._database_clock.saw(record.read_at, read.after)
         successors = self._tokens.successors(token, record.id)
-        verdict = judge_refresh(record, token.digest, successors, self._policy)
+        active_at = self._activity.noted(record.id, record.token_digest)
+        verdict = judge_refresh(
+            record, token.digest, successors, self._policy, active_at=active_at
+        )
         return _Finding(token, record, verdict, read, ticket)
 
     async def _row(self, token: RefreshToken) -> Record | None:
@@ -254,6 +258,7 @@ class Refreshing:
                 )
             )
             self._ended(ended, reason)
+        self._cache.doubt_session(record.id)
         return Invalid(Reason.REPLAYED)
 
     def _refuse(self, record: Record, reason: Reason, client: Client) -> Invalid:

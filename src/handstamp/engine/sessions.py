@@ -308,6 +308,8 @@ class Sessions:
             self._parts.cache.forget_session(session_id)
             raise
         if ended is None:
+            # Perhaps another process was faster, and its notice is still on the way.
+            self._parts.cache.doubt_session(session_id)
             return False
         self._ended(ended, reason)
         return True
