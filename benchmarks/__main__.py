@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from benchmarks import hit, miss, touch
+from benchmarks import hit, miss, revoke, touch
 from benchmarks.rounds import Options
 from benchmarks.table import Report, as_json, as_text
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "hit": hit.run,
     "miss": miss.run,
+    "revoke": revoke.run,
     "touch": touch.run,
 }
 
@@ -20,7 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one benchmark and print what it found."""
     given = _parser().parse_args(arguments)
     report = BENCHMARKS[given.benchmark](
-        Options(rounds=given.rounds, quick=given.quick, loop=given.loop)
+        Options(
+            rounds=given.rounds,
+            processes=given.processes,
+            quick=given.quick,
+            loop=given.loop,
+        )
     )
     print(as_json(report) if given.json else as_text(report))
 
@@ -28,12 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="miss and touch use the PostgreSQL server in DATABASE_URL (in a "
+        description="miss, revoke and touch use the PostgreSQL server in DATABASE_URL (in a "
         "database of their own, dropped afterwards), or start one.",
     )
     parser.add_argument("benchmark", choices=sorted(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--rounds", type=_positive, help="turns that everything takes")
+    parser.add_argument("--processes", type=_positive, help="revoke only: how many hear")
     parser.add_argument("--quick", action="store_true", help="little work in each turn")
     parser.add_argument(
         "--loop",

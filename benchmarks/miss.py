@@ -1,7 +1,10 @@
-"""A cold session: the engine's whole answer beside the bare query that it needs.
+"""A cold session: the group lookup, and the engine's whole answer, beside a pool.
 
-Both sides send the same SELECT by digest over a pool of the same size, without a reset
-on release. ``handstamp`` is everything from the cookie's bytes to an entry in the cache.
+All sides send the same SELECT by digest. ``pool`` is ``pool.fetchrow`` on a pool as
+applications write it: one query for each miss, and asyncpg's reset whenever a connection
+goes back. ``lookup`` is the mechanism alone, from digests to records. ``handstamp`` is
+everything from the cookie's bytes to an entry in the cache: signature, lookup, verdict.
+The ratios say how many times as many misses per second a side answers as the pool does.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from itertools import cycle, islice
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import asyncpg
+
 from benchmarks.database import (
     POOL_SIZE,
     SECRET,
     Seeded,
-    connect_pool,
     database,
     seed,
 )
@@ -29,6 +33,7 @@ from handstamp.config import Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.records import Client
 from handstamp.engine.answers import Authenticated
+from handstamp.engine.lookup import Lookup
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.shapes import ULID_HASHED
 from handstamp.stores.statements import Statements
@@ -36,7 +41,7 @@ from handstamp.stores.statements import Statements
 if TYPE_CHECKING:
     from benchmarks.database import Pool
 
-ABOUT = "authenticating sessions that are not in the cache, beside the bare query"
+ABOUT = "authenticating sessions that are not in the cache, beside pool.fetchrow"
 CONCURRENCIES = (1, 8, 64, 512)
 ROUNDS, MISSES, FEW_MISSES = 9, 2048, 512
 CACHE_SIZE = 64
@@ -51,7 +56,7 @@ Ask = Callable[[Seeded], Awaitable[None]]
 
 @dataclass(slots=True)
 class Side:
-    """One of the two, and what it took: seconds a round, seconds a session.
+    """One of the three, and what it took: seconds a round, seconds a session.
 
     Each side goes round the sessions by itself: what it asks for next, it has not asked
     for since it asked for many others, whoever's turn it was meanwhile.
@@ -88,7 +93,7 @@ class Side:
 
 
 def run(options: Options) -> Report:
-    """Measure both sides in turns, at each concurrency."""
+    """Measure every side in turns, at each concurrency."""
     with database() as dsn:
         return asyncio.run(_run(dsn, options))
 
@@ -99,17 +104,18 @@ async def _run(dsn: str, options: Options) -> Report:
     sessions = Sessions(
         dsn, secret=SECRET, policy=POLICY, cache_size=CACHE_SIZE, pool_size=POOL_SIZE
     )
-    async with connect_pool(dsn) as pool, sessions:
+    async with _pool(dsn) as pool, sessions:
         seeded = await seed(pool, 2 * count, POLICY)
-        supplies = cycle(seeded), cycle(seeded)
-        await _warm(_sides(sessions, pool, *supplies))
+        asks = _asks(sessions, pool)
+        supplies = [cycle(seeded) for _ in asks]
+        await _warm(_sides(asks, supplies))
         rows = []
         for concurrency in CONCURRENCIES:
-            sides = _sides(sessions, pool, *supplies)
+            sides = _sides(asks, supplies)
             sent = -sessions.store.queries
             await _take_turns(sides, concurrency, rounds, count)
             sent += sessions.store.queries
-            rows.append(_row(sides, concurrency, count, sent / (rounds * count)))
+            rows.append(_row(sides, concurrency, count, sent / (2 * rounds * count)))
         stats, version = sessions.stats(), await server_version(pool)
     if stats.hits:
         raise RuntimeError(f"{stats.hits} sessions were in the cache")
@@ -123,13 +129,22 @@ async def _run(dsn: str, options: Options) -> Report:
     )
 
 
-def _sides(
-    sessions: Sessions, pool: Pool, ours: Iterator[Seeded], theirs: Iterator[Seeded]
-) -> list[Side]:
-    return [
-        Side("handstamp", _engine(sessions), ours),
-        Side("query", _query(pool), theirs),
-    ]
+def _pool(dsn: str) -> Pool:
+    """What an application would write."""
+    return asyncpg.create_pool(dsn, min_size=POOL_SIZE, max_size=POOL_SIZE)
+
+
+def _asks(sessions: Sessions, pool: Pool) -> dict[str, Ask]:
+    return {
+        "handstamp": _engine(sessions),
+        "lookup": _lookup(sessions),
+        "pool": _query(pool),
+    }
+
+
+def _sides(asks: dict[str, Ask], supplies: list[Iterator[Seeded]]) -> list[Side]:
+    pairs = zip(asks.items(), supplies, strict=True)
+    return [Side(name, ask, supply) for (name, ask), supply in pairs]
 
 
 async def _warm(sides: list[Side]) -> None:
@@ -145,13 +160,14 @@ async def _take_turns(sides: list[Side], concurrency: int, rounds: int, count: i
 
 
 def _row(sides: list[Side], concurrency: int, count: int, sent: float) -> Row:
-    ours, bare = sides
+    ours, lookup, pool = sides
     return {
         "concurrency": concurrency,
         **ours.figures(count),
-        **bare.figures(count),
-        "rate_ratio": ratio(bare.rounds, ours.rounds),
-        "p50_ratio": percentile(ours.latencies, 50) / percentile(bare.latencies, 50),
+        **lookup.figures(count),
+        **pool.figures(count),
+        "handstamp_ratio": ratio(pool.rounds, ours.rounds),
+        "lookup_ratio": ratio(pool.rounds, lookup.rounds),
         "queries_per_miss": sent,
     }
 
@@ -164,6 +180,17 @@ def _engine(sessions: Sessions) -> Ask:
         answer = await sessions.authenticate(credentials, client)
         if not isinstance(answer, Authenticated) or answer.session.id != session.id:
             raise RuntimeError(f"not authenticated: {answer!r}")
+
+    return ask
+
+
+def _lookup(sessions: Sessions) -> Ask:
+    lookup = Lookup(sessions.store)
+
+    async def ask(session: Seeded) -> None:
+        (record,) = await lookup.find([session.pair.session_digest])
+        if record.id != session.id:
+            raise RuntimeError("the lookup found another row")
 
     return ask
 

@@ -19,9 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line asked for; ``rounds`` None leaves it to the benchmark."""
+    """What the command line asked for; None leaves it to the benchmark."""
 
     rounds: int | None = None
+    processes: int | None = None
     quick: bool = False
     loop: str = "none"
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"events"},
     {"stores"},
     {"engine"},
-    {"handles", "sockets", "lifespan"},
+    {"handles", "sockets", "streams", "lifespan"},
     {"asgi"},
     {"starlette"},
     {"fastapi"},

@@ -41,7 +41,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     assert expected == Policy()
 
 
-@pytest.mark.parametrize("name", DURATIONS)
+@pytest.mark.parametrize("name", [n for n in DURATIONS if n != "stale_while_down"])
 @pytest.mark.parametrize("value", [timedelta(0), -SECOND, 900, "15m", timedelta.max])
 def test_a_duration_is_a_timedelta_above_zero_and_below_a_century(
     name: str, value: object

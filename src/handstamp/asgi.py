@@ -13,9 +13,16 @@ its 500 outside of the middleware it was given, and a cookie set inside is lost 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+)
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from handstamp.config import Cookies, TrustedProxies
 from handstamp.core.cookies import CookieWriter
@@ -39,8 +46,10 @@ from handstamp.events import CrossSiteRefused
 from handstamp.handles import BaseHandle, Door, RawHeaders
 from handstamp.lifespan import Lifespan
 from handstamp.sockets import SocketGuard
+from handstamp.streams import until_ended
 from handstamp.types import ASGIApp, Message, Receive, Scope, Send
 
+T = TypeVar("T")
 SCOPE_KEY = "handstamp"
 PASSIVE_HEADER = b"x-passive-request"
 """A request with this header authenticates without counting as activity."""
@@ -90,6 +99,8 @@ class Handle(BaseHandle):
 
         Raises :class:`SessionsUnavailable`, and then nobody was logged out.
         """
+        if self._unknown is not None:
+            raise SessionsUnavailable(self._unknown.cause)
         session = self.session
         if session is not None:
             await self._door.sessions.revoke(session.id, reason="logout")
@@ -116,6 +127,11 @@ class Handle(BaseHandle):
             session.user_id, keep=session.id, reason="signed out from another session"
         )
 
+    def while_valid(self, source: AsyncIterable[T]) -> AsyncIterator[T]:
+        """The items of ``source`` until this session is over: for server-sent events and
+        other long answers. Raises as :meth:`require` does, at once."""
+        return until_ended(self.sessions.connections, self.require(), source)
+
 
 class SessionAuthMiddleware:
     """Authenticates every request of ``app`` by ``sessions``.
@@ -126,6 +142,9 @@ class SessionAuthMiddleware:
     header ``X-Passive-Request: 1`` does so for any request. ``cross_site="refuse"``
     answers 403 to writes that another site's page makes with our cookies; ``"allow"``
     switches that off, and ``trusted_origins`` lists origins that are yours.
+    ``outage`` says what becomes of a request whose session cannot be checked: ``"ask"``
+    raises 503 for whoever asks, ``"refuse"`` answers 503 at the door, ``"anonymous"``
+    treats it as signed out, with its cookies left alone.
     ``bearer=True`` also takes a session token from ``Authorization: Bearer``.
     """
 
@@ -142,10 +161,13 @@ class SessionAuthMiddleware:
         passive: Collection[str] | Callable[[Scope], bool] = (),
         cross_site: str = "refuse",
         trusted_origins: Iterable[str] = (),
+        outage: str = "ask",
         bearer: bool = False,
     ) -> None:
         if cross_site not in ("refuse", "allow"):
             raise ConfigError('cross_site must be "refuse" or "allow"')
+        if outage not in ("ask", "refuse", "anonymous"):
+            raise ConfigError('outage must be "ask", "refuse" or "anonymous"')
         cookies = cookies or Cookies()
         self.app = app
         self._door = Door(
@@ -161,6 +183,7 @@ class SessionAuthMiddleware:
         self._passive = passive if callable(passive) else _among(passive)
         self._choosy = bool(self._exclude) or self._passive is not None
         self._bearer = bearer
+        self._outage = outage
         self._sole = self._door.reader.sole
         self._hit = sessions.hit
 
@@ -232,6 +255,10 @@ class SessionAuthMiddleware:
             return None
         if credentials:
             await self._resolve(handle, credentials, scope)
+        if handle._unknown is not None and self._outage == "refuse":
+            await _reply(SessionsUnavailable(handle._unknown.cause), scope, send)
+            return None
+        handle._lenient = self._outage == "anonymous"
         return handle
 
     def _is_foreign(self, headers: RawHeaders) -> bool:

@@ -61,6 +61,7 @@ class BaseHandle:
 
     _session: Session | None = None
     _unknown: Unknown | None = None
+    _lenient = False
     _sent = False
     _looked = False
     _started = False
@@ -83,7 +84,7 @@ class BaseHandle:
         Raises :class:`SessionsUnavailable` when the database gave no answer.
         """
         self._looked = True
-        if self._unknown is not None:
+        if self._unknown is not None and not self._lenient:
             raise SessionsUnavailable(self._unknown.cause)
         return self._session
 

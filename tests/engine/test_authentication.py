@@ -223,7 +223,7 @@ async def test_a_passive_request_is_no_activity_from_the_cache_either() -> None:
         for _ in range(3):
             engine.clock.advance(1)
             await engine.ask(issued, passive=True)
-        (touch,) = engine.sessions._activity._pending.values()
+        (touch,) = engine.sessions._parts.activity._pending.values()
         assert touch.at is None
 
 

@@ -67,9 +67,14 @@ class Unknown:
 Verdict = Valid | Invalid | Unknown
 
 
-def judge(record: Record, policy: Policy) -> Valid | Invalid:
-    """Whether the record's session token is valid at ``record.read_at`` (rule 3)."""
-    family = judge_family(record, policy)
+def judge(
+    record: Record, policy: Policy, *, active_at: datetime | None = None
+) -> Valid | Invalid:
+    """Whether the record's session token is valid at ``record.read_at`` (rule 3).
+
+    ``active_at`` is activity that the record does not know of yet.
+    """
+    family = judge_family(record, policy, active_at=active_at)
     if isinstance(family, Invalid):
         return family
     remaining = min(family.remaining, record.expires_at - record.read_at)

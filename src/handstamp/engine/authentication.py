@@ -24,7 +24,6 @@ from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.lookup import Lookup
 from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
-from handstamp.engine.strangers import Strangers
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
 
@@ -44,7 +43,7 @@ class Authentication:
         self._refreshing = refreshing
         self._bus = bus
         self._lookup = Lookup(parts.store)
-        self._strangers = Strangers()
+        self._strangers = parts.strangers
         self._budget = parts.policy.time_budget.total_seconds()
         self._stale = parts.policy.stale_while_down.total_seconds()
         self._interval = parts.policy.touch_interval.total_seconds()

@@ -34,6 +34,8 @@ HEARTBEAT = 1.0
 BUDGET = 1.0
 """Seconds that a proof may take before the connection counts as lost."""
 CANARY_BUDGET = 2.0
+LISTEN_BUDGET = 3.0
+"""Seconds to connect and to hear that LISTEN was understood."""
 LONGEST_PAUSE = 2.0
 NEVER = float("-inf")
 
@@ -105,13 +107,21 @@ class Bus:
             except SessionsUnavailable as exc:
                 proven = False
                 self._complain(f"not listening: {exc.cause}")
+            except Exception:
+                # Without a listener nothing would ever be heard again.
+                proven = False
+                logger.exception("bus: not listening", extra={"action": "bus_lost"})
             pause = 0.05 if proven else min(2 * pause, LONGEST_PAUSE)
             await asyncio.sleep(uniform(pause / 2, pause))  # noqa: S311 - jitter
 
     async def _listen_once(self, channel: Channel) -> bool:
         """Listen until the connection is lost; whether anything was ever proven."""
         self._lost = lost = asyncio.Event()
-        link = await channel.listen(self._on_payload, lost.set)
+        try:
+            async with asyncio.timeout(LISTEN_BUDGET):
+                link = await channel.listen(self._on_payload, lost.set)
+        except TimeoutError:
+            raise SessionsUnavailable("TimeoutError") from None
         try:
             if not await self._sings(channel):
                 self._distrust(Hearing.MUTE)
@@ -121,13 +131,20 @@ class Bus:
                 )
                 await self._wait(lost, 30.0)
                 return False
-            self.covers_foreign_writers = await link.covers_foreign_writers()
+            self.covers_foreign_writers = await self._asks(link)
             self._reset()
             await self._beat(link, lost)
             return True
         finally:
             self._distrust(Hearing.DEAF)
             link.drop()
+
+    async def _asks(self, link: Link) -> bool:
+        try:
+            async with asyncio.timeout(BUDGET):
+                return await link.covers_foreign_writers()
+        except TimeoutError:
+            raise SessionsUnavailable("TimeoutError") from None
 
     async def _sings(self, channel: Channel) -> bool:
         """Say a canary the way revocations are said; whether it is heard."""

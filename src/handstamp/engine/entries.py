@@ -39,10 +39,11 @@ def make_entry(
     ``known`` is the entry that this one replaces, ``noted`` the time of activity that is
     not written yet: both count before an idle limit denies.
     """
-    verdict = judge(_with_activity(record, known, noted), policy)
+    verdict = judge(record, policy, active_at=_active_at(record, known, noted))
     if isinstance(verdict, Invalid):
         return verdict
     hard = read.before + verdict.remaining.total_seconds()
+    seen = was_seen(record, policy.session_ttl)
     entry = Entry(
         key=key,
         digest=record.token_digest,
@@ -52,9 +53,9 @@ def make_entry(
         confirmed=read.before + policy.max_staleness.total_seconds(),
         read=read.after,
         read_at=record.read_at,
-        touched=_touched(record, policy, read.after),
+        touched=_touched(record, read.after) if seen else NEVER,
         used=NEVER,
-        seen=was_seen(record, policy.session_ttl),
+        seen=seen,
     )
     if known is not None:
         entry.touched = max(entry.touched, known.touched)
@@ -69,17 +70,20 @@ def _deadline(verdict: Valid, before: float, hard: float) -> float:
     return min(hard, before + verdict.idle_remaining.total_seconds())
 
 
-def _touched(record: Record, policy: Policy, after: float) -> float:
-    if record.last_activity_at is None or not was_seen(record, policy.session_ttl):
+def _touched(record: Record, after: float) -> float:
+    if record.last_activity_at is None:
         return NEVER
     return after - (record.read_at - record.last_activity_at).total_seconds()
 
 
-def _with_activity(record: Record, known: Entry | None, noted: datetime | None) -> Record:
-    times = [t for t in (record.last_activity_at, noted) if t is not None]
-    if known is not None and known.used != NEVER:
-        times.append(min(known.database_time(known.used), record.read_at))
-    return replace(record, last_activity_at=max(times, default=None))
+def _active_at(
+    record: Record, known: Entry | None, noted: datetime | None
+) -> datetime | None:
+    """Activity that the row does not know of yet."""
+    if known is None or known.used == NEVER:
+        return noted
+    used = min(known.database_time(known.used), record.read_at)
+    return used if noted is None else max(used, noted)
 
 
 def refresh_key(digest: bytes) -> bytes:

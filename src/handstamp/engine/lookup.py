@@ -32,6 +32,7 @@ class Lookup:
         self._away: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, asyncio.Future[Record | None]] = {}
         self._leaving = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.groups = 0
 
     async def find(self, digests: Sequence[str]) -> list[Record]:
@@ -44,14 +45,22 @@ class Lookup:
         return [record for record in found if record is not None]
 
     def _join(self, digest: str) -> asyncio.Future[Record | None]:
-        future = self._waiting.get(digest)
         loop = asyncio.get_running_loop()
-        if future is None or future.get_loop() is not loop:
+        if self._loop is not loop:
+            self._move(loop)
+        future = self._waiting.get(digest)
+        if future is None:
             future = self._waiting[digest] = loop.create_future()
             if not self._leaving:
                 self._leaving = True
                 loop.call_soon(self._leave)
         return future
+
+    def _move(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Whoever waited on a loop that is gone waits no more, and its groups never
+        come back."""
+        self._loop = loop
+        self._away, self._waiting, self._leaving = set(), {}, False
 
     def _leave(self) -> None:
         """Send off as many groups as there are free lanes."""

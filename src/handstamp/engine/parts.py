@@ -12,6 +12,7 @@ from handstamp.engine.cache import Cache
 from handstamp.engine.connections import Connections
 from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.reporting import Reports
+from handstamp.engine.strangers import Strangers
 from handstamp.stores.base import Store
 
 
@@ -25,6 +26,7 @@ class Parts:
     clock: Clock
     database_clock: DatabaseClock
     cache: Cache
+    strangers: Strangers = field(default_factory=Strangers)
     activity: Activity = field(default_factory=Activity)
     reports: Reports = field(default_factory=Reports)
     connections: Connections = field(default_factory=Connections)

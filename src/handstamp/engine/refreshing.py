@@ -52,6 +52,7 @@ class Refreshing:
         self._tokens = parts.tokens
         self._policy = parts.policy
         self._cache = parts.cache
+        self._strangers = parts.strangers
         self._activity = parts.activity
         self._reports = parts.reports
         self._clock = parts.clock
@@ -239,6 +240,7 @@ class Refreshing:
         read: Read,
     ) -> Authenticated:
         key = bytes.fromhex(record.token_digest)
+        self._strangers.forget(key)
         entry = make_entry(record, self._policy, key, read, self._cache.get(key))
         if not isinstance(entry, Invalid):
             self._cache.put(ticket, entry)

@@ -267,6 +267,7 @@ class Sessions:
     def _keep(self, record: Record, ticket: Ticket, read: Read) -> None:
         self._parts.database_clock.saw(record.read_at, read.after)
         key = bytes.fromhex(record.token_digest)
+        self._parts.strangers.forget(key)
         entry = make_entry(record, self.policy, key, read)
         if not isinstance(entry, Invalid):
             self._parts.cache.put(ticket, entry)

@@ -8,9 +8,12 @@ answer, until a probe, which belongs to no request, has had one.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from handstamp.errors import SessionsUnavailable
+
+logger = logging.getLogger("handstamp")
 
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 0.5
@@ -49,6 +52,10 @@ class Breaker:
             try:
                 await self._probe()
             except SessionsUnavailable:
+                continue
+            except Exception:
+                # Without a prober nobody would ever be let through again.
+                logger.exception("a probe failed", extra={"action": "probe_failed"})
                 continue
             self._probing = None
             return

@@ -36,15 +36,20 @@ class PostgresChannel:
         """See :meth:`Channel.listen`; a connection of its own, never lent to anyone."""
         try:
             connection = await self._listening.connect()
-            connection.add_termination_listener(lambda _: lost())
-            await connection.add_listener(CHANNEL, lambda *said: heard(str(said[3])))
+            try:
+                connection.add_termination_listener(lambda _: lost())
+                await connection.add_listener(CHANNEL, lambda *said: heard(str(said[3])))
+            except BaseException:
+                connection.terminate()  # a standby refuses, a frozen server never answers
+                raise
         except _FAULTS as exc:
             raise SessionsUnavailable(type(exc).__name__) from exc
         return PostgresLink(connection, self._sql)
 
     async def speak(self, payload: str) -> None:
         """See :meth:`Channel.speak`."""
-        await self._speaking.fetch(SPEAK, CHANNEL, payload)
+        async with self._speaking.working() as connection:
+            await connection.execute(SPEAK, CHANNEL, payload)
 
 
 class PostgresLink:

@@ -223,12 +223,15 @@ class Statements:
         )
 
     def _triggers(self) -> str:
-        """Whether triggers of ours make every writer of both tables notify."""
+        """Whether triggers of ours make every writer of both tables notify, at an
+        UPDATE, a DELETE and a TRUNCATE (bits 16, 8 and 32 of ``tgtype``)."""
         return (
-            "select count(distinct t.tgrelid) = 2 as covered from pg_trigger t"
+            "select count(*) = 2 as covered from (select from pg_trigger t"
             " join pg_proc p on p.oid = t.tgfoid where t.tgenabled in ('O', 'A')"
-            " and p.proname in ('handstamp_notify_session', 'handstamp_notify_user')"
+            " and p.proname in ('handstamp_notify_session', 'handstamp_notify_user',"
+            " 'handstamp_notify_all')"
             " and t.tgrelid in (to_regclass($1), to_regclass($2))"
+            " group by t.tgrelid having bit_or(t.tgtype) & 56 = 56) as heard"
         )
 
     def _touch(self) -> str:

@@ -24,6 +24,16 @@ begin
 end
 $body$;
 
+-- name: function handstamp_notify_all
+create function handstamp_notify_all() returns trigger
+language plpgsql
+as $body$
+begin
+    perform pg_notify('handstamp', 'all');
+    return null;
+end
+$body$;
+
 -- name: trigger handstamp_session_changed on user_sessions
 -- needs: user_sessions.is_active user_sessions.revoked_at user_sessions.expires_at user_sessions.refresh_expires_at user_sessions.created_at user_sessions.user_id
 create trigger handstamp_session_changed
@@ -61,3 +71,13 @@ execute function handstamp_notify_user();
 create trigger handstamp_user_deleted
 after delete on users for each row
 execute function handstamp_notify_user();
+
+-- name: trigger handstamp_sessions_truncated on user_sessions
+create trigger handstamp_sessions_truncated
+after truncate on user_sessions for each statement
+execute function handstamp_notify_all();
+
+-- name: trigger handstamp_users_truncated on users
+create trigger handstamp_users_truncated
+after truncate on users for each statement
+execute function handstamp_notify_all();

@@ -1,0 +1,155 @@
+"""A revocation: from its commit to the refusal by the slowest of several processes.
+
+Every process has every session in its cache. The parent ends one session at a time, in
+turns by ``Sessions.revoke`` and by a plain UPDATE that knows nothing of handstamp, and
+goes on when everybody has refused it. The clock starts when the call has returned, and
+each process says when it refused for the first time (`witness` says how it knows); one
+that was faster than the answer to the revoker counts as zero. ``call`` counts from before
+the call instead, with the commit and its disk. ``all`` is over every revocation in every
+process, ``slowest`` over the last process of each revocation. At the end everybody is
+asked about everything once more: whoever was accepted after a refusal is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from time import monotonic
+
+import asyncpg
+
+from benchmarks.database import SECRET, Seeded, connect_pool, database, seed
+from benchmarks.environment import environment, server_version
+from benchmarks.rounds import Options, percentile, turns
+from benchmarks.table import Report, Row
+from benchmarks.witness import POLICY, WATCHING, hear, listening, work
+from handstamp.engine.sessions import Sessions
+
+ABOUT = "from a revocation to its refusal in other processes, in milliseconds"
+ROUNDS, FEW_ROUNDS = 500, 10
+PROCESSES = 8
+_UPDATE = "update user_sessions set is_active = false where id = $1"
+
+
+@dataclass(slots=True)
+class Way:
+    """One way to end a session, and how long each process took to refuse it."""
+
+    name: str
+    end: Callable[[str], Awaitable[object]]
+    since_commit: list[list[float]] = field(default_factory=list)
+    since_call: list[float] = field(default_factory=list)
+
+    async def take(self, number: int, session: Seeded, pipes: Sequence[Connection]) -> None:
+        """End one session that everybody watches."""
+        await _ask(pipes, number)
+        called = monotonic()
+        await self.end(session.id)
+        returned = monotonic()
+        refused = [await hear(pipe) for pipe in pipes]
+        self.since_commit.append([max(0.0, 1000 * (at - returned)) for at in refused])
+        self.since_call.append(1000 * (max(refused) - called))
+
+    def figures(self) -> Row:
+        """The row of this way."""
+        everyone = [delay for delays in self.since_commit for delay in delays]
+        slowest = [max(delays) for delays in self.since_commit]
+        return {
+            "way": self.name,
+            "revocations": len(slowest),
+            **_spread("all", everyone),
+            **_spread("slowest", slowest),
+            "call_p99_ms": percentile(self.since_call, 99),
+        }
+
+
+def _spread(name: str, values: Sequence[float]) -> Row:
+    return {
+        f"{name}_p50_ms": percentile(values, 50),
+        f"{name}_p99_ms": percentile(values, 99),
+        f"{name}_max_ms": max(values),
+    }
+
+
+def run(options: Options) -> Report:
+    """Measure both ways in turns."""
+    with database(trigger=True) as dsn:
+        return asyncio.run(_run(dsn, options))
+
+
+async def _run(dsn: str, options: Options) -> Report:
+    rounds = options.rounds or (FEW_ROUNDS if options.quick else ROUNDS)
+    processes = options.processes or PROCESSES
+    async with connect_pool(dsn) as pool, Sessions(dsn, secret=SECRET) as sessions:
+        seeded = await seed(pool, 2 * rounds, POLICY)
+        await listening(sessions)
+        with _witnesses(dsn, seeded, processes) as pipes:
+            _check([await hear(pipe) for pipe in pipes])
+            ways = _ways(sessions, pool)
+            await _take_turns(ways, seeded, pipes, rounds)
+            for pipe in pipes:
+                pipe.send(None)
+            accepted = sum([await hear(pipe) for pipe in pipes])
+        version = await server_version(pool)
+    return Report(
+        benchmark="revoke",
+        about=ABOUT,
+        environment=environment(version),
+        settings={"rounds": rounds, "processes": processes},
+        rows=[way.figures() for way in ways],
+        facts={"revocations": 2 * rounds, "accepted_after_a_refusal": accepted},
+    )
+
+
+def _ways(sessions: Sessions, pool: asyncpg.Pool[asyncpg.Record]) -> list[Way]:
+    async def by_sql(session_id: str) -> None:
+        await pool.execute(_UPDATE, session_id)
+
+    return [Way("Sessions.revoke", sessions.revoke), Way("plain SQL", by_sql)]
+
+
+async def _take_turns(
+    ways: list[Way], seeded: list[Seeded], pipes: Sequence[Connection], rounds: int
+) -> None:
+    queue = iter(enumerate(seeded))
+    for turn in turns(ways, rounds):
+        for way in turn:
+            await way.take(*next(queue), pipes)
+
+
+async def _ask(pipes: Sequence[Connection], number: int) -> None:
+    for pipe in pipes:
+        pipe.send(number)
+    _check([await hear(pipe) for pipe in pipes])
+
+
+def _check(answers: list[object]) -> None:
+    if any(answer != WATCHING for answer in answers):
+        raise RuntimeError("a process does not watch")
+
+
+@contextmanager
+def _witnesses(dsn: str, seeded: list[Seeded], count: int) -> Iterator[list[Connection]]:
+    """So many processes that have been told every token; they end with the block."""
+    context = get_context("spawn")
+    tokens = [session.pair.session.encode() for session in seeded]
+    pairs = [context.Pipe() for _ in range(count)]
+    workers = [
+        context.Process(target=work, args=(theirs, dsn, tokens), daemon=True)
+        for _, theirs in pairs
+    ]
+    for worker, (_, theirs) in zip(workers, pairs, strict=True):
+        worker.start()
+        theirs.close()
+    pipes = [ours for ours, _ in pairs]
+    try:
+        yield pipes
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for worker in workers:
+            worker.join(10)

@@ -1,0 +1,123 @@
+"""One process of `revoke`: it knows every session, and says when one stops being good.
+
+The parent says the number of a session; the witness answers ``WATCHING`` while it still
+accepts it, and then with the moment of its first refusal. Nobody polls in a busy loop:
+eight busy processes on a few cores would measure how the system shares them out. The
+witness registers what a WebSocket would, a closer that is called when a session is over,
+and asks at that moment; for a notice that is late or lost it asks every ``ASK_EVERY`` in
+any case. A refusal is ``hit()`` returning None, confirmed by a whole ``authenticate()``.
+CLOCK_MONOTONIC is one clock for all processes of a machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from time import monotonic
+from typing import Any
+
+from benchmarks.database import SECRET
+from handstamp.config import Policy
+from handstamp.core.credentials import Credentials
+from handstamp.core.records import Client
+from handstamp.engine.answers import Authenticated
+from handstamp.engine.bus import Hearing
+from handstamp.engine.sessions import Sessions
+
+WATCHING = "watching"
+ASK_EVERY = 0.005
+AT_ONCE = 64
+PATIENCE = 60.0
+# Nothing may expire or be written meanwhile. `max_staleness` is what everybody gets.
+POLICY = Policy(
+    session_ttl=timedelta(days=2), grace=timedelta(hours=12), flush_every=timedelta(hours=6)
+)
+
+
+def work(pipe: Connection, dsn: str, tokens: Sequence[bytes]) -> None:
+    """The whole life of a witness; it ends when the parent hangs up."""
+    with suppress(EOFError, KeyboardInterrupt):
+        asyncio.run(_work(pipe, dsn, tokens))
+
+
+async def _work(pipe: Connection, dsn: str, tokens: Sequence[bytes]) -> None:
+    async with Sessions(dsn, secret=SECRET, policy=POLICY) as sessions:
+        witness = Witness(sessions, tokens)
+        await listening(sessions)
+        await witness.warm()
+        pipe.send(WATCHING)
+        while (number := await hear(pipe)) is not None:
+            pipe.send(WATCHING)
+            pipe.send(await witness.first_refusal(number))
+        pipe.send(await witness.count_accepted())
+
+
+async def hear(pipe: Connection) -> Any:
+    """The next thing said at the other end; EOFError when nobody is there any more."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pipe.fileno(), readable.set)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await readable.wait()
+    finally:
+        loop.remove_reader(pipe.fileno())
+    return pipe.recv()
+
+
+async def listening(sessions: Sessions) -> None:
+    """Wait until the bus is proven and everybody is heard."""
+    async with asyncio.timeout(PATIENCE):
+        while sessions.stats().bus is not Hearing.LISTENING:
+            await asyncio.sleep(ASK_EVERY)
+    if not sessions.stats().foreign_writers_heard:
+        raise RuntimeError("the trigger is not installed")
+
+
+class Witness:
+    """Asks one process's Sessions about sessions, by number."""
+
+    def __init__(self, sessions: Sessions, tokens: Sequence[bytes]) -> None:
+        self._sessions = sessions
+        self._tokens = tokens
+        self._accepted = 0
+
+    async def warm(self) -> None:
+        """Have every session in the cache."""
+        if await self.count_accepted() != len(self._tokens):
+            raise RuntimeError("a session was refused before it was revoked")
+        if not all(map(self._sessions.hit, self._tokens)):
+            raise RuntimeError("a session is not in the cache")
+
+    async def first_refusal(self, number: int) -> float:
+        """When this session, accepted until now, was refused for the first time."""
+        token, over = self._tokens[number], asyncio.Event()
+        entry = self._sessions.hit(token)
+        if entry is None:
+            raise RuntimeError("a session left the cache before it was revoked")
+        self._sessions.connections.add(entry.session, over.set)
+        while self._sessions.hit(token) is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASK_EVERY):
+                    await over.wait()
+        refused = monotonic()
+        self._sessions.connections.remove(entry.session.id, over.set)
+        self._accepted += await self._accepts(token)
+        return refused
+
+    async def count_accepted(self) -> int:
+        """How many of all sessions are accepted now, and were after their refusal."""
+        queue = iter(self._tokens)
+
+        async def ask() -> int:
+            return sum([await self._accepts(token) for token in queue])
+
+        found = await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
+        return self._accepted + sum(found)
+
+    async def _accepts(self, token: bytes) -> bool:
+        credentials = Credentials(session=(token,), sent=True)
+        answer = await self._sessions.authenticate(credentials, Client())
+        return isinstance(answer, Authenticated)

@@ -1,0 +1,395 @@
+"""The bus: what is proven, for how long, and what is doubted when nothing is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from handstamp.config import Policy
+from handstamp.engine import bus as bus_module
+from handstamp.engine.bus import NEVER, Bus, Hearing
+from handstamp.errors import SessionsUnavailable
+from handstamp.stores.channel import Notice, read_notice
+from tests.support.air import Air
+from tests.support.clock import FakeClock
+from tests.support.engines import Engine, running, seconds, session_of
+from tests.support.waiting import turns, until
+
+STALENESS = 0.04
+"""So the heart beats every hundredth of a second."""
+
+
+class Ear:
+    """A bus, and what it was told."""
+
+    def __init__(self, air: Air) -> None:
+        self.air = air
+        self.clock = FakeClock()
+        self.notices: list[Notice] = []
+        self.resets = 0
+        self.bus = Bus(
+            air,
+            heard=self.notices.append,
+            reset=self._reset,
+            max_staleness=STALENESS,
+            clock=self.clock,
+        )
+
+    def _reset(self) -> None:
+        assert self.bus.trusted_until == NEVER
+        self.resets += 1
+
+    @property
+    def hearing(self) -> Hearing:
+        return self.bus.hearing
+
+    @property
+    def trusts(self) -> bool:
+        return self.clock() < self.bus.trusted_until
+
+    async def until(self, hearing: Hearing) -> None:
+        await until(lambda: self.hearing is hearing)
+
+
+@pytest.fixture
+async def air() -> Air:
+    """A channel that works."""
+    return Air()
+
+
+@pytest.fixture
+async def ear(air: Air) -> AsyncIterator[Ear]:
+    """A bus that has begun, on a channel of its own."""
+    async with started(air) as ear:
+        yield ear
+
+
+@asynccontextmanager
+async def started(air: Air) -> AsyncIterator[Ear]:
+    ear = Ear(air)
+    ear.bus.start()
+    try:
+        yield ear
+    finally:
+        await ear.bus.stop()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Budgets that are spent at once."""
+    monkeypatch.setattr(bus_module, "BUDGET", 0.01)
+    monkeypatch.setattr(bus_module, "LISTEN_BUDGET", 0.01)
+    monkeypatch.setattr(bus_module, "CANARY_BUDGET", 0.01)
+    yield
+
+
+def other_tasks() -> set[asyncio.Task[object]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+# What is proven.
+
+
+async def test_nothing_is_trusted_before_the_bus_begins(air: Air) -> None:
+    """A bus that was not started is off and vouches for nothing."""
+    ear = Ear(air)
+    assert (ear.hearing, ear.trusts) == (Hearing.OFF, False)
+
+
+async def test_a_store_without_a_channel_has_no_bus() -> None:
+    """Nothing starts, nothing is trusted, and stopping is harmless."""
+    bus = Bus(
+        None, heard=print, reset=print, max_staleness=STALENESS, clock=FakeClock()
+    )
+    before = other_tasks()
+    bus.start()
+    assert (bus.hearing, bus.trusted_until) == (Hearing.OFF, NEVER)
+    assert other_tasks() == before
+    await bus.stop()
+
+
+async def test_p4_a_proof_counts_from_its_start(ear: Ear, air: Air) -> None:
+    """Trust reaches from the start of the round trip, however long that took."""
+    await ear.until(Hearing.LISTENING)
+    air.answers.clear()
+    proofs = air.proofs
+    await until(lambda: air.proofs > proofs)
+    start = ear.clock()
+    ear.clock.advance(seconds(1000))
+    air.answers.set()
+    await until(lambda: ear.bus.trusted_until == start + STALENESS)
+    await until(lambda: ear.bus.trusted_until == start + 1000 + STALENESS)
+
+
+async def test_p4_trust_ends_by_itself(ear: Ear, air: Air) -> None:
+    """When no further proof comes the bound stands where it stood, and time passes it."""
+    await ear.until(Hearing.LISTENING)
+    air.answers.clear()
+    proofs = air.proofs
+    await until(lambda: air.proofs > proofs)
+    assert ear.bus.trusted_until == ear.clock() + STALENESS
+    ear.clock.advance(seconds(STALENESS))
+    assert not ear.trusts
+
+
+async def test_the_heart_beats_faster_than_the_bound() -> None:
+    """Four proofs fit into `max_staleness`, so that one slow one costs no trust."""
+    for staleness in (0.04, 1.0, 4.0, 5.0, 3600.0):
+        bus = Bus(None, heard=print, reset=print, max_staleness=staleness, clock=FakeClock())
+        assert bus._heartbeat <= min(1.0, staleness / 4)
+
+
+async def test_c56_a_mute_channel_is_never_trusted(
+    air: Air, hasty: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LISTEN succeeds and nothing arrives: no proof is even asked for, and it is said."""
+    air.mute = True
+    with caplog.at_level(logging.WARNING, "handstamp"):
+        async with started(air) as ear:
+            await ear.until(Hearing.MUTE)
+            assert not ear.trusts
+    assert (air.proofs, ear.resets) == (0, 0)
+    assert "listen_dsn" in caplog.text
+
+
+async def test_c58_somebody_elses_canary_proves_nothing(air: Air, hasty: None) -> None:
+    """Only the bus's own nonce counts, and a foreign one disturbs nobody."""
+    air.mute = True
+    async with started(air) as ear:
+        await until(lambda: air.links)
+        air.say("c:")
+        air.say("c:0123456789abcdef")
+        await ear.until(Hearing.MUTE)
+    assert ear.notices == []
+
+
+async def test_p4_without_the_trigger_nothing_is_trusted(air: Air) -> None:
+    """Where foreign writers are not heard, every entry is read again by its own age."""
+    air.covers = False
+    async with started(air) as ear:
+        await ear.until(Hearing.LISTENING)
+        proofs = air.proofs
+        await until(lambda: air.proofs > proofs + 3)
+        assert (ear.bus.trusted_until, ear.bus.proven_until) == (NEVER, NEVER)
+        assert ear.bus.covers_foreign_writers is False
+
+
+# What is lost.
+
+
+async def test_c55_everything_is_doubted_once_listening_is_confirmed(
+    ear: Ear, air: Air
+) -> None:
+    """At the first connection and at each later one, before anything is trusted again."""
+    await ear.until(Hearing.LISTENING)
+    assert ear.resets == 1
+    air.cut()
+    await until(lambda: ear.resets == 2)
+    await ear.until(Hearing.LISTENING)
+    assert (air.listens, len(air.links)) == (2, 1)
+
+
+async def test_c53_a_lost_connection_is_deaf_at_once(ear: Ear, air: Air) -> None:
+    """Trust ends with the connection, whatever was proven, and a refusal keeps it so."""
+    await ear.until(Hearing.LISTENING)
+    air.fault = SessionsUnavailable("gone")
+    air.cut()
+    await ear.until(Hearing.DEAF)
+    assert not ear.trusts
+    assert air.links == []
+
+
+async def test_c54_a_silent_connection_is_given_up(
+    air: Air, hasty: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A proof that takes longer than its budget ends the connection, without a callback."""
+    with caplog.at_level(logging.WARNING, "handstamp"):
+        async with started(air) as ear:
+            await ear.until(Hearing.LISTENING)
+            air.answers.clear()
+            await ear.until(Hearing.DEAF)
+            assert not ear.trusts
+            await until(lambda: air.listens > 1)
+    assert "does not answer" in caplog.text
+
+
+async def test_c54_a_server_that_never_confirms_is_given_up(air: Air, hasty: None) -> None:
+    """Connecting and LISTEN have a budget too, or a bus would hang there for good."""
+    air.listening.clear()
+    async with started(air) as ear:
+        await until(lambda: air.listens > 1)
+        assert ear.hearing is Hearing.DEAF
+        air.listening.set()
+        await ear.until(Hearing.LISTENING)
+
+
+@pytest.mark.parametrize("fault", [SessionsUnavailable("no"), RuntimeError("a bug")])
+async def test_no_fault_ends_the_listening(air: Air, fault: Exception) -> None:
+    """Whatever goes wrong, the bus tries again and recovers by itself."""
+    air.fault = fault
+    async with started(air) as ear:
+        await until(lambda: air.listens > 1)
+        air.fault = None
+        await ear.until(Hearing.LISTENING)
+        await until(lambda: ear.trusts)
+
+
+async def test_a_refused_bus_does_not_spin(
+    air: Air, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pause is longer than the last one up to a limit, and has some chance in it."""
+    pauses: list[tuple[float, float]] = []
+    enough = asyncio.Event()
+
+    def note(low: float, high: float) -> float:
+        pauses.append((low, high))
+        if len(pauses) == 9:
+            enough.set()
+            return 3600.0
+        return 0.0
+
+    monkeypatch.setattr(bus_module, "uniform", note)
+    air.fault = SessionsUnavailable("no")
+    async with started(air):
+        await enough.wait()
+        await turns()
+        assert air.listens == 9
+    assert [high for _, high in pauses] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 2.0]
+    assert all(low == high / 2 for low, high in pauses)
+
+
+async def test_a_proven_connection_resets_the_pause(
+    air: Air, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that worked and was lost is replaced at once, not after the longest pause."""
+    pauses: list[float] = []
+    monkeypatch.setattr(bus_module, "uniform", lambda low, high: pauses.append(high) or 0.0)
+    air.fault = SessionsUnavailable("no")
+    async with started(air) as ear:
+        await until(lambda: len(pauses) > 5)
+        air.fault = None
+        await ear.until(Hearing.LISTENING)
+        pauses.clear()
+        air.cut()
+        await until(lambda: ear.resets == 2)
+    assert pauses[0] == 0.05
+
+
+async def test_stopping_leaves_nothing(air: Air) -> None:
+    """No task, no connection, no trust; a second stop and a new start are fine."""
+    ear = Ear(air)
+    before = other_tasks()
+    for _ in range(2):
+        ear.bus.start()
+        await ear.until(Hearing.LISTENING)
+        await ear.bus.stop()
+        await ear.bus.stop()
+        assert (ear.hearing, ear.trusts) == (Hearing.OFF, False)
+        assert (air.links, other_tasks()) == ([], before)
+
+
+async def test_starting_twice_listens_once(ear: Ear, air: Air) -> None:
+    """The second start changes nothing."""
+    ear.bus.start()
+    await ear.until(Hearing.LISTENING)
+    assert air.listens == 1
+
+
+# What is said.
+
+
+async def test_c68_a_payload_is_read_on_the_safe_side() -> None:
+    """An id says whose, a canary nothing, and whatever else it is means anything."""
+    assert read_notice("s:01J") == Notice(session_id="01J")
+    assert read_notice("u:01J") == Notice(user_id="01J")
+    assert read_notice("u:a:b") == Notice(user_id="a:b")
+    assert read_notice("c:nonce") is None
+    for text in ("", "s", "s:", "u:", "all", "x:1", "{}", "S:1", "\x00", "s" * 7999):
+        assert read_notice(text) == Notice(), text
+
+
+async def test_c68_a_flood_of_nonsense_is_only_forgetting(ear: Ear, air: Air) -> None:
+    """Ten thousand malformed payloads raise nothing into the driver and end no trust."""
+    await ear.until(Hearing.LISTENING)
+    for n in range(10_000):
+        air.say(f"?{n}")
+    await until(lambda: ear.trusts)
+    assert ear.notices == [Notice()] * 10_000
+
+
+async def test_notices_come_as_they_were_said(ear: Ear, air: Air) -> None:
+    """In their order, each once, and without the canaries."""
+    await ear.until(Hearing.LISTENING)
+    for payload in ("s:one", "c:foreign", "u:alice", "s:two"):
+        air.say(payload)
+    assert ear.notices == [
+        Notice(session_id="one"),
+        Notice(user_id="alice"),
+        Notice(session_id="two"),
+    ]
+
+
+# What an engine makes of it.
+
+
+def payload(engine: Engine, text: str) -> None:
+    engine.store.channel.say(text)  # type: ignore[attr-defined]
+
+
+async def test_p4_a_trusted_entry_is_not_read_again() -> None:
+    """While proofs come, an entry older than `max_staleness` is a hit; a cut ends that."""
+    async with running(policy=Policy(max_staleness=seconds(STALENESS))) as engine:
+        issued = await engine.login()
+        engine.clock.advance(seconds(60))
+        await until(lambda: engine.sessions._bus.trusted_until > engine.clock())
+        assert engine.sessions.hit(issued.session_token.encode()) is not None
+        engine.store.channel.cut()  # type: ignore[attr-defined]
+        await until(lambda: engine.sessions.stats().bus != "listening")
+        assert engine.sessions.hit(issued.session_token.encode()) is None
+
+
+@pytest.mark.parametrize("text", ["s", "nonsense", "all", ""])
+async def test_c68_a_malformed_payload_doubts_everything(text: str) -> None:
+    """Entries are read again before they are believed, and nobody is signed out."""
+    async with running(policy=Policy(max_staleness=seconds(3600))) as engine:
+        issued = await engine.login()
+        payload(engine, text)
+        assert engine.sessions.hit(issued.session_token.encode()) is None
+        assert session_of(await engine.ask(issued)).id == issued.session.id
+        assert engine.sessions.hit(issued.session_token.encode()) is not None
+
+
+async def test_c66_a_payload_of_a_user_forgets_that_user() -> None:
+    """All of that user's entries leave, and no other's."""
+    async with running(policy=Policy(max_staleness=seconds(3600))) as engine:
+        one, two, other = await engine.login(), await engine.login(), await engine.login("bob")
+        payload(engine, "u:alice")
+        hits = [engine.sessions.hit(i.session_token.encode()) for i in (one, two, other)]
+        assert [hit is not None for hit in hits] == [False, False, True]
+
+
+async def test_an_echo_is_harmless() -> None:
+    """Hearing of one's own revocation changes nothing for a session that came after it."""
+    async with running(policy=Policy(max_staleness=seconds(3600))) as engine:
+        old = await engine.login()
+        await engine.sessions.revoke(old.session.id)
+        new = await engine.login()
+        payload(engine, f"s:{old.session.id}")
+        assert engine.sessions.hit(old.session_token.encode()) is None
+        assert engine.sessions.hit(new.session_token.encode()) is not None
+
+
+async def test_c52_a_revocation_is_heard_in_the_other_process() -> None:
+    """It is out of that cache before `max_staleness`, and without a look at the clock."""
+    policy = Policy(max_staleness=seconds(3600))
+    async with running(policy=policy) as one:
+        async with running(policy=policy, store=one.store, clock=one.clock) as two:
+            issued = await one.login()
+            session_of(await two.ask(issued))
+            await one.sessions.revoke(issued.session.id)
+            assert two.sessions.hit(issued.session_token.encode()) is None
+            assert two.sessions.stats().cached == 0
