@@ -116,6 +116,13 @@ def dsn(template_dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def system_dsn(system_template_dsn: str) -> Iterator[str]:
+    """Like `dsn`, on the system's own PostgreSQL; skips when there is none."""
+    with copied(system_template_dsn) as copy:
+        yield copy
+
+
+@pytest.fixture
 def empty_dsn(postgres: Server) -> Iterator[str]:
     """A database for one test, without tables."""
     with created(postgres.dsn(), "handstamp_test") as dsn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -219,6 +220,8 @@ async def test_a_client_that_was_faster_is_no_error(
     socket.fails = failure
     await engine.sessions.revoke(issued.session.id)
     await socket.served()
+    del socket
+    gc.collect()
     asyncio.get_running_loop().set_exception_handler(None)
     assert complaints == []
 

@@ -403,7 +403,7 @@ def test_the_page_works_in_a_browser(cache: Path, dsn: str, tmp_path: Path) -> N
 
         robbed = shown("#sign-in")
         tab.wait_for(f"({click('#ask')}, {click('#steal')}, {robbed})")
-        tab.wait_for(text("#message") + ".includes('Replay detected')")
+        tab.wait_for(text("#feed") + ".includes('refresh token replayed')")
         tab.run(click("#sign-in button"))
         tab.wait_for(text("#socket") + ".includes('open')")
 

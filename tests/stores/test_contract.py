@@ -39,12 +39,16 @@ def short(value: object) -> str:
     return ascii(value)[:20]
 
 
-@pytest.fixture(params=["memory", "ulid"])
+ON_THE_SYSTEMS_OWN = pytest.param("system ulid", marks=pytest.mark.postgres15)
+
+
+@pytest.fixture(params=["memory", "ulid", ON_THE_SYSTEMS_OWN])
 def kind(request: pytest.FixtureRequest) -> tuple[str, str | None]:
     """Each implementation by name, and its database if it needs one."""
     if request.param == "memory":
         return request.param, None
-    return request.param, request.getfixturevalue("dsn")
+    dsn = "system_dsn" if request.param.startswith("system") else "dsn"
+    return request.param, request.getfixturevalue(dsn)
 
 
 @pytest.fixture

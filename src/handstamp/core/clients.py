@@ -76,12 +76,12 @@ def canonical_address(text: str | None) -> str | None:
     """``text`` as an IP address in its one spelling, or None if it is none (rule 3)."""
     if text is None or len(text) > 64:
         return None
-    text = text.strip(" \t")
-    ported = _PORT.fullmatch(text)
+    host = text.strip(" \t")
+    ported = _PORT.fullmatch(host)
     if ported is not None:
-        text = ported[1] or ported[2] or ""
+        host = ported[1] or ported[2] or ""
     try:
-        address = ip_address(text.partition("%")[0] if ":" in text else text)
+        address = ip_address(host.partition("%")[0] if ":" in host else host)
     except ValueError:
         return None
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:

@@ -37,7 +37,7 @@ class Front:
         self._feed = Feed(sessions)
         self._thief = Thief(sessions) if with_thief else None
         self._requests = 0
-        self._page = (files(__package__) / "page.html").read_text("utf-8")
+        self._page = (files("handstamp.cli.demo") / "page.html").read_text("utf-8")
         self._router = Router(self._routes(), default=self._pass, redirect_slashes=False)
 
     def _routes(self) -> list[Route]:
