@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="miss, revoke and touch use the PostgreSQL server in DATABASE_URL (in a "
+        description="all but hit use the PostgreSQL server in DATABASE_URL (in a "
         "database of their own, dropped afterwards), or start one.",
     )
     parser.add_argument("benchmark", choices=sorted(BENCHMARKS))

@@ -24,6 +24,7 @@ from starlette.middleware.sessions import SessionMiddleware
 
 from benchmarks.database import SECRET
 from benchmarks.environment import environment
+from benchmarks.hearing import listening
 from benchmarks.rounds import Options, over, ratio, turns
 from benchmarks.table import Report, Row
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
@@ -152,6 +153,7 @@ def run(options: Options) -> Report:
 
 async def _variants(sessions: Sessions) -> list[Variant]:
     """The variants; the handstamp ones share one session, which is then cached."""
+    await listening(sessions)
     issued = await sessions.create(USER_ID, remember=True)
     ours = (
         f"{OTHER_COOKIE}; __Host-session={issued.session_token};"

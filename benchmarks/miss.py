@@ -10,7 +10,7 @@ The ratios say how many times as many misses per second a side answers as the po
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import cycle, islice
@@ -142,7 +142,7 @@ def _asks(sessions: Sessions, pool: Pool) -> dict[str, Ask]:
     }
 
 
-def _sides(asks: dict[str, Ask], supplies: list[Iterator[Seeded]]) -> list[Side]:
+def _sides(asks: dict[str, Ask], supplies: Sequence[Iterator[Seeded]]) -> list[Side]:
     pairs = zip(asks.items(), supplies, strict=True)
     return [Side(name, ask, supply) for (name, ask), supply in pairs]
 

@@ -24,9 +24,10 @@ import asyncpg
 
 from benchmarks.database import SECRET, Seeded, connect_pool, database, seed
 from benchmarks.environment import environment, server_version
+from benchmarks.hearing import listening
 from benchmarks.rounds import Options, percentile, turns
 from benchmarks.table import Report, Row
-from benchmarks.witness import POLICY, WATCHING, hear, listening, work
+from benchmarks.witness import POLICY, WATCHING, hear, work
 from handstamp.engine.sessions import Sessions
 
 ABOUT = "from a revocation to its refusal in other processes, in milliseconds"

@@ -20,17 +20,16 @@ from time import monotonic
 from typing import Any
 
 from benchmarks.database import SECRET
+from benchmarks.hearing import PATIENCE, listening
 from handstamp.config import Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.records import Client
 from handstamp.engine.answers import Authenticated
-from handstamp.engine.bus import Hearing
 from handstamp.engine.sessions import Sessions
 
 WATCHING = "watching"
 ASK_EVERY = 0.005
 AT_ONCE = 64
-PATIENCE = 60.0
 # Nothing may expire or be written meanwhile. `max_staleness` is what everybody gets.
 POLICY = Policy(
     session_ttl=timedelta(days=2), grace=timedelta(hours=12), flush_every=timedelta(hours=6)
@@ -65,15 +64,6 @@ async def hear(pipe: Connection) -> Any:
     finally:
         loop.remove_reader(pipe.fileno())
     return pipe.recv()
-
-
-async def listening(sessions: Sessions) -> None:
-    """Wait until the bus is proven and everybody is heard."""
-    async with asyncio.timeout(PATIENCE):
-        while sessions.stats().bus is not Hearing.LISTENING:
-            await asyncio.sleep(ASK_EVERY)
-    if not sessions.stats().foreign_writers_heard:
-        raise RuntimeError("the trigger is not installed")
 
 
 class Witness:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import timeout
+from datetime import timedelta
 
 from handstamp import Session, Sessions, SessionsUnavailable
 
@@ -11,13 +12,30 @@ PATIENCE = 2.0
 
 
 async def health(sessions: Sessions) -> dict[str, str]:
-    """Whether the database answers now; there is no bus yet."""
+    """Whether the database answers now, what the bus does, and how late a revocation by
+    somebody else may be noticed here: "pushed", or after so many seconds."""
+    database = await _database(sessions)
+    stats = sessions.stats()
+    pushed = stats.bus == "listening" and stats.foreign_writers_heard
+    return {
+        "status": "ok" if database == "ok" else "degraded",
+        "database": database,
+        "bus": stats.bus,
+        "bound": "pushed" if pushed else _seconds(sessions.policy.max_staleness),
+    }
+
+
+async def _database(sessions: Sessions) -> str:
     try:
         async with timeout(PATIENCE):
             await sessions.ping()
     except (SessionsUnavailable, TimeoutError):
-        return {"status": "degraded", "database": "down", "bus": "off"}
-    return {"status": "ok", "database": "ok", "bus": "off"}
+        return "down"
+    return "ok"
+
+
+def _seconds(duration: timedelta) -> str:
+    return f"{duration.total_seconds():g} s"
 
 
 def summary(session: Session) -> dict[str, object]:

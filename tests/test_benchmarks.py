@@ -13,8 +13,10 @@ import asyncpg
 import pytest
 
 from benchmarks import hit
+from benchmarks.hearing import listening
 from benchmarks.rounds import Options, over, percentile, ratio, turns
 from benchmarks.table import Report, as_text
+from benchmarks.witness import Witness
 from handstamp.engine.sessions import Sessions
 
 ROOT = Path(__file__).parents[1]
@@ -30,15 +32,24 @@ REPORT_KEYS = {
 HIT_KEYS = {"variant", "median_ns", "min_ns", "over_bare_ns"}
 MISS_KEYS = {
     "concurrency",
-    "handstamp_per_second",
-    "handstamp_p50_ms",
-    "handstamp_p99_ms",
-    "query_per_second",
-    "query_p50_ms",
-    "query_p99_ms",
-    "rate_ratio",
-    "p50_ratio",
+    *(
+        f"{side}_{figure}"
+        for side in ("handstamp", "lookup", "pool")
+        for figure in ("per_second", "p50_ms", "p99_ms")
+    ),
+    "handstamp_ratio",
+    "lookup_ratio",
     "queries_per_miss",
+}
+REVOKE_KEYS = {
+    "way",
+    "revocations",
+    *(
+        f"{over}_{figure}_ms"
+        for over in ("all", "slowest")
+        for figure in ("p50", "p99", "max")
+    ),
+    "call_p99_ms",
 }
 TOUCH_KEYS = {
     "sessions",
@@ -147,6 +158,60 @@ async def test_every_miss_asks_the_table_and_nothing_is_left_behind(
     facts = report["facts"]
     assert (facts["hits"], facts["misses"] >= 4 * 2 * 512) == (0, True)
     assert await leftovers(empty_dsn) == []
+
+
+async def test_misses_that_come_together_share_a_query(empty_dsn: str) -> None:
+    """One at a time asks once each; 512 at a time ask far less often."""
+    single, *_, crowd = run("miss", dsn=empty_dsn)["rows"]
+    assert single["queries_per_miss"] == 1.0
+    assert crowd["queries_per_miss"] < 0.1
+
+
+async def test_revoke_hears_of_every_revocation_and_accepts_nobody_afterwards(
+    empty_dsn: str,
+) -> None:
+    """Each way is measured in every process, and what was refused stays refused."""
+    report = run("revoke", "--processes", "2", dsn=empty_dsn)
+    check(report, "revoke", REVOKE_KEYS)
+    ways = {row["way"]: row["revocations"] for row in report["rows"]}
+    assert {"Sessions.revoke": 2, "plain SQL": 2} == ways
+    assert {"rounds": 2, "processes": 2} == report["settings"]
+    assert {"revocations": 4, "accepted_after_a_refusal": 0} == report["facts"]
+    assert await leftovers(empty_dsn) == []
+
+
+async def test_a_witness_counts_who_is_accepted() -> None:
+    """A session that stands is counted, one that was revoked is not."""
+    sessions = Sessions(hit.MemoryStore(), secret=hit.SECRET, policy=hit.POLICY)
+    async with sessions:
+        await listening(sessions)
+        issued = [await sessions.create(f"user{n}") for n in range(3)]
+        tokens = [one.session_token.encode() for one in issued]
+        witness = Witness(sessions, tokens)
+        await witness.warm()
+        await sessions.revoke(issued[1].session.id)
+        assert await witness.count_accepted() == 2
+
+
+async def test_a_witness_refuses_to_start_with_a_dead_session() -> None:
+    """What was refused before its revocation would flatter the figures."""
+    sessions = Sessions(hit.MemoryStore(), secret=hit.SECRET, policy=hit.POLICY)
+    async with sessions:
+        await listening(sessions)
+        issued = await sessions.create("user")
+        await sessions.revoke(issued.session.id)
+        witness = Witness(sessions, [issued.session_token.encode()])
+        with pytest.raises(RuntimeError, match="before it was revoked"):
+            await witness.warm()
+        with pytest.raises(RuntimeError, match="left the cache"):
+            await witness.first_refusal(0)
+
+
+async def test_hearing_refuses_a_database_without_the_trigger(dsn: str) -> None:
+    """A benchmark of pushed revocations does not run where they are not all pushed."""
+    async with Sessions(dsn, secret=hit.SECRET) as sessions:
+        with pytest.raises(RuntimeError, match="nothing is heard"):
+            await listening(sessions)
 
 
 async def test_a_flush_is_one_statement_whatever_the_number_of_sessions(

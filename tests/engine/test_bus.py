@@ -102,9 +102,7 @@ async def test_nothing_is_trusted_before_the_bus_begins(air: Air) -> None:
 
 async def test_a_store_without_a_channel_has_no_bus() -> None:
     """Nothing starts, nothing is trusted, and stopping is harmless."""
-    bus = Bus(
-        None, heard=print, reset=print, max_staleness=STALENESS, clock=FakeClock()
-    )
+    bus = Bus(None, heard=print, reset=print, max_staleness=STALENESS, clock=FakeClock())
     before = other_tasks()
     bus.start()
     assert (bus.hearing, bus.trusted_until) == (Hearing.OFF, NEVER)
@@ -139,7 +137,9 @@ async def test_p4_trust_ends_by_itself(ear: Ear, air: Air) -> None:
 async def test_the_heart_beats_faster_than_the_bound() -> None:
     """Four proofs fit into `max_staleness`, so that one slow one costs no trust."""
     for staleness in (0.04, 1.0, 4.0, 5.0, 3600.0):
-        bus = Bus(None, heard=print, reset=print, max_staleness=staleness, clock=FakeClock())
+        bus = Bus(
+            None, heard=print, reset=print, max_staleness=staleness, clock=FakeClock()
+        )
         assert bus._heartbeat <= min(1.0, staleness / 4)
 
 
@@ -366,7 +366,11 @@ async def test_c68_a_malformed_payload_doubts_everything(text: str) -> None:
 async def test_c66_a_payload_of_a_user_forgets_that_user() -> None:
     """All of that user's entries leave, and no other's."""
     async with running(policy=Policy(max_staleness=seconds(3600))) as engine:
-        one, two, other = await engine.login(), await engine.login(), await engine.login("bob")
+        one, two, other = (
+            await engine.login(),
+            await engine.login(),
+            await engine.login("bob"),
+        )
         payload(engine, "u:alice")
         hits = [engine.sessions.hit(i.session_token.encode()) for i in (one, two, other)]
         assert [hit is not None for hit in hits] == [False, False, True]

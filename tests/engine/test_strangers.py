@@ -138,11 +138,11 @@ async def test_c38_a_session_created_elsewhere_is_found_after_its_life() -> None
         engine.store.rows[hidden.id] = hidden
         engine.clock.advance(seconds(LIFE))
         found = await answer(engine, issued.session_token)
-        assert session_of(found).id == hidden.id  
+        assert session_of(found).id == hidden.id
 
 
 async def test_c39_an_outage_makes_no_stranger() -> None:
-    """"No answer" is not "not found": the session is found as soon as there is one."""
+    """ "No answer" is not "not found": the session is found as soon as there is one."""
     async with running() as engine:
         issued = await engine.login()
         engine.sessions._parts.cache.forget_session(issued.session.id)
@@ -150,7 +150,9 @@ async def test_c39_an_outage_makes_no_stranger() -> None:
         assert isinstance(await answer(engine, issued.session_token), Unknown)
         assert len(engine.sessions._parts.strangers) == 0
         engine.store.down = False
-        assert session_of(await answer(engine, issued.session_token)).id == issued.session.id  
+        assert (
+            session_of(await answer(engine, issued.session_token)).id == issued.session.id
+        )
 
 
 @pytest.mark.parametrize("fault", [TimeoutError, RuntimeError])

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 
+from handstamp.stores.sql.install import install
 from tests.examples.serving import (
     Example,
     Server,
@@ -259,11 +261,37 @@ def test_only_remembered_cookies_outlive_the_browser(server: Server) -> None:
 
 
 def test_healthz_says_that_all_is_well(server: Server) -> None:
-    """With a database that answers, the status is ok."""
+    """With a database that answers, the status is ok and the bus listens."""
+    well = {"status": "ok", "database": "ok", "bus": "listening"}
     with server.client() as client:
-        response = client.get("/healthz")
-    assert response.status_code == 200
-    assert response.json() == {"status": "ok", "database": "ok", "bus": "off"}
+        assert until(lambda: heard(client), "the bus") == {**well, "bound": "5 s"}
+
+
+def heard(client: httpx.Client) -> dict[str, str] | None:
+    """The health of a process that listens."""
+    health: dict[str, str] = client.get("/healthz").raise_for_status().json()
+    return health if health["bus"] == "listening" else None
+
+
+def test_healthz_says_when_every_writer_is_heard(
+    example: Example, seeded_copy: str, tmp_path: Path
+) -> None:
+    """Where the trigger is installed, revocations by anybody are pushed."""
+    asyncio.run(install_trigger(seeded_copy))
+    with (
+        serving(example, seeded_copy, tmp_path / "log") as server,
+        server.client() as client,
+    ):
+        assert until(lambda: heard(client), "the bus")["bound"] == "pushed"
+
+
+async def install_trigger(dsn: str) -> None:
+    """What `handstamp init --trigger` does."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await install(connection, "ulid", trigger=True)
+    finally:
+        await connection.close()
 
 
 def test_cookies_are_host_bound_and_secure_by_default(secure_server: Server) -> None:
@@ -369,11 +397,13 @@ def test_without_a_database_the_answer_is_503_and_nobody_is_signed_out(
                 client.post("/login", data={"username": "bob", "password": "builder"}),
             ]
             public, health = client.get("/public"), client.get("/healthz")
+            until(lambda: client.get("/healthz").json()["bus"] == "deaf", "deafness")
         assert [response.status_code for response in refused] == [503] * 4
         assert [response.headers["retry-after"] for response in refused] == ["1"] * 4
         assert [set_cookies(response) for response in refused] == [{}] * 4
         assert [public.status_code, health.status_code] == [200, 200]
-        assert health.json() == {"status": "degraded", "database": "down", "bus": "off"}
+        assert (health.json()["status"], health.json()["database"]) == ("degraded", "down")
+        assert health.json()["bound"] == "60 s"
         until(lambda: client.get("/me").status_code == 200, "the outage to end")
         assert server.leaks() == []
 

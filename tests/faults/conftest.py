@@ -19,7 +19,11 @@ from handstamp.testing.postgres import EmbeddedPostgres, ephemeral
 from tests.faults.fleet import Fleet, fleet
 from tests.faults.proxy import Proxy, proxy
 
-SETTINGS = {"max_connections": "300", "max_notify_queue_pages": "64"}
+SETTINGS = {
+    "max_connections": "300",
+    "max_notify_queue_pages": "64",
+    "synchronous_commit": "on",  # a crash on purpose must not undo what was committed
+}
 STALENESS = 2
 Launch = Callable[..., Fleet]
 

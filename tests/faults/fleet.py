@@ -206,11 +206,22 @@ class Traffic:
         self.seen: dict[tuple[int, str], list[Seen]] = {}
         self._over = False
 
-    async def _keep_asking(self, worker: Worker, session: Issued | None) -> None:
+    def begin(self, worker: Worker, session: Issued | None) -> asyncio.Task[None]:
+        """Start asking one worker with one session, or with none."""
         name, path = "public", "/public"
         if session is not None:
             name, path = session.session.id, "/me"
-        seen = self.seen.setdefault((worker.port, name), [])
+        seen: list[Seen] = []
+        self.seen[worker.port, name] = seen
+        return asyncio.create_task(self._keep_asking(worker, session, path, seen))
+
+    def end(self) -> None:
+        """Begin no request any more."""
+        self._over = True
+
+    async def _keep_asking(
+        self, worker: Worker, session: Issued | None, path: str, seen: list[Seen]
+    ) -> None:
         while not self._over:
             seen.append(await worker.ask(session, path))
             await asyncio.sleep(0.01)  # the pace of a client, not a wait for anything
@@ -242,15 +253,11 @@ async def traffic(
 ) -> AsyncIterator[Traffic]:
     """Each session, or nobody for ``None``, keeps asking every worker meanwhile."""
     flow = Traffic()
-    tasks = [
-        asyncio.create_task(flow._keep_asking(worker, session))
-        for worker in workers
-        for session in sessions
-    ]
+    tasks = [flow.begin(worker, session) for worker in workers for session in sessions]
     try:
         yield flow
     finally:
-        flow._over = True
+        flow.end()
         await asyncio.gather(*tasks)
 
 
@@ -271,12 +278,15 @@ async def everywhere(
     condition: Callable[..., Awaitable[bool]],
     what: str,
     *values: Any,
+    patience: float = PATIENCE,
 ) -> float:
     """Wait until a condition holds in every worker; how long it took."""
-    waits = [
-        until(lambda w=w: condition(w, *values), f"worker {w.port} {what}") for w in workers
-    ]
-    return max(await asyncio.gather(*waits))
+
+    def wait(worker: Worker) -> Awaitable[float]:
+        says = f"worker {worker.port} {what}"
+        return until(lambda: condition(worker, *values), says, patience)
+
+    return max(await asyncio.gather(*map(wait, workers)))
 
 
 @contextmanager

@@ -63,6 +63,7 @@ class LastWriteWins(MemoryStore):
         row = self.rows.get(touch.session_id)
         if row is None or row.token_digest != touch.token_digest or not row.is_active:
             return False
+        row = replace(row, read_at=self._now())
         stamp = rotation.seen_at(touch.at, row, session_ttl)
         self._write(row, last_activity_at=stamp)
         return True
@@ -108,8 +109,8 @@ _reads = Tokens.read_refresh
 _draws = itertools.count()
 
 
-def _without_redating(*arguments: Any) -> Any:
-    verdict = _judge(*arguments)
+def _without_redating(*arguments: Any, **options: Any) -> Any:
+    verdict = _judge(*arguments, **options)
     return replace(verdict, redate=False) if isinstance(verdict, Reissue) else verdict
 
 
@@ -151,7 +152,8 @@ def _unfenced(self: Any, ticket: Any, session_id: str, user_id: str) -> bool:
 
 def _no_retirement(self: Cache, session_id: str, *, keep: bytes, until: float) -> None:
     for key in self._by_session.get(session_id, ()):
-        self._live[key].hard = self._live[key].deadline = float("inf")
+        entry = self._live[key]
+        entry.hard = entry.deadline = entry.confirmed = float("inf")
 
 
 MUTANTS = (

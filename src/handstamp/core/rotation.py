@@ -84,8 +84,8 @@ def judge_refresh(
     """What to do about a genuine refresh token, by the table above.
 
     ``presented`` is the digest of the token as sent; ``successors`` are what it leads
-    to, newest key first, and are derived only as far as they are asked for. ``active_at`` is
-    activity that the record does not know of yet: it counts for an idle limit only.
+    to, newest key first, and are derived only as far as they are asked for. ``active_at``
+    is activity that the record does not know of yet: it counts for an idle limit only.
     """
     family = judge_family(record, policy, active_at=active_at)
     if isinstance(family, Invalid):

@@ -93,8 +93,11 @@ class Authentication:
             cause = "the time budget is spent"
         except SessionsUnavailable as exc:
             cause = exc.cause
-        session = self._still_believed(credentials.session)
-        return Unknown(cause) if session is None else Authenticated(session=session)
+        entry = self._still_believed(credentials.session)
+        if entry is None:
+            return Unknown(cause)
+        self._admit(entry, passive)  # activity during an outage is activity
+        return Authenticated(session=entry.session)
 
     async def _ask(
         self, credentials: Credentials, client: Client, passive: bool
@@ -107,18 +110,18 @@ class Authentication:
             return answer
         return await self._refreshing.refresh(credentials.refresh, client, passive=passive)
 
-    def _still_believed(self, texts: Sequence[bytes]) -> Session | None:
+    def _still_believed(self, texts: Sequence[bytes]) -> Entry | None:
         """During an outage: what data inside the staleness bound says, and within
         ``stale_while_down`` of it. It may allow; it never denies."""
         now = self._clock()
-        found: dict[str, Session] = {}
+        found: dict[str, Entry] = {}
         for text in texts:
             entry = self._get(sha256(text).digest())
             if entry is None or now >= entry.deadline:
                 continue
             bound = max(entry.confirmed, self._bus.proven_until)
             if now < bound + self._stale:
-                found[entry.session.id] = entry.session
+                found[entry.session.id] = entry
         return next(iter(found.values())) if len(found) == 1 else None
 
     async def _by_session(

@@ -6,10 +6,13 @@ whichever process and by whichever way that was found out. It must not block.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from handstamp.core.records import Session
+
+logger = logging.getLogger("handstamp")
 
 Closer = Callable[[], None]
 UNCHECKED = float("-inf")
@@ -48,9 +51,12 @@ class Connections:
     def close(self, session_id: str) -> None:
         """This session is over."""
         watched = self._watched.pop(session_id, None)
-        if watched is not None:
-            for closer in tuple(watched.closers):
+        for closer in () if watched is None else tuple(watched.closers):
+            try:
                 closer()
+            except Exception:
+                # It is one connection's; the others still have to go.
+                logger.exception("a closer failed", extra={"action": "closer_failed"})
 
     def due(self, now: float, *, everyone: bool) -> list[str]:
         """The sessions that want checking at ``now``."""

@@ -82,7 +82,7 @@ class Lookup:
         self.groups += 1
         try:
             records = await self._store.find(list(group))
-        except BaseException as exc:
+        except (Exception, asyncio.CancelledError) as exc:
             for future in group.values():
                 if not future.done():
                     future.set_exception(exc)

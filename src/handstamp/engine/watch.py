@@ -9,6 +9,7 @@ nothing: it is no verdict.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from handstamp.core.lifetime import Invalid, judge_family
@@ -16,6 +17,8 @@ from handstamp.engine.bus import Bus
 from handstamp.engine.parts import Parts
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.channel import Notice
+
+logger = logging.getLogger("handstamp")
 
 GROUP = 1000
 
@@ -59,7 +62,11 @@ class Watch:
             except TimeoutError:
                 pass  # nobody called: the round is due
             self._wake.clear()
-            await self.look(everyone=self._clock() >= bus.trusted_until)
+            try:
+                await self.look(everyone=self._clock() >= bus.trusted_until)
+            except Exception:
+                # Without a watch no connection would ever be looked at again.
+                logger.exception("a look failed", extra={"action": "look_failed"})
 
     async def look(self, *, everyone: bool) -> None:
         """Close the connections of sessions that no longer stand."""

@@ -63,6 +63,7 @@ class Database:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reads: Lanes | None = None
         self._writes: Lanes | None = None
+        self._connecting: set[asyncio.Future[Connection]] = set()
         self.breaker = Breaker(self._probe)
         self.queries = 0
 
@@ -78,6 +79,7 @@ class Database:
 
     async def close(self) -> None:
         """Let go of every connection; at most a second each."""
+        await self._finish_connecting()
         lanes, self._reads, self._writes = (self._reads, self._writes), None, None
         if self._loop is not asyncio.get_running_loop():
             return
@@ -88,8 +90,27 @@ class Database:
                 await some.close()
 
     async def connect(self) -> Connection:
-        """A connection of one's own."""
-        return await asyncpg.connect(self._dsn, **self._options)
+        """A connection of one's own.
+
+        Whoever gives up on it waits no longer, but the driver does: cancelled in the
+        middle of a handshake it leaves an error behind that nobody ever looks at.
+        """
+        connecting = asyncio.ensure_future(asyncpg.connect(self._dsn, **self._options))
+        self._connecting.add(connecting)
+        connecting.add_done_callback(self._connecting.discard)
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(_abandon)
+            raise
+
+    async def _finish_connecting(self) -> None:
+        loop = asyncio.get_running_loop()
+        late = [task for task in self._connecting if task.get_loop() is loop]
+        if late:
+            await asyncio.wait(late, timeout=self._budget)
+        for task in late:
+            task.cancel()
 
     async def _probe(self) -> None:
         """One round trip on a connection of its own, past the breaker."""
@@ -156,6 +177,12 @@ class Database:
             raise SessionsUnavailable(type(exc).__name__) from None
         except asyncpg.PostgresError as exc:
             raise SessionsUnavailable(type(exc).__name__) from exc
+
+
+def _abandon(connecting: asyncio.Future[Connection]) -> None:
+    """Nobody wants this connection any more."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().terminate()
 
 
 def checked(dsn: str) -> str:

@@ -16,6 +16,9 @@ SPEAK = "select pg_notify($1, $2)"
 QUEUE_USAGE = "select pg_notification_queue_usage()"
 QUIETLY = "select set_config('handstamp.quietly', 'on', true)"
 """Within a transaction: whoever sets this says what is to be said, the trigger nothing."""
+FULLEST = 0.5
+"""How full the notification queue may be. In a full one a revocation is committed without
+a word, so from here on silence proves nothing, well before it comes to that."""
 _FAULTS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -39,12 +42,14 @@ class PostgresChannel:
             try:
                 connection.add_termination_listener(lambda _: lost())
                 await connection.add_listener(CHANNEL, lambda *said: heard(str(said[3])))
+                link = PostgresLink(connection, self._sql)
+                await link.prove()
             except BaseException:
                 connection.terminate()  # a standby refuses, a frozen server never answers
                 raise
         except _FAULTS as exc:
             raise SessionsUnavailable(type(exc).__name__) from exc
-        return PostgresLink(connection, self._sql)
+        return link
 
     async def speak(self, payload: str) -> None:
         """See :meth:`Channel.speak`."""
@@ -61,7 +66,9 @@ class PostgresLink:
 
     async def prove(self) -> None:
         """See :meth:`Link.prove`."""
-        await self._ask("select 1")
+        usage = await self._ask(QUEUE_USAGE)
+        if not isinstance(usage, float) or usage >= FULLEST:
+            raise SessionsUnavailable("the notification queue is full")
 
     async def covers_foreign_writers(self) -> bool:
         """See :meth:`Link.covers_foreign_writers`."""

@@ -59,8 +59,10 @@ class TableStore:
         self._shape = shape
         self._sql = Statements(shape)
         self._database = Database(dsn, width=pool_size, budget=budget, connect=connect)
-        listening = Database(listen_dsn or dsn, width=1, budget=budget, connect=connect)
-        self._channel = PostgresChannel(self._database, listening, self._sql)
+        self._listening = Database(
+            listen_dsn or dsn, width=1, budget=budget, connect=connect
+        )
+        self._channel = PostgresChannel(self._database, self._listening, self._sql)
 
     def __repr__(self) -> str:
         return f"TableStore(table={self._shape.table!r})"
@@ -91,6 +93,7 @@ class TableStore:
 
     async def close(self) -> None:
         """Let go of every connection, after at most a second."""
+        await self._listening.close()
         await self._database.close()
 
     async def find(self, digests: Sequence[str]) -> Sequence[Record]:

@@ -1,0 +1,134 @@
+"""P2 against floods: neither forged nor unknown tokens reach what live sessions live on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from handstamp import Sessions
+from handstamp.core.credentials import Credentials
+from handstamp.core.lifetime import Invalid, Reason
+from handstamp.core.records import Client
+from handstamp.core.tokens import ENTROPY, Tokens
+from handstamp.engine.answers import Answer, Issued
+from handstamp.engine.strangers import LIFE, MOST
+from tests.support.tables import PostgresTable, postgres_table
+
+SECRET = "the secret of the flood tests: 32 bytes and more"
+LIVE = 200
+FLOOD = 20_000
+
+
+class Hourglass:
+    """A clock that a test turns."""
+
+    def __init__(self) -> None:
+        self.shows = 1000.0
+
+    def __call__(self) -> float:
+        return self.shows
+
+
+@pytest.fixture
+def clock() -> Hourglass:
+    """The engine's clock; it stands still unless it is turned."""
+    return Hourglass()
+
+
+@pytest.fixture
+async def table(dsn: str) -> AsyncIterator[PostgresTable]:
+    """A real table."""
+    async with postgres_table(dsn) as table:
+        yield table
+
+
+@pytest.fixture
+async def sessions(
+    dsn: str, table: PostgresTable, clock: Hourglass
+) -> AsyncIterator[Sessions]:
+    """An engine whose cache has room for ``LIVE`` sessions and not one more."""
+    engine = Sessions(dsn, secret=SECRET, cache_size=LIVE, clock=clock)
+    async with engine:
+        yield engine
+
+
+async def _live(sessions: Sessions, table: PostgresTable) -> list[Issued]:
+    user = await table.add_user()
+    return [await sessions.create(user, remember=True) for _ in range(LIVE)]
+
+
+async def _ask(sessions: Sessions, token: bytes) -> Answer:
+    credentials = Credentials(session=(token,), refresh=(), sent=True, ambient=True)
+    return await sessions.authenticate(credentials, Client())
+
+
+def _genuine(number: int) -> list[bytes]:
+    """Session tokens with our signature that no table ever knew."""
+    tokens = Tokens([SECRET])
+    pairs = (
+        tokens.mint("x", os.urandom(2 * ENTROPY), remember=True) for _ in range(number)
+    )
+    return [pair.session.encode() for pair in pairs]
+
+
+def _forged(number: int) -> list[bytes]:
+    """Session tokens as ours look, signed by somebody else."""
+    tokens = Tokens([SECRET[::-1]])
+    pairs = (
+        tokens.mint("x", os.urandom(2 * ENTROPY), remember=True) for _ in range(number)
+    )
+    return [pair.session.encode() for pair in pairs]
+
+
+def _hits(sessions: Sessions, live: list[Issued]) -> int:
+    return sum(sessions.hit(one.session_token.encode()) is not None for one in live)
+
+
+async def test_P2_C35_C37_N18_a_flood_of_forged_tokens_costs_no_query_and_no_entry(
+    sessions: Sessions, table: PostgresTable
+) -> None:
+    """Twenty thousand of them are refused by their signature alone."""
+    live = await _live(sessions, table)
+    before = sessions.stats()
+    for token in _forged(FLOOD):
+        assert await _ask(sessions, token) == Invalid(Reason.FORGED)
+    after = sessions.stats()
+    assert (after.queries, after.misses) == (before.queries, before.misses)
+    assert _hits(sessions, live) == LIVE
+
+
+async def test_P2_C37_N18_a_flood_of_unknown_tokens_evicts_no_live_session(
+    sessions: Sessions, table: PostgresTable
+) -> None:
+    """Twenty thousand signed tokens without a row share queries, fill a bounded place of
+    their own, and leave a cache that was exactly full as it was."""
+    live = await _live(sessions, table)
+    before = sessions.stats()
+    tokens = _genuine(FLOOD)
+    for start in range(0, FLOOD, 1000):
+        asked = (_ask(sessions, token) for token in tokens[start : start + 1000])
+        answers = await asyncio.gather(*asked)
+        assert {Invalid(Reason.NOT_FOUND)} == set(answers)
+    after = sessions.stats()
+    assert after.misses - before.misses == FLOOD
+    assert after.queries - before.queries < FLOOD / 100
+    assert len(sessions._authentication._strangers) == MOST
+    assert after.cached == LIVE
+    assert _hits(sessions, live) == LIVE
+
+
+async def test_P2_C36_an_unknown_token_costs_one_query_in_its_life(
+    sessions: Sessions, clock: Hourglass
+) -> None:
+    """However often it is sent, it is looked up once in ``LIFE`` seconds."""
+    await sessions.ping()
+    (token,) = _genuine(1)
+    before = sessions.stats().queries
+    for lives in (1, 2, 3):
+        for _ in range(1000):
+            assert await _ask(sessions, token) == Invalid(Reason.NOT_FOUND)
+        assert sessions.stats().queries - before == lives
+        clock.shows += LIFE

@@ -1,0 +1,128 @@
+"""The breaker: one asks in vain, the others are told at once, until a probe has an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from handstamp.errors import SessionsUnavailable
+from handstamp.stores import breaker as breaker_module
+from handstamp.stores.breaker import Breaker
+from tests.support.waiting import turns, until
+
+
+class Probe:
+    """Asks a database that a test answers for."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = SessionsUnavailable("down")
+        self.asked = 0
+
+    async def __call__(self) -> None:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.fault is not None:
+            raise self.fault
+
+
+@pytest.fixture
+def probe() -> Probe:
+    """A probe without an answer."""
+    return Probe()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No pause between two probes."""
+    monkeypatch.setattr(breaker_module, "FIRST_PAUSE", 0.0)
+    yield
+
+
+async def test_a_closed_breaker_lets_everybody_pass(probe: Probe) -> None:
+    """And probes nothing."""
+    breaker = Breaker(probe)
+    for _ in range(3):
+        breaker.admit()
+    await turns()
+    assert (breaker.is_open, breaker.trips, probe.asked) == (False, 0, 0)
+
+
+async def test_p16_an_open_breaker_answers_at_once(probe: Probe) -> None:
+    """The very next question after a fault is refused, without a turn of the loop."""
+    breaker = Breaker(probe)
+    breaker.trip()
+    with pytest.raises(SessionsUnavailable):
+        breaker.admit()
+    assert breaker.is_open
+    await breaker.close()
+
+
+async def test_only_a_probe_closes_it(probe: Probe, hasty: None) -> None:
+    """It stays open for as long as probes fail, and closes with the first that does not."""
+    breaker = Breaker(probe)
+    breaker.trip()
+    await until(lambda: probe.asked > 10)
+    assert breaker.is_open
+    probe.fault = None
+    await until(lambda: not breaker.is_open)
+    breaker.admit()
+
+
+async def test_many_faults_at_once_are_one_trip(probe: Probe, hasty: None) -> None:
+    """A hundred requests that fail together start one prober, and count once."""
+    breaker = Breaker(probe)
+    before = len(asyncio.all_tasks())
+    for _ in range(100):
+        breaker.trip()
+    assert len(asyncio.all_tasks()) == before + 1
+    assert breaker.trips == 1
+    probe.fault = None
+    await until(lambda: not breaker.is_open)
+    breaker.trip()
+    assert breaker.trips == 2
+    await breaker.close()
+
+
+async def test_a_bug_in_a_probe_keeps_nobody_out_for_good(
+    probe: Probe, hasty: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a probe raises, it is followed by another one."""
+    probe.fault = RuntimeError("a bug")
+    breaker = Breaker(probe)
+    breaker.trip()
+    await until(lambda: probe.asked > 2)
+    probe.fault = None
+    await until(lambda: not breaker.is_open)
+    assert "a bug" in caplog.text
+
+
+async def test_probes_do_not_spin(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pause is twice the last one, up to half a second."""
+    pauses: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        if seconds:
+            pauses.append(seconds)
+        await real(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    breaker = Breaker(probe)
+    breaker.trip()
+    while len(pauses) < 7:
+        await real(0)
+    await breaker.close()
+    assert pauses[:7] == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5, 0.5]
+
+
+async def test_closing_ends_the_probes(probe: Probe) -> None:
+    """No task is left, and nobody is refused any more."""
+    breaker = Breaker(probe)
+    before = asyncio.all_tasks()
+    breaker.trip()
+    await breaker.close()
+    await breaker.close()
+    assert asyncio.all_tasks() == before
+    breaker.admit()

@@ -1,0 +1,221 @@
+"""Lanes on a real PostgreSQL: how many, which are kept, and which are dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from handstamp.errors import LoginRefused, SessionsUnavailable
+from handstamp.stores.lanes import Lanes
+from handstamp.stores.table import TableStore
+from tests.support.tables import POLICY, new_session, postgres_table
+from tests.support.waiting import until
+
+SLEEPING = """
+    select count(*) from pg_stat_activity where query like 'select pg_sleep%'
+    and state = 'active' and datname = current_database()"""
+
+
+@pytest.fixture
+async def lanes(dsn: str) -> AsyncIterator[Lanes]:
+    """Two lanes to a database."""
+    lanes = Lanes(lambda: asyncpg.connect(dsn), 2)
+    yield lanes
+    await lanes.close()
+
+
+@pytest.fixture
+async def watching(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the test's own."""
+    connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()
+
+
+async def pid(lanes: Lanes, *, fresh: bool = False) -> int:
+    async with lanes.lane(fresh=fresh) as connection:
+        return connection.get_server_pid()
+
+
+async def test_a_lane_is_kept(lanes: Lanes) -> None:
+    """One after another uses the same connection, as it was left."""
+    assert len({await pid(lanes) for _ in range(5)}) == 1
+
+
+async def test_nothing_is_opened_before_it_is_needed(lanes: Lanes) -> None:
+    """No connection at first, and one for one piece of work."""
+    assert len(lanes._all) == 0
+    await pid(lanes)
+    assert len(lanes._all) == 1
+
+
+async def test_no_more_lanes_than_the_width(lanes: Lanes) -> None:
+    """Twenty at once use two connections, two at a time, and all come through."""
+    inside, most, pids = 0, 0, set()
+
+    async def work() -> None:
+        nonlocal inside, most
+        async with lanes.lane() as connection:
+            inside += 1
+            most = max(most, inside)
+            pids.add(await connection.fetchval("select pg_backend_pid()"))
+            inside -= 1
+
+    await asyncio.gather(*(work() for _ in range(20)))
+    assert (most, len(pids), len(lanes._all)) == (2, 2, 2)
+
+
+async def test_whoever_gives_up_waiting_takes_no_lane(lanes: Lanes) -> None:
+    """Both lanes are there again, whatever became of those who waited for them."""
+    async with lanes.lane(), lanes.lane():
+        waiting = [asyncio.ensure_future(pid(lanes)) for _ in range(10)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+    await asyncio.gather(pid(lanes), pid(lanes))
+    async with asyncio.timeout(15):
+        async with lanes.lane(), lanes.lane():
+            assert len(lanes._all) == 2
+
+
+async def test_c123_a_lane_left_in_the_middle_of_a_query_is_dropped(
+    lanes: Lanes, watching: asyncpg.Connection
+) -> None:
+    """It is never used again, and its server process ends."""
+
+    async def sleep() -> None:
+        async with lanes.lane() as connection:
+            await connection.execute("select pg_sleep(600)")
+
+    first = await pid(lanes)
+    task = asyncio.ensure_future(sleep())
+    while not await watching.fetchval(SLEEPING):
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task])
+    assert len(lanes._all) == 0
+    assert await pid(lanes) != first
+
+
+async def test_a_closed_connection_is_not_handed_out(
+    lanes: Lanes, watching: asyncpg.Connection
+) -> None:
+    """One that the server ended while it lay there is replaced."""
+    first = await pid(lanes)
+    (connection,) = lanes._free
+    await watching.execute("select pg_terminate_backend($1)", first)
+    await until(connection.is_closed)
+    assert await pid(lanes) != first
+    assert len(lanes._all) == 1
+
+
+async def test_a_fresh_lane_is_a_new_connection(lanes: Lanes) -> None:
+    """Though a kept one is free; it counts against the width while it is used."""
+    first = await pid(lanes)
+    async with lanes.lane(fresh=True) as connection:
+        assert connection.get_server_pid() != first
+
+
+@pytest.mark.parametrize("fault", [ValueError, asyncio.CancelledError, KeyboardInterrupt])
+async def test_whatever_else_goes_wrong_drops_the_lane(
+    lanes: Lanes, fault: type[BaseException]
+) -> None:
+    """Nobody knows what state such a connection is in."""
+    with pytest.raises(fault):
+        async with lanes.lane():
+            raise fault
+    assert len(lanes._all) == 0
+
+
+async def test_a_refusal_keeps_the_lane(lanes: Lanes) -> None:
+    """An error of ours or of the server's is an answer: the connection is good."""
+    first = await pid(lanes)
+    for fault in (LoginRefused("too_many"), SessionsUnavailable("no")):
+        with pytest.raises(type(fault)):
+            async with lanes.lane():
+                raise fault
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        async with lanes.lane() as connection:
+            await connection.execute("select 1 / 0")
+    assert await pid(lanes) == first
+
+
+async def test_an_open_transaction_is_not_kept(lanes: Lanes) -> None:
+    """Its locks go with the connection."""
+    first = await pid(lanes)
+    with pytest.raises(SessionsUnavailable):
+        async with lanes.lane() as connection:
+            await connection.execute("begin")
+            raise SessionsUnavailable("no")
+    assert await pid(lanes) != first
+
+
+async def test_a_refused_login_keeps_its_connection(dsn: str) -> None:
+    """A login beyond the limit costs no new connection."""
+    async with postgres_table(dsn) as table:
+        user = await table.add_user()
+        one = new_session(user, limit=1, evict=False)
+        await table.store.create(one, POLICY)
+        (before,) = table.store._database._writes._free
+        with pytest.raises(LoginRefused):
+            await table.store.create(new_session(user, limit=1, evict=False), POLICY)
+        assert table.store._database._writes._free == [before]
+
+
+async def test_closing_leaves_no_connection(lanes: Lanes, dsn: str) -> None:
+    """Neither a free one nor one that is being used."""
+    async with lanes.lane() as used:
+        await pid(lanes)
+        await lanes.close()
+        assert used.is_closed()
+    assert (lanes._all, [c for c in lanes._free if not c.is_closed()]) == (set(), [])
+
+
+async def test_c124_cancelled_queries_mix_up_nobody(dsn: str) -> None:
+    """Two thousand clients leave in the middle: no answer is another one's, ever."""
+    chance = random.Random(124)
+    # asyncpg reports a connection that is given up while it is being made, and no more.
+    complaints: set[str] = set()
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: complaints.add(str(context.get("exception")))
+    )
+    async with postgres_table(dsn) as table:
+        user = await table.add_user()
+        rows = [new_session(user) for _ in range(20)]
+        for row in rows:
+            await table.store.create(row, POLICY)
+        store: TableStore = table.store
+        ends = {"right": 0, "left": 0}
+
+        async def ask() -> None:
+            row = chance.choice(rows)
+            found = await store.find([row.token_digest])
+            assert [(r.id, r.token_digest) for r in found] == [(row.id, row.token_digest)]
+            ends["right"] += 1
+
+        async def ask_and_leave() -> None:
+            task = asyncio.ensure_future(ask())
+            for _ in range(chance.randrange(12)):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            if task.cancelled():
+                ends["left"] += 1
+            else:
+                task.result()
+
+        async def client() -> None:
+            for _ in range(250):
+                await ask_and_leave()
+                await ask()
+
+        await asyncio.gather(*(client() for _ in range(8)))
+        assert sum(ends.values()) == 4000
+        assert ends["left"] > 500
+        assert len(store._database._reads._all) <= 4
+    assert complaints <= {"unexpected connection_lost() call"}
