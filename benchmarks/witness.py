@@ -89,6 +89,7 @@ class Witness:
             raise RuntimeError("a session left the cache before it was revoked")
         self._sessions.connections.add(entry.session, over.set)
         while self._sessions.hit(token) is not None:
+            over.clear()  # called too early: without this the loop would not turn
             with suppress(TimeoutError):
                 async with asyncio.timeout(ASK_EVERY):
                     await over.wait()

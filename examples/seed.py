@@ -18,11 +18,12 @@ _ADD = """
 
 
 async def seed() -> None:
-    """Create what is missing of the tables and the users; change nothing else."""
+    """Create what is missing of the tables, the trigger that makes every writer notify,
+    and the users; change nothing else."""
     shape = settings.shape_name()
     connection = await asyncpg.connect(settings.database_url(), timeout=10)
     try:
-        for outcome in await install(connection, shape):
+        for outcome in await install(connection, shape, trigger=True):
             print(f"{outcome.state:<7} {outcome.statement}")
         for username, password in USERS.items():
             added = await connection.fetchval(_ADD, username, hasher.hash(password))

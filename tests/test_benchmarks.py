@@ -174,9 +174,9 @@ async def test_revoke_hears_of_every_revocation_and_accepts_nobody_afterwards(
     report = run("revoke", "--processes", "2", dsn=empty_dsn)
     check(report, "revoke", REVOKE_KEYS)
     ways = {row["way"]: row["revocations"] for row in report["rows"]}
-    assert {"Sessions.revoke": 2, "plain SQL": 2} == ways
-    assert {"rounds": 2, "processes": 2} == report["settings"]
-    assert {"revocations": 4, "accepted_after_a_refusal": 0} == report["facts"]
+    assert ways == {"Sessions.revoke": 2, "plain SQL": 2}
+    assert report["settings"] == {"rounds": 2, "processes": 2}
+    assert report["facts"] == {"revocations": 4, "accepted_after_a_refusal": 0}
     assert await leftovers(empty_dsn) == []
 
 

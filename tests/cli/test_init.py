@@ -42,10 +42,28 @@ created index idx_sessions_cleanup
 created function reset_failed_attempts_on_success
 created trigger trigger_reset_failed_attempts
 """
-FOUND = "".join(
-    line.replace("created", "found  ") + ", left as it is\n"
-    for line in CREATED.splitlines()
-)
+NOTIFYING = """\
+created function handstamp_notify_session
+created function handstamp_notify_user
+created function handstamp_notify_all
+created trigger handstamp_session_changed
+created trigger handstamp_session_deleted
+created trigger handstamp_user_changed
+created trigger handstamp_user_deleted
+created trigger handstamp_sessions_truncated
+created trigger handstamp_users_truncated
+"""
+
+
+def found(created: str) -> str:
+    """What the second run says of what the first one created."""
+    return "".join(
+        line.replace("created", "found  ") + ", left as it is\n"
+        for line in created.splitlines()
+    )
+
+
+FOUND = found(CREATED)
 
 
 def handstamp(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -90,6 +108,38 @@ async def test_the_printed_sql_makes_the_same(dsn: str, empty_dsn: str) -> None:
     printed = handstamp("init", "--print")
     assert printed.returncode == 0
     await run_sql(empty_dsn, printed.stdout)
+    assert await catalog(empty_dsn) == await catalog(dsn)
+
+
+async def test_the_trigger_is_made_when_it_is_asked_for(empty_dsn: str) -> None:
+    """`--trigger` makes everything, or adds to what is there; once."""
+    first = handstamp("init", "--trigger", "--dsn", empty_dsn)
+    assert (first.returncode, first.stdout, first.stderr) == (0, CREATED + NOTIFYING, "")
+    made = await catalog(empty_dsn)
+    second = handstamp("init", "--trigger", DATABASE_URL=empty_dsn)
+    assert (second.returncode, second.stdout) == (0, FOUND + found(NOTIFYING))
+    assert await catalog(empty_dsn) == made
+
+
+async def test_the_trigger_can_be_added_later(dsn: str) -> None:
+    """To tables that are there already, which stay as they are; and it stays by itself."""
+    before = set(await catalog(dsn))
+    done = handstamp("init", "--trigger", "--dsn", dsn)
+    assert (done.returncode, done.stdout) == (0, FOUND + NOTIFYING)
+    after = set(await catalog(dsn))
+    assert before < after
+    assert {kind for kind, *_ in after - before} == {"function", "trigger"}
+    again = handstamp("init", "--dsn", dsn)
+    assert again.stdout == FOUND
+    assert set(await catalog(dsn)) == after
+
+
+async def test_the_printed_trigger_makes_the_same(dsn: str, empty_dsn: str) -> None:
+    """`--print --trigger` needs no database either."""
+    printed = handstamp("init", "--print", "--trigger")
+    assert printed.returncode == 0
+    await run_sql(empty_dsn, printed.stdout)
+    handstamp("init", "--trigger", "--dsn", dsn)
     assert await catalog(empty_dsn) == await catalog(dsn)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,7 +13,7 @@ from handstamp.config import Policy
 from handstamp.engine import bus as bus_module
 from handstamp.engine.bus import NEVER, Bus, Hearing
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.channel import Notice, read_notice
+from handstamp.stores.channel import Notice
 from tests.support.air import Air
 from tests.support.clock import FakeClock
 from tests.support.engines import Engine, running, seconds, session_of
@@ -79,12 +79,11 @@ async def started(air: Air) -> AsyncIterator[Ear]:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets that are spent at once."""
     monkeypatch.setattr(bus_module, "BUDGET", 0.01)
     monkeypatch.setattr(bus_module, "LISTEN_BUDGET", 0.01)
     monkeypatch.setattr(bus_module, "CANARY_BUDGET", 0.01)
-    yield
 
 
 def other_tasks() -> set[asyncio.Task[object]]:
@@ -302,16 +301,6 @@ async def test_starting_twice_listens_once(ear: Ear, air: Air) -> None:
 # What is said.
 
 
-async def test_c68_a_payload_is_read_on_the_safe_side() -> None:
-    """An id says whose, a canary nothing, and whatever else it is means anything."""
-    assert read_notice("s:01J") == Notice(session_id="01J")
-    assert read_notice("u:01J") == Notice(user_id="01J")
-    assert read_notice("u:a:b") == Notice(user_id="a:b")
-    assert read_notice("c:nonce") is None
-    for text in ("", "s", "s:", "u:", "all", "x:1", "{}", "S:1", "\x00", "s" * 7999):
-        assert read_notice(text) == Notice(), text
-
-
 async def test_c68_a_flood_of_nonsense_is_only_forgetting(ear: Ear, air: Air) -> None:
     """Ten thousand malformed payloads raise nothing into the driver and end no trust."""
     await ear.until(Hearing.LISTENING)
@@ -390,10 +379,34 @@ async def test_an_echo_is_harmless() -> None:
 async def test_c52_a_revocation_is_heard_in_the_other_process() -> None:
     """It is out of that cache before `max_staleness`, and without a look at the clock."""
     policy = Policy(max_staleness=seconds(3600))
-    async with running(policy=policy) as one:
-        async with running(policy=policy, store=one.store, clock=one.clock) as two:
-            issued = await one.login()
-            session_of(await two.ask(issued))
-            await one.sessions.revoke(issued.session.id)
-            assert two.sessions.hit(issued.session_token.encode()) is None
-            assert two.sessions.stats().cached == 0
+    async with (
+        running(policy=policy) as one,
+        running(policy=policy, store=one.store, clock=one.clock) as two,
+    ):
+        issued = await one.login()
+        session_of(await two.ask(issued))
+        await one.sessions.revoke(issued.session.id)
+        assert two.sessions.hit(issued.session_token.encode()) is None
+        assert two.sessions.stats().cached == 0
+
+
+async def test_p4_a_trigger_that_goes_takes_the_trust_along(ear: Ear, air: Air) -> None:
+    """What was proven while it stood counts to its end, and nothing is added."""
+    await until(lambda: ear.trusts)
+    air.covers = False
+    await until(lambda: not ear.bus.covers_foreign_writers)
+    proofs = air.proofs
+    ear.clock.advance(seconds(STALENESS))
+    await until(lambda: air.proofs > proofs + 3)
+    assert not ear.trusts
+
+
+async def test_p4_a_trigger_that_comes_doubts_everything_first(air: Air) -> None:
+    """Nobody said what was written before it came; from then on there is trust."""
+    air.covers = False
+    async with started(air) as ear:
+        await ear.until(Hearing.LISTENING)
+        assert ear.resets == 1
+        air.covers = True
+        await until(lambda: ear.trusts)
+        assert ear.resets == 2

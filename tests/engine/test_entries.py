@@ -113,6 +113,19 @@ def test_activity_that_is_not_written_extends_an_idle_limit() -> None:
     assert made.deadline == 282.0 + 180
 
 
+@pytest.mark.parametrize("used", [NEVER, 101.0], ids=["unused", "used before"])
+def test_activity_that_left_the_cache_extends_an_idle_limit(used: float) -> None:
+    """What waits for the next flush counts, whether or not there is an older entry."""
+    policy = replace(LAZY, idle_ttl=6 * MINUTE)
+    known = entry(policy)
+    known.used = used
+    idle = record(read_at=NOW + 3 * MINUTE)
+    noted = NOW + MINUTE
+    made = make_entry(idle, policy, KEY, Read(282.0, 282.0), known, noted)
+    assert isinstance(made, Entry)
+    assert made.deadline == 282.0 + 240
+
+
 def test_a_used_entry_from_the_future_counts_as_now() -> None:
     """Its own clock may be ahead by a round trip."""
     policy = replace(LAZY, idle_ttl=6 * MINUTE)

@@ -8,7 +8,7 @@ heard of here (N). Each order of the six is forced, by gates; none is hoped for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from itertools import permutations
@@ -248,10 +248,9 @@ def gate_the_lookup(two: Two) -> None:
 
 
 @pytest.fixture
-def no_fence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deliberately broken variant: every read may be put."""
     monkeypatch.setattr(cache._Fence, "admits", lambda *_: True)
-    yield
 
 
 def test_there_are_fifteen_orders() -> None:

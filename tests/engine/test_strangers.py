@@ -1,4 +1,4 @@
-"""Tokens of ours that the table does not know: few, for a short time, and never in the way."""
+"""Tokens of ours that the table does not know: few, briefly, and never in the way."""
 
 from __future__ import annotations
 

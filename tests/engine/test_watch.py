@@ -60,15 +60,17 @@ async def test_c109_a_notice_about_a_session_closes_it_without_a_look() -> None:
 
 async def test_c109_a_session_revoked_in_another_process_closes_here() -> None:
     """Both by its own id and with all others of the user; the kept one stays."""
-    async with running(policy=SLOW) as one:
-        async with running(policy=SLOW, store=one.store, clock=one.clock) as two:
-            sockets = [await opened(one) for _ in range(3)]
-            await two.sessions.revoke(sockets[0][0].session.id)
-            assert [socket.closed for _, socket in sockets] == [1, 0, 0]
-            await two.sessions.revoke_user("alice", keep=sockets[2][0].session.id)
-            await until(lambda: sockets[1][1].closed)
-            await turns()
-            assert [socket.closed for _, socket in sockets] == [1, 1, 0]
+    async with (
+        running(policy=SLOW) as one,
+        running(policy=SLOW, store=one.store, clock=one.clock) as two,
+    ):
+        sockets = [await opened(one) for _ in range(3)]
+        await two.sessions.revoke(sockets[0][0].session.id)
+        assert [socket.closed for _, socket in sockets] == [1, 0, 0]
+        await two.sessions.revoke_user("alice", keep=sockets[2][0].session.id)
+        await until(lambda: sockets[1][1].closed)
+        await turns()
+        assert [socket.closed for _, socket in sockets] == [1, 1, 0]
 
 
 async def test_a_notice_about_a_user_makes_the_watch_look() -> None:
@@ -138,7 +140,9 @@ async def test_with_proven_notices_a_look_asks_nothing() -> None:
     ],
     ids=["absolute", "refresh", "idle"],
 )
-async def test_c109_a_session_that_runs_out_closes(policy: Policy, limit: timedelta) -> None:
+async def test_c109_a_session_that_runs_out_closes(
+    policy: Policy, limit: timedelta
+) -> None:
     """At its limit, with proven notices and without anybody revoking it."""
     async with running(policy=replace(policy, max_staleness=seconds(3600))) as engine:
         _, socket = await opened(engine)
@@ -176,6 +180,17 @@ async def test_p4_without_proof_the_watch_looks_at_all(how: str) -> None:
             engine.clock.advance(seconds(1))
         del engine.store.rows[issued.session.id]
         await until(lambda: socket.closed)
+
+
+async def test_a_client_that_was_closed_by_a_look_is_not_let_in_again() -> None:
+    """The cache forgets with the connection, though nobody has said a word."""
+    async with running(policy=SLOW) as engine:
+        issued, socket = await opened(engine)
+        token = issued.session_token.encode()
+        assert engine.sessions.hit(token) is not None
+        del engine.store.rows[issued.session.id]
+        await look(engine, everyone=True)
+        assert (socket.closed, engine.sessions.hit(token)) == (1, None)
 
 
 async def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,6 @@ import asyncpg
 import httpx
 import pytest
 
-from handstamp.stores.sql.install import install
 from tests.examples.serving import (
     Example,
     Server,
@@ -264,7 +263,7 @@ def test_healthz_says_that_all_is_well(server: Server) -> None:
     """With a database that answers, the status is ok and the bus listens."""
     well = {"status": "ok", "database": "ok", "bus": "listening"}
     with server.client() as client:
-        assert until(lambda: heard(client), "the bus") == {**well, "bound": "5 s"}
+        assert until(lambda: heard(client), "the bus") == {**well, "bound": "pushed"}
 
 
 def heard(client: httpx.Client) -> dict[str, str] | None:
@@ -273,23 +272,23 @@ def heard(client: httpx.Client) -> dict[str, str] | None:
     return health if health["bus"] == "listening" else None
 
 
-def test_healthz_says_when_every_writer_is_heard(
+def test_healthz_says_when_not_every_writer_is_heard(
     example: Example, seeded_copy: str, tmp_path: Path
 ) -> None:
-    """Where the trigger is installed, revocations by anybody are pushed."""
-    asyncio.run(install_trigger(seeded_copy))
+    """Without the trigger, revocations by others are bounded and not pushed."""
+    asyncio.run(drop_trigger(seeded_copy))
     with (
         serving(example, seeded_copy, tmp_path / "log") as server,
         server.client() as client,
     ):
-        assert until(lambda: heard(client), "the bus")["bound"] == "pushed"
+        assert until(lambda: heard(client), "the bus")["bound"] == "5 s"
 
 
-async def install_trigger(dsn: str) -> None:
-    """What `handstamp init --trigger` does."""
+async def drop_trigger(dsn: str) -> None:
+    """Undo what `handstamp init --trigger` did to the sessions."""
     connection = await asyncpg.connect(dsn)
     try:
-        await install(connection, "ulid", trigger=True)
+        await connection.execute("drop function handstamp_notify_session cascade")
     finally:
         await connection.close()
 
@@ -396,8 +395,8 @@ def test_without_a_database_the_answer_is_503_and_nobody_is_signed_out(
                 client.post("/logout"),
                 client.post("/login", data={"username": "bob", "password": "builder"}),
             ]
-            public, health = client.get("/public"), client.get("/healthz")
             until(lambda: client.get("/healthz").json()["bus"] == "deaf", "deafness")
+            public, health = client.get("/public"), client.get("/healthz")
         assert [response.status_code for response in refused] == [503] * 4
         assert [response.headers["retry-after"] for response in refused] == ["1"] * 4
         assert [set_cookies(response) for response in refused] == [{}] * 4

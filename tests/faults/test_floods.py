@@ -15,6 +15,7 @@ from handstamp.core.records import Client
 from handstamp.core.tokens import ENTROPY, Tokens
 from handstamp.engine.answers import Answer, Issued
 from handstamp.engine.strangers import LIFE, MOST
+from tests.faults.fleet import until
 from tests.support.tables import PostgresTable, postgres_table
 
 SECRET = "the secret of the flood tests: 32 bytes and more"
@@ -52,7 +53,12 @@ async def sessions(
     """An engine whose cache has room for ``LIVE`` sessions and not one more."""
     engine = Sessions(dsn, secret=SECRET, cache_size=LIVE, clock=clock)
     async with engine:
+        await until(lambda: _listens(engine), "the bus to begin with an empty cache")
         yield engine
+
+
+async def _listens(sessions: Sessions) -> bool:
+    return sessions.stats().bus == "listening"
 
 
 async def _live(sessions: Sessions, table: PostgresTable) -> list[Issued]:

@@ -4,6 +4,7 @@ is forgiven as soon as it is back.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -143,10 +144,10 @@ async def test_P16_C123_a_database_without_an_answer_costs_a_request_its_budget_
     cold, other = await wired.sign_in(), await wired.sign_in()
     budget = wired.policy.time_budget.total_seconds()
     async with silence(wired, wires, own_postgres):
-        for worker in wired.workers:
-            seen = await worker.ask(cold)
+        for seen in await asyncio.gather(*(w.ask(cold) for w in wired.workers)):
             assert (seen.status, seen.honest) == (503, True)
             assert seen.ended - seen.began < budget + 2
+        for worker in wired.workers:
             assert (await worker.ask(path="/public")).status == 200
     await everywhere(wired.workers, Worker.accepts, "to serve", cold, patience=RECOVERY)
     await everywhere(wired.workers, Worker.accepts, "to serve", other, patience=RECOVERY)
@@ -206,10 +207,31 @@ async def test_C125_N3_N8_lost_connections_are_replaced_before_anybody_notices(
     await _end_all_connections(wired)
     for worker in wired.workers:
         assert (await worker.ask(sessions[0])).status == 200
+    await wired.listening()
     wires.questions.reset()
     wires.questions.heal()
     for worker in wired.workers:
         assert (await worker.ask(sessions[1])).status == 200
+
+
+async def test_C125_a_write_that_lost_its_connection_keeps_no_look_up_from_the_database(
+    wired: Fleet, wires: Wires
+) -> None:
+    """A login whose connection breaks is unknown; whoever comes next is served, for a
+    broken connection does not say that the database is down."""
+    session, user, worker = await wired.sign_in(), await wired.user(), wired.workers[0]
+    assert (await worker.post(f"/login/{user}")).status == 200
+    wires.questions.withhold_answers()
+    login = asyncio.create_task(worker.post(f"/login/{user}"))
+    await until(lambda: _withholds(wires), "an answer to withhold")
+    wires.questions.reset()
+    wires.questions.heal()
+    assert (await login).honest
+    assert (await worker.ask(session)).status == 200
+
+
+async def _withholds(wires: Wires) -> bool:
+    return wires.questions.withheld > 0
 
 
 async def _end_all_connections(fleet: Fleet) -> None:

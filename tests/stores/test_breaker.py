@@ -1,9 +1,8 @@
-"""The breaker: one asks in vain, the others are told at once, until a probe has an answer."""
+"""The breaker: one asks in vain, others are told at once, until a probe has an answer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -34,10 +33,9 @@ def probe() -> Probe:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pause between two probes."""
     monkeypatch.setattr(breaker_module, "FIRST_PAUSE", 0.0)
-    yield
 
 
 async def test_a_closed_breaker_lets_everybody_pass(probe: Probe) -> None:

@@ -16,6 +16,7 @@ from handstamp.core.records import Client, Record, Touch
 from handstamp.core.rotation import rotated_at, was_seen
 from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Ended
+from handstamp.stores.channel import Link
 from tests.support.tables import (
     DAY,
     LAPTOP,
@@ -874,3 +875,159 @@ async def test_no_digest_shows_in_a_repr(table: Table, user: str) -> None:
     for digest in (new.token_digest, new.refresh_digest, step.token_digest):
         assert digest not in shown
     assert str(LAPTOP.address) not in shown
+
+
+async def test_sessions_are_found_by_their_ids(table: Table, user: str) -> None:
+    """All of them in one call, in any order, without those nobody knows."""
+    records = [await created(table, user) for _ in range(3)]
+    wanted = [records[2].id, "01J00000000000000000000000", records[0].id, *ABSURD_IDS]
+    many = await table.store.find_many(wanted)
+    assert sorted(r.id for r in many) == sorted([records[0].id, records[2].id])
+    assert list(await table.store.find_many([])) == []
+    one = await table.store.find_by_id(records[0].id)
+    assert one in many
+
+
+async def test_a_dead_session_is_found_by_its_id_too(table: Table, user: str) -> None:
+    """A store decides nothing: whether it is over is for the caller to judge."""
+    record = await created(table, user)
+    await table.store.revoke(record.id, reason="x")
+    (found,) = await table.store.find_many([record.id])
+    assert not found.is_active
+
+
+# The channel: what ends a session says so once, and nothing else is said.
+
+
+class Listener:
+    """Everything that was said, in order; a proof is awaited before it is counted."""
+
+    def __init__(self) -> None:
+        self._said: list[str] = []
+        self.link: Link | None = None
+
+    async def heard(self) -> list[str]:
+        """What was said since the last call."""
+        assert self.link is not None
+        await self.link.prove()
+        said = list(self._said)
+        self._said.clear()
+        return said
+
+    def hear(self, payload: str) -> None:
+        self._said.append(payload)
+
+
+@pytest.fixture
+async def listener(table: Table) -> AsyncIterator[Listener]:
+    """Another process that listens to the table."""
+    listener = Listener()
+    assert table.store.channel is not None
+    listener.link = await table.store.channel.listen(listener.hear, lambda: None)
+    yield listener
+    listener.link.drop()
+
+
+def says(ended: list[str], user: str) -> list[list[str]]:
+    """The ways to say that these sessions of a user ended: one by one, or the user."""
+    return [sorted(f"s:{id}" for id in ended), [f"u:{user}"]]
+
+
+async def test_a_revocation_is_said_once(
+    table: Table, user: str, listener: Listener
+) -> None:
+    """When it happens, and not when there was nothing to end."""
+    record = await created(table, user)
+    await table.store.revoke(record.id, reason="x", user_id="somebody else")
+    assert await listener.heard() == []
+    await table.store.revoke(record.id, reason="x", user_id=user)
+    assert await listener.heard() == [f"s:{record.id}"]
+    await table.store.revoke(record.id, reason="x")
+    await table.store.revoke("01J00000000000000000000000", reason="x")
+    assert await listener.heard() == []
+
+
+async def test_the_revocation_of_a_user_is_said_once(
+    table: Table, user: str, listener: Listener
+) -> None:
+    """For all that ended, not for the one that was kept, and not for nothing."""
+    ids = [(await created(table, user)).id for _ in range(4)]
+    await table.store.revoke_user(user, reason="x", keep=ids[0])
+    assert sorted(await listener.heard()) in says(ids[1:], user)
+    await table.store.revoke_user(user, reason="x", keep=ids[0])
+    await table.store.revoke_user("01J00000000000000000000000", reason="x")
+    assert await listener.heard() == []
+
+
+async def test_whoever_makes_room_is_said_once(
+    table: Table, user: str, listener: Listener
+) -> None:
+    """A login that replaces one session and evicts another says both."""
+    ids = [(await created(table, user)).id for _ in range(3)]
+    ended = (
+        await table.store.create(new_session(user, replaces=ids[2], limit=2), POLICY)
+    ).ended
+    assert sorted(e.id for e in ended) == sorted([ids[0], ids[2]])
+    assert sorted(await listener.heard()) in says([ids[0], ids[2]], user)
+
+
+async def test_a_login_that_fails_says_nothing(
+    table: Table, user: str, listener: Listener
+) -> None:
+    """What was not written is not said."""
+    record = await created(table, user)
+    await table.write_user(user, is_active=False)
+    with pytest.raises(LoginRefused):
+        await table.store.create(new_session(user, replaces=record.id), POLICY)
+    assert await listener.heard() == []
+
+
+async def test_c129_a_living_session_is_never_mentioned(
+    table: Table, user: str, listener: Listener
+) -> None:
+    """Login, rotation, re-dating, activity and every read are silent."""
+    store = table.store
+    record = await created(table, user)
+    await table.advance(MINUTE)
+    assert await store.touch([touch_of(record, table.now)], TTL) == 1
+    await table.advance(TTL)
+    record = await rotated(table, record)
+    await table.advance(MINUTE)
+    assert await store.redate(successor(record.id, record.refresh_digest)) is not None
+    await store.find([record.token_digest])
+    await store.find_many([record.id])
+    await store.list_for_user(user)
+    await store.ping()
+    assert await listener.heard() == []
+
+
+async def test_pruning_says_nothing(table: Table, user: str, listener: Listener) -> None:
+    """Who was dead for so long is in nobody's cache."""
+    await created(table, user)
+    revoked = await created(table, user)
+    await table.store.revoke(revoked.id, reason="x")
+    await listener.heard()
+    await table.advance(POLICY.absolute_ttl + POLICY.retention + DAY)
+    assert await table.store.prune(POLICY, batch=10) == 2
+    assert await listener.heard() == []
+
+
+async def test_what_is_spoken_is_heard(table: Table, listener: Listener) -> None:
+    """A canary comes as it was said."""
+    assert table.store.channel is not None
+    await table.store.channel.speak("c:0123")
+    assert await listener.heard() == ["c:0123"]
+
+
+async def test_a_dropped_link_hears_nothing(
+    table: Table, user: str, listener: Listener
+) -> None:
+    """Dropping it twice is harmless; others go on hearing."""
+    assert table.store.channel is not None
+    said: list[str] = []
+    other = await table.store.channel.listen(said.append, lambda: None)
+    other.drop()
+    other.drop()
+    await table.store.channel.speak("c:0123")
+    assert await listener.heard() == ["c:0123"]
+    assert said == []

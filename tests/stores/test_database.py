@@ -197,11 +197,11 @@ async def test_c125_whoever_is_terminated_in_a_query_asks_again(dsn: str) -> Non
         other = """select pid from pg_stat_activity where pid <> pg_backend_pid()
             and datname = current_database() and wait_event = 'PgSleep'"""
         for expected in (1, 2):
-            while (pid := await killer.fetchval(other)) is None:
+            while (pid := await killer.fetchval(other)) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             assert database.queries == expected
             await killer.execute("select pg_terminate_backend($1)", pid)
-            while await killer.fetchval(
+            while await killer.fetchval(  # noqa: ASYNC110
                 "select count(*) from pg_stat_activity where pid = $1", pid
             ):
                 await asyncio.sleep(0.01)
@@ -227,11 +227,16 @@ async def test_work_of_several_statements_is_never_repeated(
 ) -> None:
     """A connection that is lost within it is no answer, at once."""
     begun = 0
-    with pytest.raises(SessionsUnavailable):
+
+    async def work() -> None:
+        nonlocal begun
         async with database.working() as connection:
             begun += 1
             wire.cut()
             await connection.execute("select 1")
+
+    with pytest.raises(SessionsUnavailable):
+        await work()
     assert begun == 1
 
 
@@ -240,7 +245,8 @@ async def test_c130_a_changed_table_is_no_lasting_fault(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     database = Database(dsn, width=1, budget=timedelta(seconds=20))
     try:
-        await connection.execute("create table changing (a int); insert into changing values (1)")
+        await connection.execute("create table changing (a int)")
+        await connection.execute("insert into changing values (1)")
         assert await database.look_up("select * from changing") == [(1,)]
         await connection.execute("alter table changing add b int default 2")
         assert await database.look_up("select * from changing") == [(1, 2)]

@@ -94,7 +94,7 @@ async def test_c123_a_lane_left_in_the_middle_of_a_query_is_dropped(
 
     first = await pid(lanes)
     task = asyncio.ensure_future(sleep())
-    while not await watching.fetchval(SLEEPING):
+    while not await watching.fetchval(SLEEPING):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.wait([task])
@@ -148,10 +148,14 @@ async def test_a_refusal_keeps_the_lane(lanes: Lanes) -> None:
 async def test_an_open_transaction_is_not_kept(lanes: Lanes) -> None:
     """Its locks go with the connection."""
     first = await pid(lanes)
-    with pytest.raises(SessionsUnavailable):
+
+    async def fail() -> None:
         async with lanes.lane() as connection:
             await connection.execute("begin")
             raise SessionsUnavailable("no")
+
+    with pytest.raises(SessionsUnavailable):
+        await fail()
     assert await pid(lanes) != first
 
 

@@ -1,4 +1,4 @@
-"""A wire to a server that a test can freeze, cut or unplug; the server never notices why."""
+"""A wire to a server that a test can freeze, cut or unplug."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from hashlib import sha256
 
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, Reason, Unknown
-from handstamp.core.records import Client, Record, Session, masked
+from handstamp.core.records import Client, Record, masked
 from handstamp.engine.answers import Answer, Authenticated
 from handstamp.engine.bus import Bus
 from handstamp.engine.cache import RECENCY, Entry

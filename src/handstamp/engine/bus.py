@@ -12,7 +12,8 @@ a canary is said the way revocations are said, and must be heard before anything
 trusted.
 Rule 5. Trust replaces re-reading only where every writer is heard, that is, where the
 trigger is installed. Otherwise the bus makes our own revocations quick, and each entry is
-still read again once per ``max_staleness``, which bounds everybody else's.
+still read again once per ``max_staleness``, which bounds everybody else's. A trigger can
+be dropped and made at any time, so every round trip asks for it again.
 """
 
 from __future__ import annotations
@@ -162,10 +163,14 @@ class Bus:
             try:
                 async with asyncio.timeout(BUDGET):
                     await link.prove()
+                    covered = await link.covers_foreign_writers()
             except (TimeoutError, SessionsUnavailable):
                 self._complain("the listening connection does not answer")
                 return
             self.hearing = Hearing.LISTENING
+            if covered and not self.covers_foreign_writers:
+                self._reset()  # nobody said what was written before the trigger came
+            self.covers_foreign_writers = covered
             if self.covers_foreign_writers:
                 self.trusted_until = self.proven_until = start + self._max_staleness
             await self._wait(lost, self._heartbeat)

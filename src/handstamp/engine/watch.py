@@ -85,6 +85,7 @@ class Watch:
             record = found.get(session_id)
             verdict = None if record is None else judge_family(record, self._policy)
             if verdict is None or isinstance(verdict, Invalid):
+                self._cache.forget_session(session_id)
                 self._connections.close(session_id)
                 continue
             limits = (verdict.remaining, verdict.idle_remaining or verdict.remaining)

@@ -6,8 +6,10 @@ asyncpg's own ``command_timeout`` waits longer than it says, because it cancels 
 Rule 3. A question whose connection was lost is asked once more, on a fresh one, where
 asking twice is harmless.
 Rule 4. Look-ups have lanes of their own, so that slow writes cannot starve them. Only they
-open the breaker by being slow: a write may merely be waiting for somebody's lock, and has
-``PATIENCE`` times the budget. (A request that waits for one is given up by the engine, when
+open the breaker by being slow or by losing a connection twice: a write may merely be
+waiting for somebody's lock, and has ``PATIENCE`` times the budget, and it is not repeated
+when its connection breaks, which does not say that the database is down.
+(A request that waits for one is given up by the engine, when
 its own budget is spent; the write goes on.)
 """
 
@@ -42,7 +44,12 @@ _LOST = (
     asyncpg.CrashShutdownError,
     ConnectionError,
 )
-_ABSENT = (*_LOST, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError, OSError)
+_REFUSED = (
+    ConnectionRefusedError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+)
+_ABSENT = (*_LOST, *_REFUSED, OSError)
 
 
 class Database:
@@ -170,7 +177,7 @@ class Database:
             async with asyncio.timeout(self._budget if trips else PATIENCE * self._budget):
                 yield
         except _ABSENT as exc:
-            if trips or not isinstance(exc, TimeoutError):
+            if trips or isinstance(exc, _REFUSED):
                 self.breaker.trip()
             raise SessionsUnavailable(type(exc).__name__) from exc
         except _QUOTING as exc:

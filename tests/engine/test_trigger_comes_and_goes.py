@@ -1,0 +1,58 @@
+"""A trigger that is dropped or made while processes run: the bound holds all the same."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from handstamp.config import Policy
+from handstamp.engine.sessions import Sessions
+from handstamp.stores.sql.install import install
+from tests.support.waiting import until
+
+BRIEF = Policy(max_staleness=timedelta(seconds=0.4))
+ADD = "insert into users (username, password_hash) values ('alice', '-') returning id"
+END = "update user_sessions set is_active = false where id = $1"
+
+
+@pytest.fixture
+async def psql(dsn: str) -> AsyncIterator[Any]:
+    """Somebody who writes without handstamp."""
+    connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()
+
+
+async def test_a_trigger_that_was_dropped_is_relied_on_no_longer(
+    dsn: str, psql: Any
+) -> None:
+    """A plain UPDATE that nobody announces is bounded from then on."""
+    await install(psql, "ulid", trigger=True)
+    async with Sessions(dsn, secret="s" * 32, policy=BRIEF) as sessions:
+        issued = await sessions.create(await psql.fetchval(ADD))
+        await until(lambda: sessions.stats().foreign_writers_heard)
+        await psql.execute("drop trigger handstamp_session_changed on user_sessions")
+        await psql.execute("drop trigger handstamp_session_deleted on user_sessions")
+        await psql.execute(END, issued.session.id)
+        await until(lambda: not sessions.stats().foreign_writers_heard)
+        await until(lambda: sessions.hit(issued.session_token.encode()) is None)
+
+
+async def test_a_trigger_that_was_made_is_relied_on_without_a_restart(
+    dsn: str, psql: Any
+) -> None:
+    """And what was cached before it came is read again first."""
+    async with Sessions(dsn, secret="s" * 32) as sessions:
+        await until(lambda: sessions.stats().bus == "listening")
+        assert not sessions.stats().foreign_writers_heard
+        issued = await sessions.create(await psql.fetchval(ADD))
+        token = issued.session_token.encode()
+        assert sessions.hit(token) is not None
+        await psql.execute(END, issued.session.id)
+        await install(psql, "ulid", trigger=True)
+        await until(lambda: sessions.stats().foreign_writers_heard)
+        assert sessions.hit(token) is None
