@@ -99,9 +99,9 @@ class Handle(BaseHandle):
 
         Raises :class:`SessionsUnavailable`, and then nobody was logged out.
         """
-        if self._unknown is not None:
-            raise SessionsUnavailable(self._unknown.cause)
         session = self.session
+        if self._unknown is not None:  # and treated as anonymous: it would live on
+            raise SessionsUnavailable(self._unknown.cause)
         if session is not None:
             await self._door.sessions.revoke(session.id, reason="logout")
         self._logged_out()

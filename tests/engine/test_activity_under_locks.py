@@ -24,6 +24,8 @@ from tests.support.tables import (
 )
 
 TTL = POLICY.session_ttl
+ROW_BY_ROW = {"enable_hashjoin": "off", "enable_mergejoin": "off", "enable_seqscan": "off"}
+"""As a large table is read: each row of a batch looked up by its id."""
 HOLD = "select from user_sessions where id = any($1) for update"
 WAITING = """
     select count(*) from pg_stat_activity
@@ -104,7 +106,10 @@ async def test_c126_a_flush_deadlocks_with_nobody(
     at = rows[0].read_at + timedelta(seconds=60)
     if work is prune:
         await table.advance(POLICY.absolute_ttl + POLICY.retention + DAY)
-    patient = TableStore(dsn, budget=timedelta(seconds=20), connect=table.frozen.connect)
+    settings = table.frozen.connect["server_settings"] | ROW_BY_ROW
+    patient = TableStore(
+        dsn, budget=timedelta(seconds=20), connect={"server_settings": settings}
+    )
     async with Held(dsn, [rows[held]]) as held_row:
         one = asyncio.ensure_future(patient.touch(touches(rows[::-1], at), TTL))
         await held_row.waiting(1)

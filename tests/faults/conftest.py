@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from anyio import to_thread
 
 from handstamp.stores.sql.install import install
 from handstamp.testing.postgres import EmbeddedPostgres, ephemeral
@@ -130,10 +131,14 @@ def wired_workers(
 
 
 @pytest.fixture
-async def wired(wired_workers: Wired) -> AsyncIterator[Fleet]:
-    """The same, listening."""
+async def wired(
+    wired_workers: Wired, own_postgres: EmbeddedPostgres
+) -> AsyncIterator[Fleet]:
+    """The same, listening; the server runs again after a test that failed half-way."""
     async with wired_workers.fleet.ready() as fleet:
         yield fleet
+    if not own_postgres.is_running:
+        await to_thread.run_sync(own_postgres.start)
 
 
 @pytest.fixture

@@ -80,6 +80,10 @@ class Proxy:
         """The same with RST instead of FIN."""
         self._call(lambda: self._end(_RST))
 
+    def reset_once(self) -> None:
+        """Reset every connection, and pass everything that comes after."""
+        self._call(lambda: (self._end(_RST), self._pass()))
+
     def _pass(self) -> None:
         self._refusing, self._latency, self.withheld = False, 0.0, 0
         self._up.set()
