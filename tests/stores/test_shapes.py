@@ -64,6 +64,7 @@ def test_values_are_bound_and_never_text() -> None:
     }
     notify = {"'handstamp'", "'s:'", "'O'", "'A'"}
     notify |= {"'handstamp_notify_session'", "'handstamp_notify_user'"}
+    notify |= {"'handstamp_notify_all'"}
     assert literals - notify == {"'1 minute'", "'1 microsecond'", "'1 second'", "'0'"}
 
 
