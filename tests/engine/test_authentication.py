@@ -233,7 +233,7 @@ async def test_a_passive_request_is_no_activity_from_the_cache_either() -> None:
 @pytest.mark.parametrize(
     "jump", [timedelta(hours=-1), timedelta(hours=1), 400 * DAY], ids=str
 )
-async def test_p15_a_jump_of_the_system_clock_changes_nothing(
+async def test_p15_c61_c62_a_jump_of_the_system_clock_changes_nothing(
     jump: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing that is judged or counted down reads it."""

@@ -548,3 +548,20 @@ def test_c141_a_store_serves_one_loop_after_another(dsn: str) -> None:
         warnings.simplefilter("ignore", ResourceWarning)
         asyncio.run(use(close=True))
         gc.collect()
+
+
+async def test_c63_activity_never_goes_back_with_the_databases_clock(
+    table: PostgresTable,
+) -> None:
+    """A primary whose clock is behind records no earlier time than is there."""
+    record = await created(table, await table.add_user("alice"))
+    touch = Touch(
+        session_id=record.id, token_digest=record.token_digest, at=table.now + TTL / 9
+    )
+    assert await table.store.touch([touch], TTL) == 1
+    (seen,) = await table.store.find([record.token_digest])
+    await table.advance(timedelta(minutes=-10))
+    late = replace(touch, at=table.now)
+    assert await table.store.touch([late], TTL) == 0
+    (after,) = await table.store.find([record.token_digest])
+    assert after.last_activity_at == seen.last_activity_at
