@@ -23,6 +23,7 @@ LOUD = {
     "log_min_duration_statement": "0",
     "log_parameter_max_length": "-1",
 }
+ADD = "insert into users (id, username, password_hash) values ($1, 'alice', 'x')"
 EXPIRE = "update user_sessions set expires_at = expires_at - interval '20 minutes', \
 last_activity_at = last_activity_at - interval '20 minutes', \
 created_at = created_at - interval '20 minutes'"
