@@ -19,10 +19,12 @@ from tests.support.wire import Wire, wired
 
 LISTENERS = """
     select pid from pg_stat_activity
-    where datname = current_database() and pid <> pg_backend_pid()"""
+    where datname = current_database() and pid <> pg_backend_pid()
+    and backend_type = 'client backend'"""
 OTHERS = """
     select count(*) from pg_stat_activity
-    where datname = current_database() and pid <> pg_backend_pid()"""
+    where datname = current_database() and pid <> pg_backend_pid()
+    and backend_type = 'client backend'"""
 
 
 @pytest.fixture
