@@ -71,11 +71,14 @@ class Authentication:
 
     def _attend(self, entry: Entry, now: float) -> None:
         """What a hit does once in a while, and when the next one has to."""
-        if now - entry.touched >= self._interval or not entry.seen:
-            self._activity.notice(entry, now)
+        self._note(entry, now)
         if now - entry.ordered >= RECENCY:
             self._cache.freshen(entry, now)
         entry.due = min(entry.touched + self._interval, entry.ordered + RECENCY)
+
+    def _note(self, entry: Entry, now: float) -> None:
+        if now - entry.touched >= self._interval or not entry.seen:
+            self._activity.notice(entry, now)
 
     def _pass(self, entry: Entry, now: float) -> None:
         if not entry.seen:
@@ -199,8 +202,7 @@ class Authentication:
         if passive:
             self._pass(entry, now)
         else:
-            if now - entry.touched >= self._interval or not entry.seen:
-                self._activity.notice(entry, now)
+            self._note(entry, now)
             entry.used = now
 
     def _compare(

@@ -7,10 +7,9 @@ Rule 3. A question whose connection was lost is asked once more, on a fresh one,
 asking twice is harmless.
 Rule 4. Look-ups have lanes of their own, so that slow writes cannot starve them. Only they
 open the breaker by being slow or by losing a connection twice: a write may merely be
-waiting for somebody's lock, and has ``PATIENCE`` times the budget, and it is not repeated
-when its connection breaks, which does not say that the database is down.
-(A request that waits for one is given up by the engine, when
-its own budget is spent; the write goes on.)
+waiting for somebody's lock, so it has ``PATIENCE`` times the budget, and a connection that
+breaks under one does not say that the database is down. (A request that waits for a write
+is given up by the engine when its own budget is spent; the write goes on.)
 """
 
 from __future__ import annotations
@@ -50,6 +49,8 @@ _REFUSED = (
     asyncpg.TooManyConnectionsError,
 )
 _ABSENT = (*_LOST, *_REFUSED, OSError)
+FAULTS = (*_ABSENT, asyncpg.PostgresError)
+"""Whatever the driver raises when there is no answer (rule 1)."""
 
 
 class Database:
@@ -128,7 +129,7 @@ class Database:
                     await connection.fetchval("select 1")
                 finally:
                     connection.terminate()
-        except (*_ABSENT, asyncpg.PostgresError) as exc:
+        except FAULTS as exc:
             raise SessionsUnavailable(type(exc).__name__) from exc
 
     async def look_up(self, sql: str, *values: object) -> list[asyncpg.Record]:

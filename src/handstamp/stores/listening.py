@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import asyncpg
-
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.channel import CHANNEL, Link
-from handstamp.stores.database import Database
+from handstamp.stores.database import FAULTS, Database
 from handstamp.stores.lanes import Connection
 from handstamp.stores.statements import Statements
 
@@ -19,12 +17,6 @@ QUIETLY = "select set_config('handstamp.quietly', 'on', true)"
 FULLEST = 0.5
 """How full the notification queue may be. In a full one a revocation is committed without
 a word, so from here on silence proves nothing, well before it comes to that."""
-_FAULTS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-)
 
 
 class PostgresChannel:
@@ -47,7 +39,7 @@ class PostgresChannel:
             except BaseException:
                 connection.terminate()  # a standby refuses, a frozen server never answers
                 raise
-        except _FAULTS as exc:
+        except FAULTS as exc:
             raise SessionsUnavailable(type(exc).__name__) from exc
         return link
 
@@ -77,7 +69,7 @@ class PostgresLink:
     async def _ask(self, sql: str, *values: object) -> object:
         try:
             return await self._connection.fetchval(sql, *values)
-        except _FAULTS as exc:
+        except FAULTS as exc:
             raise SessionsUnavailable(type(exc).__name__) from exc
 
     def drop(self) -> None:
