@@ -6,6 +6,7 @@ time and memory on purpose; whoever fails often is locked out of signing in for 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator
@@ -63,21 +64,34 @@ class AccountsUnavailable(Exception):
 
 
 class Accounts:
-    """The table of users, on a small pool of its own; use as ``async with``."""
+    """The table of users, on a small pool of its own, made when it is first needed.
+
+    Under WSGI: ``call(accounts.verify, username, password)``.
+    """
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._pool: Pool | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Accounts:
-        self._pool = await asyncpg.create_pool(
-            self._dsn, min_size=0, max_size=4, timeout=5, command_timeout=5
-        )
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         if self._pool is not None:
             await self._pool.close()
+
+    async def _open(self) -> Pool:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # test clients have a loop for every request
+            self._loop, self._pool, self._opening = loop, None, asyncio.Lock()
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._dsn, min_size=0, max_size=4, timeout=5, command_timeout=5
+                )
+            return self._pool
 
     async def verify(self, username: str, password: str) -> str:
         """The id of the user who knows this password.
@@ -106,9 +120,8 @@ class Accounts:
 
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[Pool]:
-        assert self._pool is not None, "use Accounts as an async context manager"  # noqa: S101
         try:
-            yield self._pool
+            yield await self._open()
         except _NO_ANSWER as exc:
             # The driver's own text may quote rows: the log gets the kind of error only.
             logger.warning("no answer about accounts: %s", type(exc).__name__)

@@ -19,15 +19,16 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 # From the bottom up. A module may import what stands below it, or beside it in its room.
 LAYERS = [
-    {"errors", "types", "clock"},
+    {"errors", "types", "clock", "forking"},
     {"config"},
     {"core"},
     {"events"},
     {"stores"},
     {"engine"},
-    {"handles", "sockets", "streams", "lifespan"},
-    {"asgi"},
-    {"starlette"},
+    {"door", "blocking", "sockets", "streams", "lifespan"},
+    {"handles"},
+    {"asgi", "wsgi"},
+    {"starlette", "litestar", "quart", "falcon", "flask", "pyramid", "bottle", "django"},
     {"fastapi"},
     {"cli", "devices", "testing", ""},
     {"__main__"},

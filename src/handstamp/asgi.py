@@ -21,29 +21,18 @@ from collections.abc import (
     Collection,
     Iterable,
 )
-from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from handstamp.config import Cookies, TrustedProxies
-from handstamp.core.cookies import CookieWriter
-from handstamp.core.credentials import CookieReader, Credentials
-from handstamp.core.origins import (
-    SAFE_METHODS,
-    is_cross_site,
-    is_prefetch,
-    is_subresource_of_other_site,
-    read_origin,
-)
 from handstamp.core.records import Session
+from handstamp.door import PASSIVE_HEADER, PLAIN_METHODS, Door, RawHeaders
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import (
-    ConfigError,
     CrossSiteRequest,
     HandstampError,
     SessionsUnavailable,
 )
-from handstamp.events import CrossSiteRefused
-from handstamp.handles import BaseHandle, Door, RawHeaders
+from handstamp.handles import BaseHandle
 from handstamp.lifespan import Lifespan
 from handstamp.sockets import SocketGuard
 from handstamp.streams import until_ended
@@ -51,13 +40,10 @@ from handstamp.types import ASGIApp, Message, Receive, Scope, Send
 
 T = TypeVar("T")
 SCOPE_KEY = "handstamp"
-PASSIVE_HEADER = b"x-passive-request"
-"""A request with this header authenticates without counting as activity."""
 
 _WATCHED = frozenset(
     {b"cookie", b"authorization", b"sec-purpose", b"purpose", PASSIVE_HEADER}
 )
-_PLAIN_METHODS = SAFE_METHODS - {"OPTIONS"}
 _STARTS = frozenset(
     {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 )
@@ -69,6 +55,11 @@ class Handle(BaseHandle):
     """The handle of a request under ASGI: see :class:`BaseHandle` for the sync half."""
 
     _sender: Send
+
+    def __init__(self, door: Door, headers: RawHeaders, peer: object) -> None:
+        self._door = door
+        self._headers = headers
+        self._peer = peer
 
     def send(self, message: Message) -> Awaitable[None]:
         """The application's ``send``: edits the start of the response, nothing else."""
@@ -99,9 +90,7 @@ class Handle(BaseHandle):
 
         Raises :class:`SessionsUnavailable`, and then nobody was logged out.
         """
-        session = self.session
-        if self._unknown is not None:  # and treated as anonymous: it would live on
-            raise SessionsUnavailable(self._unknown.cause)
+        session = self._session_to_end()
         if session is not None:
             await self._door.sessions.revoke(session.id, reason="logout")
         self._logged_out()
@@ -164,26 +153,19 @@ class SessionAuthMiddleware:
         outage: str = "ask",
         bearer: bool = False,
     ) -> None:
-        if cross_site not in ("refuse", "allow"):
-            raise ConfigError('cross_site must be "refuse" or "allow"')
-        if outage not in ("ask", "refuse", "anonymous"):
-            raise ConfigError('outage must be "ask", "refuse" or "anonymous"')
-        cookies = cookies or Cookies()
         self.app = app
-        self._door = Door(
-            sessions=sessions,
+        self._door = Door.of(
+            sessions,
             cookies=cookies,
-            reader=CookieReader(cookies),
-            writer=CookieWriter(cookies),
-            proxies=trusted_proxies or TrustedProxies(),
-            trusted_origins=frozenset(map(read_origin, trusted_origins)),
-            refuse_cross_site=cross_site == "refuse",
+            trusted_proxies=trusted_proxies,
+            cross_site=cross_site,
+            trusted_origins=trusted_origins,
+            outage=outage,
+            bearer=bearer,
         )
         self._exclude = frozenset(exclude)
         self._passive = passive if callable(passive) else _among(passive)
         self._choosy = bool(self._exclude) or self._passive is not None
-        self._bearer = bearer
-        self._outage = outage
         self._sole = self._door.reader.sole
         self._hit = sessions.hit
 
@@ -208,7 +190,7 @@ class SessionAuthMiddleware:
 
     def _at_a_glance(self, scope: Scope) -> Handle | None:
         """The handle of a plain request with a cached session, else None."""
-        if scope["method"] not in _PLAIN_METHODS:
+        if scope["method"] not in PLAIN_METHODS:
             return None
         headers = scope["headers"]
         if not isinstance(headers, (list, tuple)):
@@ -245,40 +227,21 @@ class SessionAuthMiddleware:
         method = scope.get("method")
         if method == "OPTIONS" or scope["path"] in self._exclude:
             return handle
-        credentials = self._door.reader.read(headers, bearer=self._bearer)
-        if not credentials.sent:
-            return handle
-        handle._sent = True
-        if credentials.ambient and method not in SAFE_METHODS and self._is_foreign(headers):
-            self._door.sessions.publish(CrossSiteRefused())
-            await _reply(CrossSiteRequest(), scope, send)
+        try:
+            await self._ask(handle, method, scope)
+        except (CrossSiteRequest, SessionsUnavailable) as exc:
+            await _reply(exc, scope, send)
             return None
-        if credentials:
-            await self._resolve(handle, credentials, scope)
-        if handle._unknown is not None and self._outage == "refuse":
-            await _reply(SessionsUnavailable(handle._unknown.cause), scope, send)
-            return None
-        handle._lenient = self._outage == "anonymous"
         return handle
 
-    def _is_foreign(self, headers: RawHeaders) -> bool:
-        door = self._door
-        return door.refuse_cross_site and is_cross_site(headers, door.trusted_origins)
-
-    async def _resolve(
-        self, handle: Handle, credentials: Credentials, scope: Scope
-    ) -> None:
-        headers = handle._headers
-        passive = _asks_for_no_activity(headers) or is_prefetch(headers)
-        passive = passive or (self._passive is not None and self._passive(scope))
-        if credentials.ambient and is_subresource_of_other_site(headers):
-            # Its answer cannot set a SameSite cookie, so nothing may rotate here.
-            passive = True
-            if self._door.cookies.same_site != "None":
-                credentials = replace(credentials, refresh=())
+    async def _ask(self, handle: Handle, method: str | None, scope: Scope) -> None:
+        question = handle._question(method)
+        if not question.credentials:
+            return
+        passive = self._passive is not None and self._passive(scope)
         handle._resolve(
             await self._door.sessions.authenticate(
-                credentials, handle.client, passive=passive
+                question.credentials, handle.client, passive=passive or question.passive
             )
         )
 
@@ -298,7 +261,7 @@ class SessionAuthMiddleware:
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if SCOPE_KEY in scope:
-            self._check_same(scope[SCOPE_KEY])
+            self._door.check_same(scope[SCOPE_KEY])
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._serve_socket(scope, receive, send)
@@ -306,14 +269,6 @@ class SessionAuthMiddleware:
             await Lifespan(self.app, self._door.sessions)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
-
-    def _check_same(self, outer: object) -> None:
-        if isinstance(outer, BaseHandle) and outer.sessions is self._door.sessions:
-            return
-        raise ConfigError(
-            "two SessionAuthMiddleware with different Sessions wrap one application: "
-            "give both the same Sessions, or remove one"
-        )
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         sessions = self._door.sessions
@@ -354,10 +309,6 @@ def _plain_headers(scope: Scope) -> RawHeaders:
 
 def _as_bytes(value: Any) -> bytes:
     return value.encode("latin-1", "replace") if isinstance(value, str) else bytes(value)
-
-
-def _asks_for_no_activity(headers: RawHeaders) -> bool:
-    return any(name.lower() == PASSIVE_HEADER and value != b"0" for name, value in headers)
 
 
 async def _excuse(exc: HandstampError, scope: Scope, handle: Handle) -> None:

@@ -9,18 +9,13 @@ that never asks never notices.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
-from handstamp.config import Cookies, TrustedProxies
 from handstamp.core.clients import read_client
-from handstamp.core.cookies import CookieWriter
-from handstamp.core.credentials import CookieReader
 from handstamp.core.lifetime import Unknown
-from handstamp.core.origins import is_cross_site
 from handstamp.core.records import Client, Session
 from handstamp.core.responses import Headers, sets_cookie, vary_on_cookie, with_cookies
+from handstamp.door import Door, Question, RawHeaders
 from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import (
@@ -32,24 +27,10 @@ from handstamp.errors import (
     SessionsUnavailable,
     StepUpRequired,
 )
-from handstamp.events import CookieOverridden
+from handstamp.events import CookieOverridden, CrossSiteRefused, Event
 
-RawHeaders = Sequence[tuple[bytes, bytes]]
 _NOTABLE = frozenset({b"vary", b"Vary", b"set-cookie", b"Set-Cookie"})
 _VARY = (b"vary", b"Cookie")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
-    """What all requests of one middleware have in common."""
-
-    sessions: Sessions
-    cookies: Cookies
-    reader: CookieReader
-    writer: CookieWriter
-    proxies: TrustedProxies
-    trusted_origins: frozenset[bytes]
-    refuse_cross_site: bool
 
 
 class BaseHandle:
@@ -69,10 +50,9 @@ class BaseHandle:
     _deliver_until = float("inf")
     _client: Client | None = None
 
-    def __init__(self, door: Door, headers: RawHeaders, peer: object) -> None:
-        self._door = door
-        self._headers = headers
-        self._peer = peer
+    _door: Door
+    _headers: RawHeaders
+    _peer: object
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -132,9 +112,25 @@ class BaseHandle:
                 raise FreshLoginRequired(within=fresh_within, age=age)
         return session
 
+    def _question(self, method: str | None) -> Question:
+        """What to ask the engine, once that is no cross-site write."""
+        try:
+            question = self._door.question(method, self._headers)
+        except CrossSiteRequest:
+            self._sent = True
+            self._publish(CrossSiteRefused())
+            raise
+        self._sent = question.credentials.sent
+        return question
+
     def _resolve(self, answer: Answer) -> None:
+        """Take the engine's answer. Raises :class:`SessionsUnavailable` where a request
+        of unknown standing is refused at the door."""
         if isinstance(answer, Unknown):
             self._unknown = answer
+            self._lenient = self._door.outage == "anonymous"
+            if self._door.outage == "refuse":
+                raise SessionsUnavailable(answer.cause)
             return
         if not isinstance(answer, Authenticated):
             return
@@ -150,12 +146,15 @@ class BaseHandle:
         )
         self._deliver_until = issued.deliver_until
 
+    def _publish(self, event: Event) -> None:
+        self._door.sessions.publish(event)
+
     def _check_login(self) -> None:
         """Raise unless this response may carry a new session to this browser."""
         if self._started:
             raise HandstampError("log in and out before the response starts")
         door = self._door
-        if door.refuse_cross_site and is_cross_site(self._headers, door.trusted_origins):
+        if door.is_foreign(self._headers):
             raise CrossSiteRequest
         if not door.cookies.secure and not self._is_local():
             raise ConfigError(
@@ -172,6 +171,14 @@ class BaseHandle:
         self._session, self._unknown = issued.session, None
         self._deliver(issued)
         return issued.session
+
+    def _session_to_end(self) -> Session | None:
+        """What a logout ends. Raises :class:`SessionsUnavailable` where nobody can say,
+        also for whoever is treated as anonymous: their session would live on."""
+        session = self.session
+        if self._unknown is not None:
+            raise SessionsUnavailable(self._unknown.cause)
+        return session
 
     def _logged_out(self) -> None:
         self._session = None
@@ -197,7 +204,7 @@ class BaseHandle:
     def _edit(self, headers: Headers, cookies: tuple[bytes, ...]) -> Headers:
         names = self._door.writer.names
         if any(sets_cookie(header, names) for header in headers):
-            self._door.sessions.publish(CookieOverridden(dropped=bool(cookies)))
+            self._publish(CookieOverridden(dropped=bool(cookies)))
         if cookies:
             headers = with_cookies(headers, cookies, names)
         if cookies or self._sent or self._looked:

@@ -38,15 +38,29 @@ class Example:
     def __str__(self) -> str:
         return f"{self.framework}-{self.transport}-{self.shape}"
 
+    @property
+    def module(self) -> str:
+        """Where its application is. A framework with both transports has a file each."""
+        both = sum(e.framework == self.framework for e in EXAMPLES) > 1
+        name = "wsgi" if both and self.transport == "wsgi" else "app"
+        return f"examples.{self.framework}.{name}"
+
     def command(self, port: int) -> list[str]:
-        """How to serve it; other transports will have other servers."""
-        assert self.transport == "asgi"
-        app = f"examples.{self.framework}.app:app"
-        serve = ["uvicorn", app, "--port", str(port), "--log-level", "info"]
+        """How to serve it."""
+        app = f"{self.module}:app"
+        if self.transport == "asgi":
+            serve = ["uvicorn", app, "--port", str(port), "--log-level", "info"]
+        else:
+            serve = ["gunicorn", app, "--bind", f"127.0.0.1:{port}", "--threads", "8"]
         return [sys.executable, "-m", *serve]
 
 
-EXAMPLES = [Example("starlette"), Example("fastapi")]
+EXAMPLES = [
+    Example("starlette"),
+    Example("fastapi"),
+]
+SOCKETS = [example for example in EXAMPLES if example.transport == "asgi"]
+"""Those that have WebSockets."""
 
 
 @dataclass

@@ -11,7 +11,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.examples.serving import Server, sign_in, until
+from tests.examples.serving import SOCKETS, Example, Server, sign_in, until
+
+
+@pytest.fixture(params=SOCKETS, ids=str)
+def example(request: pytest.FixtureRequest) -> Example:
+    """Each example that has WebSockets, in turn."""
+    return request.param
 
 
 def socket(server: Server, cookies: dict[str, str], **options: Any) -> ClientConnection:

@@ -247,6 +247,7 @@ async def test_N7_a_slow_network_costs_time_and_nothing_else(
 ) -> None:
     """With 50 ms in either direction every session is still served."""
     session = await wired.sign_in()
+    await wired.warm(session)  # a new connection takes six round trips of its second
     wires.questions.delay(0.05)
     wires.bus.delay(0.05)
     async with traffic(wired.workers, session, None) as flow:

@@ -34,6 +34,11 @@ class Activity:
     def __len__(self) -> int:
         return len(self._pending)
 
+    def start_over(self) -> None:
+        """Forget everything, in a forked child: its parent writes it."""
+        self._lock = Lock()
+        self._pending = {}
+
     def notice(self, entry: Entry, now: float) -> None:
         """This session was active at ``now``."""
         entry.touched = now

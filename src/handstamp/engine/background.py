@@ -42,6 +42,11 @@ class Background:
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work)
 
+    def start_over(self) -> None:
+        """In a forked child: the tasks are the parent's."""
+        self._tasks = []
+        self._bus.abandon()
+
     async def stop(self) -> None:
         """End everything, and write what is pending within ``FLUSH_BUDGET``."""
         tasks, self._tasks = self._tasks, []

@@ -160,6 +160,16 @@ class Cache:
             for entry in self._live.values():
                 entry.deadline = NEVER
 
+    def start_over(self) -> None:
+        """Forget everything, in a forked child: its parent hears of revocations, and may
+        have held the lock at that moment."""
+        self._lock = Lock()
+        self._live.clear()
+        self._order = _Order(int(self._order.maxsize), self._leave)
+        self._by_session.clear()
+        self._by_user.clear()
+        self._fence.raise_for_all()
+
     def _discard(self, session_ids: Iterable[str]) -> None:
         for session_id in session_ids:
             for key in list(self._by_session.get(session_id, ())):

@@ -34,6 +34,10 @@ class Connections:
     def __len__(self) -> int:
         return sum(len(watched.closers) for watched in self._watched.values())
 
+    def start_over(self) -> None:
+        """Forget everything, in a forked child: they are its parent's."""
+        self._watched = {}
+
     def add(self, session: Session, closer: Closer) -> None:
         """Call ``closer`` when this session is over."""
         watched = self._watched.setdefault(session.id, _Watched(session.user_id))

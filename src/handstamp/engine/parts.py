@@ -30,3 +30,10 @@ class Parts:
     activity: Activity = field(default_factory=Activity)
     reports: Reports = field(default_factory=Reports)
     connections: Connections = field(default_factory=Connections)
+
+    def start_over(self) -> None:
+        """Forget what was learned, in a forked child; what stands in the table is there."""
+        self.cache.start_over()
+        self.strangers.start_over()
+        self.activity.start_over()
+        self.connections.start_over()

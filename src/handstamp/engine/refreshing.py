@@ -60,6 +60,10 @@ class Refreshing:
         self._ended = ended
         self._flights: dict[tuple[str, bool], asyncio.Task[Authenticated | Invalid]] = {}
 
+    def start_over(self) -> None:
+        """In a forked child: no flight of the parent's will ever land here."""
+        self._flights = {}
+
     async def refresh(
         self, texts: Sequence[bytes], client: Client, *, passive: bool
     ) -> Authenticated | Invalid:

@@ -39,6 +39,7 @@ from handstamp.engine.reporting import Subscriber
 from handstamp.engine.watch import Watch
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
+from handstamp.forking import pin, start_over_in_children
 from handstamp.stores.base import Ended, Store
 from handstamp.stores.shapes import ULID_HASHED, TableShape
 from handstamp.stores.table import TableStore
@@ -138,8 +139,19 @@ class Sessions:
         self.hit = self._authentication.hit
         """The cached entry of a session token, or None: a plain call without I/O."""
 
+        start_over_in_children(self)
+
     def __repr__(self) -> str:
         return f"Sessions({self.store!r})"
+
+    def start_over(self) -> None:
+        """In a forked child: as new, with nothing of the parent's; called by itself."""
+        pin(self._loop)
+        self._loop = None
+        self._parts.start_over()
+        self._background.start_over()
+        self._refreshing.start_over()
+        self.store.start_over()
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -26,6 +26,11 @@ class Strangers:
     def __len__(self) -> int:
         return len(self._until)
 
+    def start_over(self) -> None:
+        """Forget everything, in a forked child."""
+        self._lock = Lock()
+        self._until = {}
+
     def knows(self, key: bytes, now: float) -> bool:
         """Whether the table did not know this digest a moment ago."""
         return self._until.get(key, now) > now

@@ -89,6 +89,9 @@ class Store(Protocol):
         """Let go of every connection; idempotent."""
         ...
 
+    def start_over(self) -> None:
+        """In a forked child: use nothing of the parent's, and close nothing of it."""
+
     async def find(self, digests: Sequence[str]) -> Sequence[Record]:
         """The rows whose current session token has one of these digests, any order."""
         ...

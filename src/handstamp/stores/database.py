@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from handstamp.errors import ConfigError, SessionsUnavailable
+from handstamp.forking import pin
 from handstamp.stores.breaker import Breaker
 from handstamp.stores.lanes import Connection, Lanes
 
@@ -84,6 +85,13 @@ class Database:
         self.breaker = Breaker(self._probe)
         self._reads = Lanes(self.connect, READ_LANES)
         self._writes = Lanes(self.connect, self._width)
+
+    def start_over(self) -> None:
+        """In a forked child: the lanes are the parent's."""
+        pin((self._loop, self._reads, self._writes, self._connecting, self.breaker))
+        self._loop = self._reads = self._writes = None
+        self._connecting = set()
+        self.breaker = Breaker(self._probe)
 
     async def close(self) -> None:
         """Let go of every connection; at most a second each."""

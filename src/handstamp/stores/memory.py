@@ -63,6 +63,9 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to do; the rows stay."""
 
+    def start_over(self) -> None:
+        """See :meth:`Store.start_over`; a child has a copy of everything."""
+
     async def find(self, digests: Sequence[str]) -> Sequence[Record]:
         """See :meth:`Store.find`."""
         return [r for r in self._read() if r.token_digest in digests]

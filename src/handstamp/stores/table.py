@@ -96,6 +96,11 @@ class TableStore:
         await self._listening.close()
         await self._database.close()
 
+    def start_over(self) -> None:
+        """See :meth:`Store.start_over`."""
+        self._database.start_over()
+        self._listening.start_over()
+
     async def find(self, digests: Sequence[str]) -> Sequence[Record]:
         """See :meth:`Store.find`."""
         rows = await self._database.look_up(self._sql.find, list(digests))

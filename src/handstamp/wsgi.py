@@ -1,0 +1,303 @@
+"""The WSGI middleware: one object around any WSGI application.
+
+Rule 1. A cached session is answered in the thread of the request: no I/O, no other thread.
+Everything else crosses once into the event loop of the process (:mod:`handstamp.blocking`).
+Rule 2. The application's answer is its own. Its iterable is returned as it is, so streaming
+stays streaming and ``close()`` is the server's to call; ``start_response`` is passed on
+with the headers edited, ``exc_info`` and ``write()`` included.
+Rule 3. Identity is decided by the request alone; the application enforces it. Paths are
+excluded one by one and exactly, as they stand in ``PATH_INFO``.
+Rule 4. What a handle knows of its request is a copy: a server may reuse its ``environ``.
+Rule 5. An application that is a generator answers its exceptions itself: when it raises,
+the server iterates, and nobody here is on the way.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterable
+from functools import cached_property
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from handstamp.blocking import check_threads, close_at_exit, soon, within
+from handstamp.config import Cookies, TrustedProxies
+from handstamp.core.lifetime import Unknown
+from handstamp.core.records import Session
+from handstamp.door import PLAIN_METHODS, Door, RawHeaders
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import CrossSiteRequest, HandstampError, SessionsUnavailable
+from handstamp.events import Event
+from handstamp.handles import BaseHandle
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+ENVIRON_KEY = "handstamp"
+PATIENCE = 2.0
+"""Seconds beyond the time budget that a request waits for the loop itself."""
+LONGEST = 30.0
+"""Seconds that a write may take, whatever holds up the loop."""
+
+_UNUSUAL = (
+    "HTTP_AUTHORIZATION",
+    "HTTP_SEC_PURPOSE",
+    "HTTP_PURPOSE",
+    "HTTP_X_PASSIVE_REQUEST",
+)
+_NOTABLE = frozenset({4, 10})
+"""The lengths of Vary and Set-Cookie."""
+
+
+class Handle(BaseHandle):
+    """The handle of a request under WSGI: the names of the ASGI one, without await."""
+
+    _starter: StartResponse
+
+    def __init__(self, door: Door, environ: WSGIEnvironment) -> None:
+        self._door = door
+        self._environ = environ.copy()  # rule 4; and no cycle, which only gc would free
+        self._peer = (environ.get("REMOTE_ADDR"),)
+
+    @cached_property
+    def _headers(self) -> RawHeaders:  # type: ignore[override]
+        return [
+            (name[5:].replace("_", "-").lower().encode("latin-1"), _as_bytes(value))
+            for name, value in self._environ.items()
+            if name.startswith("HTTP_")
+        ]
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+    ) -> Callable[[bytes], object]:
+        """The application's ``start_response``: edits the headers, nothing else."""
+        edited = self._edited(headers)
+        if exc_info is None:
+            return self._starter(status, edited)
+        try:
+            return self._starter(status, edited, exc_info)
+        finally:
+            del exc_info  # a traceback refers to this frame: PEP 3333
+
+    def _edited(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        if not self._set_cookies:
+            for name, _ in headers:
+                if len(name) in _NOTABLE and name.lower() in ("vary", "set-cookie"):
+                    break
+            else:
+                self._started = True
+                if self._sent or self._looked:
+                    return [*headers, ("Vary", "Cookie")]
+                return headers
+        raw = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers]
+        edited = self.response_headers(raw)
+        return [(k.decode("latin-1"), v.decode("latin-1")) for k, v in edited]
+
+    def _publish(self, event: Event) -> None:
+        soon(self._door.sessions.publish, event)
+
+    def _authenticate(self, method: str, passive: Callable[[], bool]) -> None:
+        question = self._question(method)
+        if not question.credentials:
+            return
+        sessions = self._door.sessions
+        limit = sessions.policy.time_budget.total_seconds() + PATIENCE
+        try:
+            answer = within(
+                limit,
+                sessions.authenticate,
+                question.credentials,
+                self.client,
+                passive=question.passive or passive(),
+            )
+        except SessionsUnavailable as exc:
+            answer = Unknown(exc.cause)
+        self._resolve(answer)
+
+    def login(self, user_id: str, *, remember: bool = False) -> Session:
+        """See :meth:`handstamp.asgi.Handle.login`."""
+        self._check_login()
+        issued = within(
+            LONGEST,
+            self.sessions.create,
+            user_id,
+            client=self.client,
+            remember=remember,
+            replaces=self._session.id if self._session else None,
+        )
+        return self._logged_in(issued)
+
+    def logout(self) -> None:
+        """See :meth:`handstamp.asgi.Handle.logout`."""
+        session = self._session_to_end()
+        if session is not None:
+            within(LONGEST, self.sessions.revoke, session.id, reason="logout")
+        self._logged_out()
+
+    def list_sessions(self) -> list[Session]:
+        """See :meth:`handstamp.asgi.Handle.list_sessions`."""
+        session = self.require()
+        find, user_id = self.sessions.list_for_user, session.user_id
+        return within(LONGEST, find, user_id, current=session.id)
+
+    def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:
+        """See :meth:`handstamp.asgi.Handle.revoke`."""
+        user_id = self.require().user_id
+        revoke = self.sessions.revoke
+        return within(LONGEST, revoke, session_id, reason=reason, user_id=user_id)
+
+    def revoke_others(self) -> int:
+        """See :meth:`handstamp.asgi.Handle.revoke_others`."""
+        session = self.require()
+        return within(
+            LONGEST,
+            self.sessions.revoke_user,
+            session.user_id,
+            keep=session.id,
+            reason="signed out from another session",
+        )
+
+
+class SessionAuthMiddleware:
+    """Authenticates every request of ``app`` by ``sessions``.
+
+    The options are those of :class:`handstamp.asgi.SessionAuthMiddleware`, with
+    ``PATH_INFO`` for paths, and the ``environ`` for a function that tells ``passive``
+    requests. Nothing is started before the first request that needs the database, so a
+    server may fork after import. Raises :class:`ConfigError`.
+    """
+
+    handle_class: ClassVar[type[Handle]] = Handle
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        sessions: Sessions,
+        *,
+        cookies: Cookies | None = None,
+        trusted_proxies: TrustedProxies | None = None,
+        exclude: Collection[str] = (),
+        passive: Collection[str] | Callable[[WSGIEnvironment], bool] = (),
+        cross_site: str = "refuse",
+        trusted_origins: Iterable[str] = (),
+        outage: str = "ask",
+        bearer: bool = False,
+    ) -> None:
+        check_threads()
+        self.app = app
+        self._door = Door.of(
+            sessions,
+            cookies=cookies,
+            trusted_proxies=trusted_proxies,
+            cross_site=cross_site,
+            trusted_origins=trusted_origins,
+            outage=outage,
+            bearer=bearer,
+        )
+        self._exclude = frozenset(map(_path_info, exclude))
+        self._passive = passive if callable(passive) else _among(passive)
+        self._choosy = bool(self._exclude) or self._passive is not None
+        self._sole = self._door.reader.sole
+        self._hit = sessions.hit
+        close_at_exit(sessions)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._door.sessions!r})"
+
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Serve one request."""
+        if ENVIRON_KEY in environ:
+            self._door.check_same(environ[ENVIRON_KEY])
+            return self.app(environ, start_response)
+        handle = self._at_a_glance(environ)
+        if handle is None:
+            handle = self.handle_class(self._door, environ)
+            handle._starter = start_response
+            try:
+                self._at_length(handle, environ)
+            except (CrossSiteRequest, SessionsUnavailable) as exc:
+                return reply(exc, environ, handle.start_response)
+        handle._starter = start_response
+        self.admit(environ, handle)
+        try:
+            return self.app(environ, handle.start_response)
+        except HandstampError as exc:
+            if handle._started or exc.status == 500:
+                raise  # a 500 is the operator's fault, and the server logs it
+            return reply(exc, environ, handle.start_response)
+
+    def _at_a_glance(self, environ: WSGIEnvironment) -> Handle | None:
+        """The handle of a plain request with a cached session, else None."""
+        cookie = environ.get("HTTP_COOKIE")
+        if cookie is None or environ["REQUEST_METHOD"] not in PLAIN_METHODS:
+            return None
+        for name in _UNUSUAL:
+            if name in environ:
+                return None
+        if self._choosy and self._is_special(environ):
+            return None
+        token = self._sole(_as_bytes(cookie))
+        entry = None if token is None else self._hit(token)
+        if entry is None:
+            return None
+        handle = self.handle_class(self._door, environ)
+        handle._session = entry.session
+        handle._sent = True
+        return handle
+
+    def _is_special(self, environ: WSGIEnvironment) -> bool:
+        return environ.get("PATH_INFO", "") in self._exclude or self._is_passive(environ)
+
+    def _is_passive(self, environ: WSGIEnvironment) -> bool:
+        return self._passive is not None and self._passive(environ)
+
+    def _at_length(self, handle: Handle, environ: WSGIEnvironment) -> None:
+        method = environ["REQUEST_METHOD"]
+        if method == "OPTIONS" or environ.get("PATH_INFO", "") in self._exclude:
+            return
+        handle._authenticate(method, lambda: self._is_passive(environ))
+
+    def admit(self, environ: WSGIEnvironment, handle: Handle) -> None:
+        """Put the handle where the application looks for it; frameworks add to this."""
+        environ[ENVIRON_KEY] = handle
+
+
+def plain_response(exc: HandstampError) -> tuple[str, list[tuple[str, str]], bytes]:
+    """An error of ours as a status line, headers and a body: its text where that is the
+    client's business."""
+    text = str(exc) if exc.status < 500 else "temporarily unavailable"
+    body = text.encode() + b"\n"
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+    ]
+    if isinstance(exc, SessionsUnavailable):
+        headers.append(("Retry-After", str(exc.retry_after)))
+    return f"{exc.status} {HTTPStatus(exc.status).phrase}", headers, body
+
+
+def reply(
+    exc: HandstampError, environ: WSGIEnvironment, start_response: StartResponse
+) -> Iterable[bytes]:
+    """Answer an error of ours; from an ``except`` block."""
+    status, headers, body = plain_response(exc)
+    start_response(status, headers, sys.exc_info())
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+
+def _among(paths: Collection[str]) -> Callable[[WSGIEnvironment], bool] | None:
+    if not paths:
+        return None
+    exact = frozenset(map(_path_info, paths))
+    return lambda environ: environ.get("PATH_INFO", "") in exact
+
+
+def _path_info(path: str) -> str:
+    """A path as WSGI spells it: its bytes, each as a character (PEP 3333)."""
+    return path.encode().decode("latin-1")
+
+
+def _as_bytes(value: Any) -> bytes:
+    return str(value).encode("latin-1", "replace")
