@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import cycle, islice
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import asyncpg
 
@@ -35,8 +35,7 @@ from handstamp.core.records import Client
 from handstamp.engine.answers import Authenticated
 from handstamp.engine.lookup import Lookup
 from handstamp.engine.sessions import Sessions
-from handstamp.stores.shapes import ULID_HASHED
-from handstamp.stores.statements import Statements
+from handstamp.stores.table import TableStore
 
 if TYPE_CHECKING:
     from benchmarks.database import Pool
@@ -106,7 +105,8 @@ async def _run(dsn: str, options: Options) -> Report:
     )
     async with _pool(dsn) as pool, sessions:
         seeded = await seed(pool, 2 * count, POLICY)
-        asks = _asks(sessions, pool)
+        find = (await cast(TableStore, sessions.store).statements()).find
+        asks = _asks(sessions, pool, find)
         supplies = [cycle(seeded) for _ in asks]
         await _warm(_sides(asks, supplies))
         rows = []
@@ -134,11 +134,11 @@ def _pool(dsn: str) -> Pool:
     return asyncpg.create_pool(dsn, min_size=POOL_SIZE, max_size=POOL_SIZE)
 
 
-def _asks(sessions: Sessions, pool: Pool) -> dict[str, Ask]:
+def _asks(sessions: Sessions, pool: Pool, find: str) -> dict[str, Ask]:
     return {
         "handstamp": _engine(sessions),
         "lookup": _lookup(sessions),
-        "pool": _query(pool),
+        "pool": _query(pool, find),
     }
 
 
@@ -195,8 +195,7 @@ def _lookup(sessions: Sessions) -> Ask:
     return ask
 
 
-def _query(pool: Pool) -> Ask:
-    sql = Statements(ULID_HASHED).find
+def _query(pool: Pool, sql: str) -> Ask:
 
     async def ask(session: Seeded) -> None:
         row = await pool.fetchrow(sql, [session.pair.session_digest])

@@ -24,6 +24,7 @@ import pytest
 from handstamp.stores.sql.install import install
 from handstamp.testing.binaries import bundled_bin_dir
 from handstamp.testing.postgres import ephemeral
+from tests.support.supabase import make_tables
 
 SERVER_SETTINGS = {"max_connections": "300"}
 
@@ -122,6 +123,54 @@ def system_dsn(system_template_dsn: str) -> Iterator[str]:
         yield copy
 
 
+@pytest.fixture(scope="session")
+def supabase_template_dsn(postgres: Server) -> Iterator[str]:
+    """The database with empty tables of Supabase Auth."""
+    with supabase_template(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def system_supabase_template_dsn(system_postgres: Server) -> Iterator[str]:
+    """The same on the system's own PostgreSQL."""
+    with supabase_template(system_postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def supabase_dsn(supabase_template_dsn: str) -> Iterator[str]:
+    """A database for one test, with empty tables of Supabase Auth."""
+    with copied(supabase_template_dsn) as copy:
+        yield copy
+
+
+@pytest.fixture(
+    params=[
+        "supabase_template_dsn",
+        pytest.param("system_supabase_template_dsn", marks=pytest.mark.postgres15),
+    ],
+    ids=["postgres", "system-postgres"],
+)
+def each_supabase_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Like `supabase_dsn`, once on each version of PostgreSQL there is."""
+    with copied(request.getfixturevalue(request.param)) as copy:
+        yield copy
+
+
+@pytest.fixture(scope="session")
+def uuid_template_dsn(postgres: Server) -> Iterator[str]:
+    """The database with an empty table of the shape with UUIDs."""
+    with template(postgres, "uuid") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def uuid_dsn(uuid_template_dsn: str) -> Iterator[str]:
+    """A database for one test, with an empty table of the shape with UUIDs."""
+    with copied(uuid_template_dsn) as copy:
+        yield copy
+
+
 @pytest.fixture
 def empty_dsn(postgres: Server) -> Iterator[str]:
     """A database for one test, without tables."""
@@ -143,10 +192,21 @@ def each_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @contextmanager
-def template(server: Server) -> Iterator[str]:
+def template(server: Server, shape: str = "ulid") -> Iterator[str]:
     """Make a template database with the tables; drop it at the end."""
     with created(server.dsn(), "handstamp_template") as dsn:
-        asyncio.run(_install(dsn))
+        asyncio.run(_install(dsn, shape))
+        yield dsn
+
+
+@contextmanager
+def supabase_template(server: Server) -> Iterator[str]:
+    """Make a template database with the tables of Supabase Auth; drop it at the end.
+
+    The role that owns them stays: other databases of the server may need it.
+    """
+    with created(server.dsn(), "handstamp_supabase") as dsn:
+        asyncio.run(make_tables(dsn))
         yield dsn
 
 
@@ -179,10 +239,10 @@ async def execute(dsn: str, sql: str) -> None:
         await connection.close()
 
 
-async def _install(dsn: str) -> None:
+async def _install(dsn: str, shape: str) -> None:
     connection = await asyncpg.connect(dsn)
     try:
-        await install(connection, "ulid")
+        await install(connection, shape)
     finally:
         await connection.close()
 

@@ -95,6 +95,14 @@ class Handle(BaseHandle):
             await self._door.sessions.revoke(session.id, reason="logout")
         self._logged_out()
 
+    async def step_up(self, level: int) -> Session:
+        """Raise this session's trust level: the user has just proven more.
+
+        A level that is higher already stays. Raises as :meth:`require` does, and
+        :class:`ConfigError` where the table has no column for levels.
+        """
+        return self._stepped_up(await self.sessions.step_up(self.require().id, level))
+
     async def list_sessions(self) -> list[Session]:
         """This user's live sessions, ``current`` marked. Raises as :meth:`require`."""
         session = self.require()

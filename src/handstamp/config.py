@@ -39,7 +39,8 @@ class Policy:
     session_ttl: timedelta = timedelta(minutes=15)
     """Life of a session token, whole seconds: how often tokens rotate."""
     refresh_ttl: timedelta = timedelta(days=30)
-    """Life of a refresh token: how long a remembered user may stay away."""
+    """Life of a refresh token: how long a remembered user may stay away. Where the table
+    has no refresh token, how far activity moves ``expires_at`` ahead."""
     absolute_ttl: timedelta = timedelta(days=90)
     """Counted from the sign-in and never extended by anything."""
     browser_ttl: timedelta = timedelta(hours=24)
@@ -109,10 +110,10 @@ class Policy:
 
     @property
     def touch_interval(self) -> timedelta:
-        """How often one session's activity is noted: fine enough for ``idle_ttl``."""
-        if self.idle_ttl is None:
-            return self.touch_every
-        return min(self.touch_every, self.idle_ttl / 4)
+        """How often one session's activity is noted: fine enough for ``idle_ttl``, and
+        for an expiry that moves ahead with it."""
+        idle = self.idle_ttl or self.refresh_ttl
+        return min(self.touch_every, idle / 4, self.refresh_ttl / 4)
 
     def lifetime(self, *, remember: bool) -> timedelta:
         """The longest a session lives, counted from its creation."""

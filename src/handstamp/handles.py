@@ -29,6 +29,8 @@ from handstamp.errors import (
 )
 from handstamp.events import CookieOverridden, CrossSiteRefused, Event
 
+LOWEST = 0
+"""The trust level of a session that has none."""
 _NOTABLE = frozenset({b"vary", b"Vary", b"set-cookie", b"Set-Cookie"})
 _VARY = (b"vary", b"Cookie")
 
@@ -104,7 +106,7 @@ class BaseHandle:
         session = self.session
         if session is None:
             raise AuthenticationRequired
-        if level is not None and (session.level is None or session.level < level):
+        if level is not None and (session.level or LOWEST) < level:
             raise StepUpRequired(required=level, level=session.level)
         if fresh_within is not None:
             age = self._door.sessions.database_now() - session.created_at
@@ -140,10 +142,10 @@ class BaseHandle:
 
     def _deliver(self, issued: Issued) -> None:
         writer = self._door.writer
-        self._set_cookies = (
-            writer.session(issued.session_token, issued.session_lifetime),
-            writer.refresh(issued.refresh_token, issued.refresh_lifetime),
-        )
+        cookies = [writer.session(issued.session_token, issued.session_lifetime)]
+        if issued.refresh_token is not None:
+            cookies.append(writer.refresh(issued.refresh_token, issued.refresh_lifetime))
+        self._set_cookies = tuple(cookies)
         self._deliver_until = issued.deliver_until
 
     def _publish(self, event: Event) -> None:
@@ -171,6 +173,12 @@ class BaseHandle:
         self._session, self._unknown = issued.session, None
         self._deliver(issued)
         return issued.session
+
+    def _stepped_up(self, session: Session | None) -> Session:
+        if session is None:
+            raise AuthenticationRequired  # it ended meanwhile
+        self._session = session
+        return session
 
     def _session_to_end(self) -> Session | None:
         """What a logout ends. Raises :class:`SessionsUnavailable` where nobody can say,

@@ -134,6 +134,11 @@ class Handle(BaseHandle):
             within(LONGEST, self.sessions.revoke, session.id, reason="logout")
         self._logged_out()
 
+    def step_up(self, level: int) -> Session:
+        """See :meth:`handstamp.asgi.Handle.step_up`."""
+        step_up, session_id = self.sessions.step_up, self.require().id
+        return self._stepped_up(within(LONGEST, step_up, session_id, level))
+
     def list_sessions(self) -> list[Session]:
         """See :meth:`handstamp.asgi.Handle.list_sessions`."""
         session = self.require()

@@ -246,6 +246,13 @@ def test_an_unknown_shape_is_refused() -> None:
     assert "ulid" in done.stderr
 
 
+def test_the_tables_of_supabase_are_not_made(empty_dsn: str) -> None:
+    """They are its own server's: without the trigger there is nothing to do."""
+    done = handstamp("init", "--shape", "supabase", "--dsn", empty_dsn)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "nothing to make: these tables are another server's own\n"
+
+
 def test_without_typer_it_says_what_to_install() -> None:
     """The command is an extra: without it, one line tells how to get it."""
     program = (

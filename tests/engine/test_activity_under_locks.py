@@ -80,7 +80,7 @@ Work = Callable[[TableStore, list[Record]], Awaitable[object]]
 
 async def flush(store: TableStore, rows: list[Record]) -> int:
     """Another process's batch of the same sessions, in another order."""
-    return await store.touch(touches(rows, rows[0].read_at + timedelta(seconds=70)), TTL)
+    return await store.touch(touches(rows, rows[0].read_at + timedelta(seconds=70)), POLICY)
 
 
 async def revoke_user(store: TableStore, rows: list[Record]) -> object:
@@ -111,7 +111,7 @@ async def test_c126_a_flush_deadlocks_with_nobody(
         dsn, budget=timedelta(seconds=20), connect={"server_settings": settings}
     )
     async with Held(dsn, [rows[held]]) as held_row:
-        one = asyncio.ensure_future(patient.touch(touches(rows[::-1], at), TTL))
+        one = asyncio.ensure_future(patient.touch(touches(rows[::-1], at), POLICY))
         await held_row.waiting(1)
         two = asyncio.ensure_future(work(patient, rows))
         if work is not prune:  # it skips what others hold
@@ -131,7 +131,7 @@ async def test_c126_overlapping_batches_at_full_speed_never_deadlock(
         for n in range(30):
             at = rows[0].read_at + timedelta(seconds=100 + n, microseconds=shift)
             mixed = rows[shift:] + rows[:shift]
-            await store.touch(touches(mixed[:: 1 if n % 2 else -1], at), TTL)
+            await store.touch(touches(mixed[:: 1 if n % 2 else -1], at), POLICY)
 
     async def keep_pruning() -> None:
         for _ in range(30):

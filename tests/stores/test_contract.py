@@ -103,7 +103,7 @@ async def test_what_is_absent_is_none_or_empty(table: Table, user: str) -> None:
     assert await store.revoke("01J00000000000000000000000", reason="x") is None
     assert list(await store.revoke_user(user, reason="x")) == []
     assert list(await store.list_for_user(user)) == []
-    assert await store.touch([], TTL) == 0
+    assert await store.touch([], POLICY) == 0
     assert await store.prune(POLICY, batch=10) == 0
 
 
@@ -223,7 +223,7 @@ async def test_the_dead_stay_dead(table: Table, user: str) -> None:
     step = successor(record.id, record.refresh_digest)
     assert await table.store.rotate(step) is None
     assert await table.store.redate(step) is None
-    assert await table.store.touch([touch_of(record, table.now + MINUTE)], TTL) == 0
+    assert await table.store.touch([touch_of(record, table.now + MINUTE)], POLICY) == 0
     assert await table.store.revoke(record.id, reason="second") is None
     assert list(await table.store.revoke_user(user, reason="third")) == []
     assert await found(table, record.id) == dead
@@ -258,7 +258,7 @@ async def test_a_lock_touches_no_session_that_exists(table: Table, user: str) ->
     assert (await found(table, record.id)).user_is_active
     after = await rotated(table, record)
     await table.advance(SECOND)
-    assert await table.store.touch([touch_of(after, table.now)], TTL) == 1
+    assert await table.store.touch([touch_of(after, table.now)], POLICY) == 1
 
 
 async def test_a_login_may_replace_a_session(table: Table, user: str) -> None:
@@ -504,7 +504,7 @@ async def test_redating_moves_the_rotation_and_no_token(table: Table, user: str)
 async def test_what_was_seen_is_not_redated(table: Table, user: str) -> None:
     """Once activity is recorded after the rotation, redating gives None."""
     record = await rotated(table, await created(table, user))
-    await table.store.touch([touch_of(record, None)], TTL)
+    await table.store.touch([touch_of(record, None)], POLICY)
     seen = await found(table, record.id)
     assert await table.store.redate(successor(record.id, record.refresh_digest)) is None
     assert await table.store.find_by_id(record.id) == seen
@@ -535,7 +535,7 @@ async def test_a_touch_is_recorded(table: Table, user: str) -> None:
     """The time given is the time written, off the whole seconds of a rotation's mark."""
     record = await created(table, user)
     at = table.now + timedelta(seconds=90, milliseconds=5)
-    assert await table.store.touch([touch_of(record, at)], TTL) == 1
+    assert await table.store.touch([touch_of(record, at)], POLICY) == 1
     assert (await found(table, record.id)).last_activity_at == at
 
 
@@ -543,10 +543,10 @@ async def test_a_touch_never_moves_back(table: Table, user: str) -> None:
     """Whatever order the flushes of several processes arrive in."""
     record = await created(table, user)
     late, early = (table.now + timedelta(seconds=s, milliseconds=1) for s in (90, 30))
-    await table.store.touch([touch_of(record, late)], TTL)
-    assert await table.store.touch([touch_of(record, early)], TTL) == 0
-    assert await table.store.touch([touch_of(record, late)], TTL) == 0
-    assert await table.store.touch([touch_of(record, None)], TTL) == 0
+    await table.store.touch([touch_of(record, late)], POLICY)
+    assert await table.store.touch([touch_of(record, early)], POLICY) == 0
+    assert await table.store.touch([touch_of(record, late)], POLICY) == 0
+    assert await table.store.touch([touch_of(record, None)], POLICY) == 0
     assert (await found(table, record.id)).last_activity_at == late
 
 
@@ -554,7 +554,7 @@ async def test_a_touch_by_an_old_token_does_nothing(table: Table, user: str) -> 
     """Use of a replaced token must not make its successor look used."""
     old = await created(table, user)
     record = await rotated(table, old)
-    assert await table.store.touch([touch_of(old, table.now + DAY)], TTL) == 0
+    assert await table.store.touch([touch_of(old, table.now + DAY)], POLICY) == 0
     assert await table.store.find_by_id(record.id) == record
 
 
@@ -565,7 +565,7 @@ async def test_a_touch_never_leaves_the_mark_of_a_rotation(
     """A whole number of seconds before `expires_at` is passed by one step."""
     record = await created(table, user)
     at = table.now + timedelta(seconds=seconds)
-    assert await table.store.touch([touch_of(record, at)], TTL) == 1
+    assert await table.store.touch([touch_of(record, at)], POLICY) == 1
     after = await found(table, record.id)
     assert after.last_activity_at == at + STEP
     assert was_seen(after, TTL)
@@ -577,7 +577,7 @@ async def test_seen_is_never_dated_before_the_rotation(
 ) -> None:
     """A process whose clock is behind says no less than that the token was seen."""
     record = await created(table, user)
-    assert await table.store.touch([touch_of(record, table.now - behind)], TTL) == 1
+    assert await table.store.touch([touch_of(record, table.now - behind)], POLICY) == 1
     after = await found(table, record.id)
     assert after.last_activity_at == table.now + STEP
     assert was_seen(after, TTL)
@@ -587,12 +587,12 @@ async def test_a_passive_first_use_is_the_smallest_step(table: Table, user: str)
     """Seen, and no more activity than that; the second time does nothing."""
     record = await created(table, user)
     await table.advance(MINUTE)
-    assert await table.store.touch([touch_of(record, None)], TTL) == 1
+    assert await table.store.touch([touch_of(record, None)], POLICY) == 1
     after = await found(table, record.id)
     assert after.last_activity_at == (record.created_at or table.now) + STEP
     assert was_seen(after, TTL)
     assert rotated_at(after, TTL) == record.created_at
-    assert await table.store.touch([touch_of(record, None)], TTL) == 0
+    assert await table.store.touch([touch_of(record, None)], POLICY) == 0
 
 
 async def test_a_touch_counts_for_a_row_without_activity(table: Table, user: str) -> None:
@@ -600,7 +600,7 @@ async def test_a_touch_counts_for_a_row_without_activity(table: Table, user: str
     record = await created(table, user)
     await table.write(record.id, last_activity_at=None)
     at = table.now + MINUTE + STEP
-    assert await table.store.touch([touch_of(record, at)], TTL) == 1
+    assert await table.store.touch([touch_of(record, at)], POLICY) == 1
     assert (await found(table, record.id)).last_activity_at == at
 
 
@@ -613,7 +613,7 @@ async def test_a_thousand_touches_are_one_statement(table: Table, user: str) -> 
         Touch(session_id=f"ghost{n}", token_digest=some_digest(), at=at) for n in range(980)
     ]
     before = table.store.queries
-    assert await table.store.touch(ghosts + batch, TTL) == 20
+    assert await table.store.touch(ghosts + batch, POLICY) == 20
     assert table.store.queries == before + 1
 
 
@@ -628,7 +628,7 @@ async def test_c117b_one_poisoned_touch_loses_no_other(
         Touch(session_id=poison, token_digest=some_digest(), at=at),
         Touch(session_id=record.id, token_digest=poison, at=at),
     ]
-    assert await table.store.touch([*bad, touch_of(record, at)], TTL) == 1
+    assert await table.store.touch([*bad, touch_of(record, at)], POLICY) == 1
     assert (await found(table, record.id)).last_activity_at == at
 
 
@@ -700,7 +700,7 @@ async def test_a_row_that_is_neither_active_nor_not_is_dead(
     await table.write(record.id, is_active=None)
     assert not (await found(table, record.id)).is_active
     assert await table.store.rotate(successor(record.id, record.refresh_digest)) is None
-    assert await table.store.touch([touch_of(record, table.now + MINUTE)], TTL) == 0
+    assert await table.store.touch([touch_of(record, table.now + MINUTE)], POLICY) == 0
     assert list(await table.store.list_for_user(user)) == []
 
 
@@ -742,7 +742,7 @@ async def test_a_deleted_user_leaves_no_session(table: Table, user: str) -> None
     record = await created(table, user)
     await table.delete_user(user)
     assert list(await table.store.find([record.token_digest])) == []
-    assert await table.store.touch([touch_of(record, table.now)], TTL) == 0
+    assert await table.store.touch([touch_of(record, table.now)], POLICY) == 0
 
 
 async def test_the_list_is_by_activity(table: Table, user: str) -> None:
@@ -989,7 +989,7 @@ async def test_c129_a_living_session_is_never_mentioned(
     store = table.store
     record = await created(table, user)
     await table.advance(MINUTE)
-    assert await store.touch([touch_of(record, table.now)], TTL) == 1
+    assert await store.touch([touch_of(record, table.now)], POLICY) == 1
     await table.advance(TTL)
     record = await rotated(table, record)
     await table.advance(MINUTE)

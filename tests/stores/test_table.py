@@ -20,13 +20,13 @@ from handstamp.config import Policy
 from handstamp.core.records import Client, Record, Touch
 from handstamp.core.rotation import was_seen
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
-from handstamp.stores.shapes import ULID_HASHED, TableShape, UsersTable
-from handstamp.stores.statements import Statements
+from handstamp.stores.shapes import TableShape, UsersTable
 from handstamp.stores.table import TableStore
 from tests.support.frozen_postgres import SEARCH_PATH
 from tests.support.tables import (
     DAY,
     POLICY,
+    ULID_TABLE,
     PostgresTable,
     new_session,
     postgres_table,
@@ -174,7 +174,7 @@ async def test_logins_of_different_users_do_not_wait(
     """The lock that serialises logins is one user's own."""
     one, two = await table.add_user(), await table.add_user()
     async with second_connection(dsn) as other, other.transaction():
-        await other.execute(Statements(ULID_HASHED).serialise, f"user_sessions:{one}")
+        await other.execute((await table.store.statements()).serialise, f"user_sessions:{one}")
         waiting = asyncio.create_task(created(table, one, limit=1))
         await waiters(table, 1)
         assert (await created(table, two, limit=1)).is_active
@@ -199,7 +199,7 @@ async def test_whoever_locks_rows_locks_them_in_the_order_of_their_ids(
     async with second_connection(dsn) as other:
         async with other.transaction():
             await other.execute(lock)
-            touching = asyncio.create_task(table.store.touch(batch, TTL))
+            touching = asyncio.create_task(table.store.touch(batch, POLICY))
             await waiters(table, 1)
             revoking = asyncio.create_task(table.store.revoke_user(user, reason="x"))
             await waiters(table, 2)
@@ -220,7 +220,7 @@ async def test_a_touch_that_waited_for_a_rotation_does_nothing(
     digest = some_digest()
     async with second_connection(dsn) as other, other.transaction():
         await other.execute("update user_sessions set session_token_hash = $1", digest)
-        touching = asyncio.create_task(table.store.touch([touch], TTL))
+        touching = asyncio.create_task(table.store.touch([touch], POLICY))
         await waiters(table, 1)
     assert await touching == 0
     found = await table.store.find_by_id(record.id)
@@ -280,7 +280,7 @@ async def test_the_tables_own_indexes_serve(
     """Bound values are cast so that no statement reads the whole table."""
     connection = table.frozen.connection
     await connection.execute("set enable_seqscan = off")
-    sql = getattr(Statements(ULID_HASHED), statement)
+    sql = getattr(await table.store.statements(), statement)
     rows = await connection.fetch(f"explain {sql}", *arguments)
     plan = "\n".join(row[0] for row in rows)
     assert any(name in plan for name in index.split("|"))
@@ -349,7 +349,7 @@ async def test_a_table_by_other_names_in_another_schema(dsn: str) -> None:
         drop trigger trigger_reset_failed_attempts on app.logins;
         insert into app."People" ("Key", username, password_hash, email_hash)
             values ('alice', 'alice', 'x', 'x')"""
-    async with postgres_table(dsn, shape=shape) as table:
+    async with postgres_table(dsn, definition=replace(ULID_TABLE, shape=shape)) as table:
         await table.frozen.connection.execute(rename)
         await whole_life(table.store, "alice")
 
@@ -366,7 +366,7 @@ async def whole_life(store: TableStore, user: str) -> None:
     assert await store.rotate(step) is not None
     assert await store.redate(replace(step, presented=step.refresh_digest)) is not None
     touch = Touch(session_id=new.id, token_digest=step.token_digest, at=None)
-    assert await store.touch([touch], TTL) == 1
+    assert await store.touch([touch], POLICY) == 1
     assert len(await store.list_for_user(user)) == 1
     assert await store.revoke(new.id, reason="x", user_id=user) is not None
     again = (await store.create(new_session(user), POLICY)).record
@@ -558,10 +558,10 @@ async def test_c63_activity_never_goes_back_with_the_databases_clock(
     touch = Touch(
         session_id=record.id, token_digest=record.token_digest, at=table.now + TTL / 9
     )
-    assert await table.store.touch([touch], TTL) == 1
+    assert await table.store.touch([touch], POLICY) == 1
     (seen,) = await table.store.find([record.token_digest])
     await table.advance(timedelta(minutes=-10))
     late = replace(touch, at=table.now)
-    assert await table.store.touch([late], TTL) == 0
+    assert await table.store.touch([late], POLICY) == 0
     (after,) = await table.store.find([record.token_digest])
     assert after.last_activity_at == seen.last_activity_at

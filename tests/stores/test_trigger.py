@@ -186,7 +186,7 @@ async def test_c129_a_living_session_never_fires_it(town: Town, user: str) -> No
     store, record = town.store, await town.login(user)
     at = record.read_at + timedelta(minutes=1)
     touch = Touch(session_id=record.id, token_digest=record.token_digest, at=at)
-    assert await store.touch([touch], TTL) == 1
+    assert await store.touch([touch], POLICY) == 1
     rotated = await store.rotate(successor(record.id, record.refresh_digest))
     assert rotated is not None
     redated = await store.redate(successor(record.id, rotated.refresh_digest))

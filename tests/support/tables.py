@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,30 +11,49 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, Protocol
 
+import asyncpg
+import pytest
 from ulid import ULID
 
 from handstamp.config import Policy
 from handstamp.core.records import Client, NewSession, Successor
 from handstamp.stores.base import Store
+from handstamp.stores.fitting import Spelling
 from handstamp.stores.memory import MemoryStore, MemoryUser
-from handstamp.stores.shapes import ULID_HASHED, TableShape
+from handstamp.stores.shapes import PREFIX, ULID_HASHED, UUID_PLAIN, TableShape, quoted
 from handstamp.stores.table import TableStore
 from tests.support.clock import FakeClock
-from tests.support.frozen_postgres import FrozenPostgres, frozen_postgres
+from tests.support.foreign_tables import FOREIGN, ForeignTable
+from tests.support.frozen_postgres import SEARCH_PATH, FrozenPostgres, frozen_postgres
 
 _numbers = itertools.count()
 LAPTOP = Client(address="198.51.100.7", user_agent="Laptop", fingerprint="f" * 64)
+
+
+ULID_TABLE = ForeignTable(
+    shape=ULID_HASHED,
+    new_user="insert into users (username, password_hash, email_hash,"
+    " last_password_change) values ($1::text, 'x', $1::text, null) returning id",
+    delete_user="delete from users where id = $1",
+)
+UUID_TABLE = ForeignTable(shape=UUID_PLAIN, new_user=None, delete_user=None)
+DEFINITIONS = {"memory": ULID_TABLE, "ulid": ULID_TABLE, "uuid": UUID_TABLE, **FOREIGN}
+"""Every table there is a contract for, by name."""
 
 
 class Table(Protocol):
     """One table of sessions, whatever it is made of.
 
     ``write`` and ``write_user`` set fields of a row by the words of the records, as an
-    application's own SQL could; unknown words are errors.
+    application's own SQL could; unknown words are errors, and where a column is never
+    null, a test that would make it so is skipped.
     """
 
     @property
     def store(self) -> Store: ...
+
+    @property
+    def shape(self) -> TableShape: ...
 
     @property
     def now(self) -> datetime: ...
@@ -53,6 +73,8 @@ class Table(Protocol):
 
 class MemoryTable:
     """The reference implementation."""
+
+    shape = ULID_HASHED
 
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -86,15 +108,20 @@ class MemoryTable:
         return len(self.store.rows)
 
 
+FIELDS = {"token_digest": "token", "refresh_digest": "refresh_token"}
+"""What a record and a shape call differently."""
+
+
 class PostgresTable:
     """A table store on a PostgreSQL whose clock stands still."""
 
     def __init__(
-        self, frozen: FrozenPostgres, store: TableStore, shape: TableShape
+        self, frozen: FrozenPostgres, store: TableStore, definition: ForeignTable
     ) -> None:
         self.frozen = frozen
         self.store = store
-        self._shape = shape
+        self.shape = definition.shape
+        self._definition = definition
 
     @property
     def now(self) -> datetime:
@@ -104,52 +131,90 @@ class PostgresTable:
         await self.frozen.advance(by)
 
     async def add_user(self, user_id: str | None = None) -> str:
-        user_id = user_id or str(ULID())
+        if self._definition.new_user is None:
+            return str(uuid.uuid4())
         name = f"user-{next(_numbers)}"
-        users = self._shape.users
-        await self.frozen.connection.execute(
-            f"insert into {users.table} ({users.id}, username, password_hash, email_hash,"
-            f" {users.password_changed_at}) values ($1, $2::text, 'x', $2::text, null)",
-            user_id,
-            name,
-        )
+        made = await self.frozen.connection.fetchval(self._definition.new_user, name)
+        if user_id is None:
+            return str(made)
+        await self._update("users", made, {"id": user_id})
         return user_id
 
     async def write(self, session_id: str, **values: object) -> None:
-        await self._update(self._shape, session_id, values)
+        await self._update("sessions", session_id, values)
+
+    async def plant(self, session_id: str, token: str) -> None:
+        """Put a token in clear into a row, as the application did before."""
+        await self._update("sessions", session_id, {"token_digest": _AsItIs(token)})
 
     async def write_user(self, user_id: str, **values: object) -> None:
-        await self._update(self._shape.users, user_id, values)
+        await self._update("users", user_id, values)
 
-    async def _update(self, names: Any, key: str, values: dict[str, object]) -> None:
-        sets = ", ".join(
-            f"{getattr(names, name)} = ${n}" for n, name in enumerate(values, 2)
-        )
-        status = await self.frozen.connection.execute(
-            f"update {names.table} set {sets} where {names.id} = $1", key, *values.values()
-        )
+    async def _update(self, where: str, key: str, values: dict[str, object]) -> None:
+        fitted = (await self.store.statements()).fitted
+        columns, table = fitted.columns, self.shape.table
+        if where == "users":
+            assert fitted.users is not None
+            assert self.shape.users is not None
+            columns, table = fitted.users, self.shape.users.table
+        spelled = [columns[FIELDS.get(name, name)] for name in values]
+        sets = ", ".join(_assignment(one, n) for n, one in enumerate(spelled, 2))
+        sql = f"update {quoted(table)} set {sets} where {columns['id'].name}::text = $1"
+        try:
+            status = await self.frozen.connection.execute(
+                sql, key, *(self._stored(name, value) for name, value in values.items())
+            )
+        except asyncpg.NotNullViolationError as exc:
+            pytest.skip(f"{table}.{exc.column_name} is never null")
         assert status == "UPDATE 1"
 
+    def _stored(self, name: str, value: object) -> object:
+        prefixed = name == "token_digest" and self.shape.at_rest != "digest"
+        if prefixed and not isinstance(value, _AsItIs):
+            return f"{PREFIX}{value}"
+        return value
+
     async def delete_user(self, user_id: str) -> None:
-        users = self._shape.users
-        await self.frozen.connection.execute(
-            f"delete from {users.table} where {users.id} = $1", user_id
-        )
+        assert self._definition.delete_user is not None
+        await self.frozen.connection.execute(self._definition.delete_user, user_id)
 
     async def count(self) -> int:
-        table = self._shape.table
+        table = quoted(self.shape.table)
         return await self.frozen.connection.fetchval(f"select count(*) from {table}")
+
+
+class _AsItIs(str):
+    """A token that goes into a row in clear."""
+
+    __slots__ = ()
+
+
+def _assignment(column: Spelling, n: int) -> str:
+    if column.naive:
+        return f"{column.name} = ${n}::timestamptz at time zone 'utc'"
+    typed = "" if column.cast in ("timestamptz", "bool") else "::text"
+    return f"{column.name} = ${n}{typed}::{column.cast}"
 
 
 @asynccontextmanager
 async def postgres_table(
-    dsn: str, *, shape: TableShape = ULID_HASHED, pool_size: int = 10
+    dsn: str,
+    *,
+    definition: ForeignTable = ULID_TABLE,
+    pool_size: int = 10,
+    time_zone: str = "UTC",
 ) -> AsyncIterator[PostgresTable]:
     """A table in this database, empty and at the fixed start of time."""
+    settings = {"search_path": SEARCH_PATH, "TimeZone": time_zone}
     async with frozen_postgres(dsn) as frozen:
-        store = TableStore(dsn, shape=shape, pool_size=pool_size, connect=frozen.connect)
+        store = TableStore(
+            dsn,
+            shape=definition.shape,
+            pool_size=pool_size,
+            connect={"server_settings": settings},
+        )
         try:
-            yield PostgresTable(frozen, store, shape)
+            yield PostgresTable(frozen, store, definition)
         finally:
             await store.close()
 
@@ -179,6 +244,22 @@ def new_session(user_id: str, **changes: Any) -> NewSession:
         "longest": POLICY.absolute_ttl,
     }
     return NewSession(**{**values, **changes})
+
+
+async def fresh_session(table: Table, user_id: str, **changes: Any) -> NewSession:
+    """The same for a table of this shape: its ids, and no refresh token if it has none."""
+    values: dict[str, Any] = {"id": await _fresh_id(table)}
+    if not table.store.capabilities.refresh:
+        longest = changes.get("longest", POLICY.absolute_ttl)
+        ttl = min(changes.pop("refresh_ttl", POLICY.refresh_ttl), longest)
+        values |= {"refresh_digest": None, "session_ttl": ttl}
+    return new_session(user_id, **values | changes)
+
+
+async def _fresh_id(table: Table) -> str:
+    if table.shape.new_id == "uuid":
+        return str(uuid.uuid4())
+    return await table.store.new_id() or str(ULID())
 
 
 def successor(session_id: str, presented: str | None, **changes: Any) -> Successor:

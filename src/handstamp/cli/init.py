@@ -64,6 +64,8 @@ async def _install(dsn: str, shape: str, trigger: bool) -> list[Outcome]:
 
 def _show(outcomes: list[Outcome]) -> None:
     console = Console(highlight=False, soft_wrap=True)
+    if not outcomes:
+        console.print("nothing to make: these tables are another server's own")
     for outcome in outcomes:
         state = Text(f"{outcome.state:<7}", style=_STYLES[outcome.state])
         console.print(state + Text(f" {outcome.statement}{_remark(outcome)}"))

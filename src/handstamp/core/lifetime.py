@@ -12,6 +12,10 @@ not remembered ends.
 Rule 4. An instant that has been reached has passed.
 Rule 5. ``locked_until`` is no rule here: it refuses new logins only. If it ended
 sessions, anyone could sign a user out by failing logins.
+Rule 6. Where nothing rotates, activity moves ``expires_at`` to ``refresh_ttl`` ahead, but
+never past the absolute limit. A session that is not remembered starts with an expiry no
+further than ``browser_ttl`` from its creation, and never gets past that either: so the
+expiry itself tells which of the two a session is, and the table needs no column for it.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from enum import StrEnum
 
 from handstamp.config import Policy
 from handstamp.core.records import Record
+
+_ROUNDING = timedelta(seconds=1)
+"""What two columns that keep different fractions of a second may be apart."""
 
 
 class Reason(StrEnum):
@@ -77,6 +84,8 @@ def judge(
     family = judge_family(record, policy, active_at=active_at)
     if isinstance(family, Invalid):
         return family
+    if record.slides:
+        return family
     remaining = min(family.remaining, record.expires_at - record.read_at)
     if remaining <= timedelta(0):
         return Invalid(Reason.EXPIRED)
@@ -107,10 +116,10 @@ def _ended(record: Record, policy: Policy) -> Reason | None:
         return Reason.REVOKED
     if not record.user_is_active:
         return Reason.USER_DISABLED
-    if record.created_at is None:
-        return Reason.ABSOLUTE
-    changed = record.password_changed_at
-    if policy.end_on_password_change and changed and changed > record.created_at:
+    created, changed = record.created_at, record.password_changed_at
+    if created is None:
+        return None if record.dateless else Reason.ABSOLUTE
+    if policy.end_on_password_change and changed and changed > created:
         return Reason.PASSWORD_CHANGED
     return None
 
@@ -121,10 +130,23 @@ def _limits(
     created = record.created_at or record.read_at
     limits = [(Reason.ABSOLUTE, created + policy.absolute_ttl)]
     if record.refresh_digest is None or record.refresh_expires_at is None:
-        limits.append((Reason.EXPIRED, record.expires_at))
+        limits.append((Reason.EXPIRED, slid(record, policy, active_at)))
     else:
         limits.append((Reason.REFRESH_EXPIRED, record.refresh_expires_at))
     if policy.idle_ttl is not None:
         active = max(created, record.last_activity_at or created, active_at or created)
         limits.append((Reason.IDLE, active + policy.idle_ttl))
     return limits
+
+
+def slid(record: Record, policy: Policy, active_at: datetime | None) -> datetime:
+    """Where ``expires_at`` will stand once activity at ``active_at`` is written (rule 6).
+
+    Stores do the same in SQL.
+    """
+    created, ends = record.created_at, record.expires_at
+    if not record.slides or created is None or active_at is None or active_at >= ends:
+        return ends
+    remembered = ends > created + policy.browser_ttl + _ROUNDING
+    limit = created + policy.lifetime(remember=remembered)
+    return max(ends, min(active_at + policy.refresh_ttl, limit))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+"""When a session was created of which nobody knows: too long ago for anything fresh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,13 +16,15 @@ class Client:
 
     ``address`` is a canonical IP address or None, ``user_agent`` is printable text of
     at most 512 characters, ``fingerprint`` is whatever 64 characters the application
-    computes of a device. ``user_agent_hash`` is a SHA-256 hex digest.
+    computes of a device, ``location`` whatever it makes of an address.
+    ``user_agent_hash`` is a SHA-256 hex digest.
     """
 
     address: str | None = None
     user_agent: str | None = None
     user_agent_hash: str = hashlib.sha256(b"").hexdigest()
     fingerprint: str | None = None
+    location: str | None = None
 
     def __repr__(self) -> str:
         return f"Client(address={masked(self.address)})"
@@ -38,7 +43,8 @@ class Record:
     """One row as it was read, together with the database's clock at that moment.
 
     All times are aware. ``token_digest`` and ``refresh_digest`` are SHA-256 hex
-    digests, never tokens.
+    digests, never tokens. ``slides`` says that activity moves ``expires_at`` ahead,
+    ``dateless`` that the table does not keep when a session was created.
     """
 
     id: str
@@ -54,20 +60,31 @@ class Record:
     revoked_at: datetime | None = None
     revoked_reason: str | None = None
     address: str | None = field(default=None, repr=False)
+    user_agent: str | None = field(default=None, repr=False)
     user_agent_hash: str | None = field(default=None, repr=False)
     fingerprint: str | None = field(default=None, repr=False)
+    location: str | None = field(default=None, repr=False)
     user_is_active: bool = True
     password_changed_at: datetime | None = None
     level: int | None = None
+    slides: bool = False
+    dateless: bool = False
 
     @property
     def client(self) -> Client:
         """The client that signed in, as the row remembers it."""
         return Client(
             address=self.address,
-            user_agent_hash=self.user_agent_hash or Client().user_agent_hash,
+            user_agent=self.user_agent,
+            user_agent_hash=self._agent_hash(),
             fingerprint=self.fingerprint,
+            location=self.location,
         )
+
+    def _agent_hash(self) -> str:
+        if self.user_agent_hash is not None or self.user_agent is None:
+            return self.user_agent_hash or Client().user_agent_hash
+        return hashlib.sha256(self.user_agent.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +143,9 @@ class Session:
     expires_at: datetime
     last_activity_at: datetime | None
     address: str | None = field(default=None, repr=False)
+    user_agent: str | None = field(default=None, repr=False)
     fingerprint: str | None = field(default=None, repr=False)
+    location: str | None = field(default=None, repr=False)
     level: int | None = None
     current: bool = False
     """True for the session that made the request which lists the sessions."""
@@ -134,14 +153,17 @@ class Session:
     @classmethod
     def of(cls, record: Record, *, current: bool = False) -> Session:
         """The public side of ``record``."""
+        unknown = LONG_AGO if record.dateless else record.read_at
         return cls(
             id=record.id,
             user_id=record.user_id,
-            created_at=record.created_at or record.read_at,
+            created_at=record.created_at or unknown,
             expires_at=record.expires_at,
             last_activity_at=record.last_activity_at,
             address=record.address,
+            user_agent=record.user_agent,
             fingerprint=record.fingerprint,
+            location=record.location,
             level=record.level,
             current=current,
         )

@@ -45,7 +45,7 @@ _SHORTEST_SECRET = 32
 _B64 = rb"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]"
 _SESSION = re.compile(_B64 + rb"\." + _B64)
 _REFRESH = re.compile(
-    rb"([0-9A-Za-z-]{1,64})\.([rb])\.(" + _B64 + rb")\." + _B64,
+    rb"([0-9A-Za-z_-]{1,64})\.([rb])\.(" + _B64 + rb")\." + _B64,
 )
 
 

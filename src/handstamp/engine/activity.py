@@ -7,9 +7,10 @@ The collection is bounded: beyond that the oldest go first, and are counted.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from threading import Lock
 
+from handstamp.config import Policy
 from handstamp.core.records import Touch
 from handstamp.engine.cache import Entry
 from handstamp.stores.base import Store
@@ -76,7 +77,7 @@ class Activity:
             del self._pending[next(iter(self._pending))]
             self.dropped += 1
 
-    async def flush(self, store: Store, session_ttl: timedelta) -> int:
+    async def flush(self, store: Store, policy: Policy) -> int:
         """Write everything noted so far, in one statement; how many rows moved.
 
         Raises :class:`SessionsUnavailable`; the batch is then kept for the next time.
@@ -85,7 +86,7 @@ class Activity:
         if not batch:
             return 0
         try:
-            moved = await store.touch(list(batch.values()), session_ttl)
+            moved = await store.touch(list(batch.values()), policy)
         except BaseException:
             self._put_back(batch)
             raise

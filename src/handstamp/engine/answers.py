@@ -15,14 +15,15 @@ class Issued:
     """A session together with its tokens, as text for the client.
 
     ``session_lifetime`` and ``refresh_lifetime`` are what the cookies may last; both are
-    None for a session that ends with the browser. After ``deliver_until``, a reading of
+    None for a session that ends with the browser. ``refresh_token`` is None where the table
+    has none. After ``deliver_until``, a reading of
     the engine's clock, these tokens must not be sent any more: a newer pair may be on its
     way, and whoever missed this one gets it again.
     """
 
     session: Session
     session_token: str = field(repr=False)
-    refresh_token: str = field(repr=False)
+    refresh_token: str | None = field(repr=False)
     remember: bool
     session_lifetime: timedelta | None
     refresh_lifetime: timedelta | None
@@ -30,16 +31,27 @@ class Issued:
 
     @classmethod
     def of(
-        cls, record: Record, pair: TokenPair, *, remember: bool, deliver_until: float
+        cls,
+        record: Record,
+        pair: TokenPair,
+        *,
+        remember: bool,
+        deliver_until: float,
+        longest: timedelta | None = None,
     ) -> Issued:
-        """The answer to whoever is to hold ``pair``, which is in ``record``."""
+        """The answer to whoever is to hold ``pair``, which is in ``record``.
+
+        ``longest`` is what the session's cookie may last where its expiry moves ahead
+        with activity: the cookie is not sent again each time.
+        """
         refresh_ends = record.refresh_expires_at or record.expires_at
+        session_lasts = longest or record.expires_at - record.read_at
         return cls(
             session=Session.of(record),
             session_token=pair.session,
-            refresh_token=pair.refresh,
+            refresh_token=None if record.refresh_digest is None else pair.refresh,
             remember=remember,
-            session_lifetime=record.expires_at - record.read_at if remember else None,
+            session_lifetime=session_lasts if remember else None,
             refresh_lifetime=refresh_ends - record.read_at if remember else None,
             deliver_until=deliver_until,
         )

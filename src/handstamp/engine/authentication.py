@@ -27,6 +27,9 @@ from handstamp.engine.refreshing import Refreshing
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
 
+PREFIX = b"sha256:"
+"""A stored digest begins so; no token does."""
+
 
 class Authentication:
     """Credentials in, an answer out."""
@@ -42,6 +45,7 @@ class Authentication:
         self._database_clock = parts.database_clock
         self._refreshing = refreshing
         self._bus = bus
+        self._store = parts.store
         self._lookup = Lookup(parts.store)
         self._strangers = parts.strangers
         self._budget = parts.policy.time_budget.total_seconds()
@@ -158,9 +162,12 @@ class Authentication:
         return any(entry.key == key for entry in live.values())
 
     def _may_ask(self, text: bytes) -> bool:
-        return self._tokens.is_session(text) or (
-            self._policy.accept_unsigned and self._tokens.read_refresh(text) is None
-        )
+        if self._tokens.is_session(text):
+            return True
+        # In a column that holds tokens in clear this would find the digest itself.
+        if text.startswith(PREFIX) or self._tokens.read_refresh(text) is not None:
+            return False
+        return self._policy.accept_unsigned or self._store.capabilities.plain
 
     async def _find(
         self, texts: Sequence[bytes], client: Client, passive: bool
@@ -171,7 +178,7 @@ class Authentication:
         keys = {k.hex(): k for k in digests if not self._strangers.knows(k, before)}
         if not keys:
             return []
-        records = await self._lookup.find(list(keys))
+        records = await self._lookup.find(list(keys), self._in_clear(texts))
         read = Read(before, self._clock())
         if records:
             self._database_clock.saw(records[0].read_at, read.after)
@@ -196,6 +203,16 @@ class Authentication:
             self._compare(answer, known, record, client)
             self._cache.put(ticket, answer)
         return answers
+
+    def _in_clear(self, texts: Sequence[bytes]) -> dict[str, str]:
+        """Those tokens that a row may hold as they are: none that we made."""
+        if not self._store.capabilities.plain:
+            return {}
+        return {
+            sha256(text).hexdigest(): text.decode("ascii")
+            for text in texts
+            if not self._tokens.is_session(text)
+        }
 
     def _admit(self, entry: Entry, passive: bool) -> None:
         now = self._clock()

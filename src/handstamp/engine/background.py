@@ -83,4 +83,4 @@ class Background:
                 logger.exception("a flush failed", extra={"action": "flush_failed"})
 
     async def _flush(self) -> None:
-        await self._activity.flush(self._store, self._policy.session_ttl)
+        await self._activity.flush(self._store, self._policy)

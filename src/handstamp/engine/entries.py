@@ -43,7 +43,8 @@ def make_entry(
     if isinstance(verdict, Invalid):
         return verdict
     hard = read.before + verdict.remaining.total_seconds()
-    seen = was_seen(record, policy.session_ttl)
+    # Without a refresh token there is no predecessor for which it could matter.
+    seen = record.refresh_digest is None or was_seen(record, policy.session_ttl)
     entry = Entry(
         key=key,
         digest=record.token_digest,

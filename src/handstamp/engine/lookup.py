@@ -12,7 +12,8 @@ the query belongs to the lane, not to whoever asked first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from handstamp.core.records import Record
 from handstamp.stores.base import Store
@@ -20,6 +21,7 @@ from handstamp.stores.base import Store
 LANES = 4
 MOST = 1000
 """Digests in one query."""
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 class Lookup:
@@ -31,16 +33,21 @@ class Lookup:
         self._most = most
         self._away: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, asyncio.Future[Record | None]] = {}
+        self._texts: dict[str, str] = {}
         self._leaving = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.groups = 0
 
-    async def find(self, digests: Sequence[str]) -> list[Record]:
+    async def find(
+        self, digests: Sequence[str], texts: Mapping[str, str] = NO_TEXTS
+    ) -> list[Record]:
         """The rows of these digests; asks together with whoever else asks now.
 
-        Raises :class:`SessionsUnavailable` if the group's query had no answer.
+        ``texts`` are the tokens of digests whose row may hold the token itself. Raises
+        :class:`SessionsUnavailable` if the group's query had no answer.
         """
         futures = [self._join(digest) for digest in dict.fromkeys(digests)]
+        self._texts.update(texts)
         found = [await asyncio.shield(future) for future in futures]
         return [record for record in found if record is not None]
 
@@ -61,6 +68,7 @@ class Lookup:
         come back."""
         self._loop = loop
         self._away, self._waiting, self._leaving = set(), {}, False
+        self._texts = {}
 
     def _leave(self) -> None:
         """Send off as many groups as there are free lanes."""
@@ -81,7 +89,10 @@ class Lookup:
     async def _travel(self, group: dict[str, asyncio.Future[Record | None]]) -> None:
         self.groups += 1
         try:
-            records = await self._store.find(list(group))
+            taken = (self._texts.pop(digest, None) for digest in group)
+            texts = [text for text in taken if text is not None]
+            asked = (list(group), texts) if texts else (list(group),)
+            records = await self._store.find(*asked)
         except (Exception, asyncio.CancelledError) as exc:
             for future in group.values():
                 if not future.done():

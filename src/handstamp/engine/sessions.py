@@ -12,8 +12,9 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -47,7 +48,7 @@ from handstamp.stores.table import TableStore
 logger = logging.getLogger("handstamp")
 
 E = TypeVar("E", bound=Event)
-_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
+_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _NOBODY = Client()
 
 
@@ -97,7 +98,7 @@ class Sessions:
         listen_dsn: str | None = None,
         clock: Clock = uptime,
         entropy: Callable[[int], bytes] = os.urandom,
-        new_id: Callable[[], str] = lambda: str(ULID()),
+        new_id: Callable[[], str] | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.store: Store = (
@@ -114,7 +115,7 @@ class Sessions:
         )
         self.clock = clock
         self._entropy = entropy
-        self._new_id = new_id
+        self._new_id = new_id or partial(_new_id, shape.new_id, entropy)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parts = parts = Parts(
             store=self.store,
@@ -230,12 +231,15 @@ class Sessions:
         :class:`LoginRefused`, or :class:`SessionsUnavailable`.
         """
         await self.open()
-        session_id = self._new_id()
+        able = await self.store.ready()
+        session_id = await self.store.new_id() or self._new_id()
         pair = self._parts.tokens.mint(
             session_id, self._entropy(2 * ENTROPY), remember=remember
         )
         ticket, before = self._parts.cache.ticket(), self.clock()
         new = self._new(session_id, user_id, pair, client, remember, replaces)
+        if not able.refresh:
+            new = self._without_refresh(new)
         try:
             created = await self.store.create(new, self.policy)
         except LoginRefused as exc:
@@ -243,14 +247,26 @@ class Sessions:
             raise
         for ended in created.ended:
             self._ended(ended, "replaced by a new login")
-        self._keep(created.record, ticket, Read(before, self.clock()))
+        record = created.record
+        self._keep(record, ticket, Read(before, self.clock()))
         self.publish(
             LoggedIn(
-                session_id=session_id, user_id=user_id, client=client, remember=remember
+                session_id=record.id, user_id=user_id, client=client, remember=remember
             )
         )
         until = before + self.policy.session_ttl.total_seconds()
-        return Issued.of(created.record, pair, remember=remember, deliver_until=until)
+        return Issued.of(
+            record,
+            pair,
+            remember=remember,
+            deliver_until=until,
+            longest=new.longest if able.sliding else None,
+        )
+
+    def _without_refresh(self, new: NewSession) -> NewSession:
+        """For a table that has no refresh token: its expiry is the session's own."""
+        ttl = min(self.policy.refresh_ttl, new.longest)
+        return replace(new, refresh_digest=None, session_ttl=ttl)
 
     def _new(
         self,
@@ -343,6 +359,21 @@ class Sessions:
             self._ended(ended, reason)
         return len(all_ended)
 
+    async def step_up(self, session_id: str, level: int) -> Session | None:
+        """Raise a live session's trust level; None if there is no such session.
+
+        Every process reads the session again. Raises :class:`ConfigError` where the table
+        has no levels, or :class:`SessionsUnavailable`.
+        """
+        await self.open()
+        if not (await self.store.ready()).level:
+            raise ConfigError("this table has no trust level: name it, TableShape(level=…)")
+        record = await self.store.raise_level(session_id, level)
+        self._parts.cache.doubt_session(session_id)
+        if record is None or isinstance(judge_family(record, self.policy), Invalid):
+            return None
+        return Session.of(record)
+
     def _ended(self, ended: Ended, reason: str) -> None:
         self._parts.cache.forget_session(ended.id)
         self.connections.close(ended.id)
@@ -373,7 +404,7 @@ class Sessions:
 
         Raises :class:`SessionsUnavailable`, and keeps what it could not write.
         """
-        return await self._parts.activity.flush(self.store, self.policy.session_ttl)
+        return await self._parts.activity.flush(self.store, self.policy)
 
     async def ping(self) -> None:
         """One round trip to the database, or :class:`SessionsUnavailable`."""
@@ -409,6 +440,16 @@ class Sessions:
             foreign_writers_heard=self._bus.covers_foreign_writers,
             events=dict(self._parts.reports.counts),
         )
+
+
+def _new_id(kind: str, entropy: Callable[[int], bytes]) -> str:
+    """An id for a new row; one from the database takes its place."""
+    if kind == "ulid":
+        return str(ULID())
+    raw = bytearray(entropy(16))
+    raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80  # RFC 9562, section 5.4
+    text = raw.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 def _one_list(

@@ -36,6 +36,9 @@ class Watch:
 
     def heard(self, notice: Notice) -> None:
         """Something is over, as another process says, or an echo of ourselves."""
+        if notice.session_id is not None and notice.doubt:
+            self._cache.doubt_session(notice.session_id)
+            return
         if notice.session_id is not None:
             self._cache.forget_session(notice.session_id)
             self._connections.close(notice.session_id)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Protocol
 
 from handstamp.config import Policy
@@ -34,13 +33,22 @@ from handstamp.stores.channel import Channel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a table can do; a missing column switches a feature off, and it shows here."""
+    """What a table can do; a missing column switches a feature off, and it shows here.
+
+    ``sliding`` says that ``expires_at`` moves ahead with activity, since nothing rotates;
+    ``absolute`` that a session knows when it was created; ``plain`` that rows may hold
+    tokens in clear.
+    """
 
     refresh: bool = True
+    sliding: bool = False
     activity: bool = True
+    absolute: bool = True
     user_status: bool = True
+    password_change: bool = True
     level: bool = False
     fingerprint: bool = True
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +100,25 @@ class Store(Protocol):
     def start_over(self) -> None:
         """In a forked child: use nothing of the parent's, and close nothing of it."""
 
-    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
-        """The rows whose current session token has one of these digests, any order."""
+    async def ready(self) -> Capabilities:
+        """What this table can do, once that is certain.
+
+        Raises :class:`SessionsUnavailable`, or :class:`ConfigError` for a table that
+        must not be used.
+        """
+        ...
+
+    async def find(
+        self, digests: Sequence[str], texts: Sequence[str] = ()
+    ) -> Sequence[Record]:
+        """The rows whose current session token has one of these digests, any order.
+
+        ``texts`` are tokens that may stand in a row as they are (``plain``).
+        """
+        ...
+
+    async def new_id(self) -> str | None:
+        """The id of a session to be, where they come from the table; else None."""
         ...
 
     async def find_by_id(self, session_id: str) -> Record | None:
@@ -143,8 +168,14 @@ class Store(Protocol):
         """The user's active rows, most recently active first."""
         ...
 
-    async def touch(self, touches: Sequence[Touch], session_ttl: timedelta) -> int:
-        """Record activity in one write (rule 5); how many rows moved."""
+    async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
+        """Record activity in one write (rule 5); how many rows moved. Moves an expiry
+        that slides, up to what ``policy`` allows."""
+        ...
+
+    async def raise_level(self, session_id: str, level: int) -> Record | None:
+        """Give a live session at least this trust level; None if there is none, or the
+        table has no levels. Says so on the channel: a doubt, not an end."""
         ...
 
     async def prune(self, policy: Policy, *, batch: int) -> int:

@@ -16,10 +16,14 @@ CHANNEL = "handstamp"
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What is over: one session, a user's sessions, or anything (both None)."""
+    """What is over: one session, a user's sessions, or anything (both None).
+
+    With ``doubt`` the session is not over: what is known of it has changed.
+    """
 
     session_id: str | None = None
     user_id: str | None = None
+    doubt: bool = False
 
 
 def read_notice(payload: str) -> Notice | None:
@@ -30,6 +34,8 @@ def read_notice(payload: str) -> Notice | None:
     kind, _, value = payload.partition(":")
     if kind == "s" and value:
         return Notice(session_id=value)
+    if kind == "d" and value:
+        return Notice(session_id=value, doubt=True)
     if kind == "u" and value:
         return Notice(user_id=value)
     if kind == "c":

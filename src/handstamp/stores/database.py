@@ -155,6 +155,14 @@ class Database:
             return await self._fetch_twice(self._writes, sql, values)
 
     @asynccontextmanager
+    async def looking(self) -> AsyncIterator[Connection]:
+        """A connection for several look-ups; nothing is repeated, nothing is counted."""
+        self.open()
+        assert self._reads is not None  # noqa: S101 - open() made it
+        async with self._asking(trips=True), self._reads.lane() as connection:
+            yield connection
+
+    @asynccontextmanager
     async def working(self) -> AsyncIterator[Connection]:
         """A connection for several statements; nothing is repeated."""
         self.open()

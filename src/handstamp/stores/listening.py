@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.channel import CHANNEL, Link
 from handstamp.stores.database import FAULTS, Database
 from handstamp.stores.lanes import Connection
-from handstamp.stores.statements import Statements
 
 SPEAK = "select pg_notify($1, $2)"
 QUEUE_USAGE = "select pg_notification_queue_usage()"
@@ -19,10 +19,24 @@ FULLEST = 0.5
 a word, so from here on silence proves nothing, well before it comes to that."""
 
 
+class Watched(Protocol):
+    """The tables whose writers must notify, and the question whether they do."""
+
+    @property
+    def tables(self) -> tuple[object, ...]:
+        """The parameters of the question."""
+        ...
+
+    @property
+    def triggers(self) -> str:
+        """The question, as SQL."""
+        ...
+
+
 class PostgresChannel:
     """Speaks where the revocations are written, and listens where it is told to."""
 
-    def __init__(self, speaking: Database, listening: Database, sql: Statements) -> None:
+    def __init__(self, speaking: Database, listening: Database, sql: Watched) -> None:
         self._speaking = speaking
         self._listening = listening
         self._sql = sql
@@ -52,7 +66,7 @@ class PostgresChannel:
 class PostgresLink:
     """One listening connection."""
 
-    def __init__(self, connection: Connection, sql: Statements) -> None:
+    def __init__(self, connection: Connection, sql: Watched) -> None:
         self._connection = connection
         self._sql = sql
 

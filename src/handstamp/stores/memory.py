@@ -63,10 +63,24 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to do; the rows stay."""
 
+    async def ready(self) -> Capabilities:
+        """See :meth:`Store.ready`."""
+        return self.capabilities
+
+    async def new_id(self) -> str | None:
+        """See :meth:`Store.new_id`; the engine makes them."""
+        return None
+
+    async def raise_level(self, session_id: str, level: int) -> Record | None:
+        """See :meth:`Store.raise_level`; there are none here."""
+        return None
+
     def start_over(self) -> None:
         """See :meth:`Store.start_over`; a child has a copy of everything."""
 
-    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+    async def find(
+        self, digests: Sequence[str], texts: Sequence[str] = ()
+    ) -> Sequence[Record]:
         """See :meth:`Store.find`."""
         return [r for r in self._read() if r.token_digest in digests]
 
@@ -195,10 +209,10 @@ class MemoryStore:
         rows = [r for r in self._read() if r.user_id == user_id and r.is_active]
         return sorted(rows, key=lambda r: r.last_activity_at or _LONG_AGO, reverse=True)
 
-    async def touch(self, touches: Sequence[Touch], session_ttl: timedelta) -> int:
+    async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
         """See :meth:`Store.touch`."""
         self._answer()
-        return sum(self._touch(touch, session_ttl) for touch in touches)
+        return sum(self._touch(touch, policy.session_ttl) for touch in touches)
 
     def _touch(self, touch: Touch, session_ttl: timedelta) -> bool:
         row = self.rows.get(touch.session_id)

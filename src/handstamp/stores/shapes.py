@@ -1,40 +1,50 @@
-"""How one table spells a session: names and types of columns, and nothing else.
+"""How one table spells a session: names of columns, and nothing else.
 
-Everything in a shape is an identifier or a type that ends up in SQL text, so all of it
-is checked against a grammar when the shape is made and quoted when it is used. Values
-are always bound.
+Everything in a shape is an identifier that ends up in SQL text, so all of it is checked
+against a grammar when the shape is made and quoted when it is used. Values are always
+bound. Types, lengths and indexes are the table's own business: they are read from the
+catalog when the table is first used (:mod:`handstamp.stores.fitting`).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from handstamp.errors import ConfigError
 
+AtRest = Literal["digest", "prefixed", "plain"]
+NewId = Literal["ulid", "uuid", "database"]
+
+PREFIX = "sha256:"
+"""What stands before a digest in a column that held, or holds, tokens in clear."""
+
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}(\.[A-Za-z_][A-Za-z0-9_$]{0,62})?")
-_TYPE = re.compile(r"[a-z]+( [a-z]+)*")
+_NO_COLUMNS = frozenset({"at_rest", "new_id", "users"})
 
 
 def _check(shape: UsersTable | TableShape) -> None:
     for entry in fields(shape):
         value = getattr(shape, entry.name)
-        if not isinstance(value, str):
+        if entry.name in _NO_COLUMNS or value is None:
             continue
-        grammar = _TYPE if entry.name.endswith("_type") else _IDENTIFIER
-        if not grammar.fullmatch(value):
+        if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
             raise ConfigError(f"{entry.name}={value!r} is no SQL name handstamp accepts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsersTable:
-    """Where the application keeps its users, as far as a session depends on it."""
+    """Where the application keeps its users, as far as a session depends on it.
+
+    A column that is None, or that the table does not have, switches its rule off.
+    """
 
     table: str = "users"
     id: str = "id"
-    is_active: str = "is_active"
-    locked_until: str = "locked_until"
-    password_changed_at: str = "last_password_change"  # noqa: S105
+    is_active: str | None = "is_active"
+    locked_until: str | None = "locked_until"
+    password_changed_at: str | None = "last_password_change"  # noqa: S105
 
     def __post_init__(self) -> None:
         _check(self)
@@ -42,39 +52,84 @@ class UsersTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableShape:
-    """One table of sessions with digests at rest and the refresh token in the row.
+    """One table of sessions: which of its columns holds what.
 
-    Every field names a column, but ``table`` (with a schema if you like), ``id_type``
-    and ``digest_type`` (the types to which bound values are cast, so that the table's
-    own indexes serve) and ``users``. Raises :class:`ConfigError` for a name that is no
-    identifier.
+    ``table`` may have a schema in front. Every other field names a column, or is None
+    where the table has none; a column that turns out to be missing switches its feature
+    off, and that is reported. Only ``id``, ``user_id``, ``token`` and ``expires_at`` are
+    needed.
+
+    ``at_rest`` says how ``token`` holds a token: ``"digest"`` (SHA-256 in hex),
+    ``"prefixed"`` (``sha256:`` and the digest), or ``"plain"``: as prefixed, and rows from
+    before that hold the token itself are honoured and replaced at their first use.
+    ``new_id`` says where ids come from: ``"database"`` is the column's own default.
+    A session ends by ``is_active``, by ``revoked_at``, by both, or, with neither, by
+    deletion of its row. Without ``refresh_token`` nothing rotates, and ``expires_at``
+    moves ahead with activity; rotation also needs ``refresh_expires_at``, ``created_at``
+    and ``last_activity_at``. ``users`` is None where users are somewhere else.
+
+    Raises :class:`ConfigError` for a name that is no identifier.
     """
 
     table: str = "user_sessions"
-    id_type: str = "bpchar"
-    digest_type: str = "bpchar"
     id: str = "id"
     user_id: str = "user_id"
-    token_digest: str = "session_token_hash"  # noqa: S105 - the name of a column
-    refresh_digest: str = "refresh_token_hash"
-    address: str = "ip_address"
-    user_agent_hash: str = "user_agent_hash"
-    fingerprint: str = "device_fingerprint"
+    token: str = "session_token_hash"  # noqa: S105 - the name of a column
+    refresh_token: str | None = "refresh_token_hash"  # noqa: S105
     expires_at: str = "expires_at"
-    refresh_expires_at: str = "refresh_expires_at"
-    last_activity_at: str = "last_activity_at"
-    is_active: str = "is_active"
-    revoked_at: str = "revoked_at"
-    revoked_reason: str = "revoked_reason"
-    created_at: str = "created_at"
-    users: UsersTable = UsersTable()
+    refresh_expires_at: str | None = "refresh_expires_at"
+    created_at: str | None = "created_at"
+    last_activity_at: str | None = "last_activity_at"
+    is_active: str | None = "is_active"
+    revoked_at: str | None = "revoked_at"
+    revoked_reason: str | None = "revoked_reason"
+    address: str | None = "ip_address"
+    user_agent: str | None = None
+    user_agent_hash: str | None = "user_agent_hash"
+    fingerprint: str | None = "device_fingerprint"
+    location: str | None = None
+    level: str | None = None
+    at_rest: AtRest = "digest"
+    new_id: NewId = "ulid"
+    users: UsersTable | None = UsersTable()
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.at_rest not in ("digest", "prefixed", "plain"):
+            raise ConfigError('at_rest must be "digest", "prefixed" or "plain"')
+        if self.new_id not in ("ulid", "uuid", "database"):
+            raise ConfigError('new_id must be "ulid", "uuid" or "database"')
+        for needed in ("table", "id", "user_id", "token", "expires_at"):
+            if getattr(self, needed) is None:
+                raise ConfigError(f"a shape needs {needed}=")
+
+    @property
+    def rotates(self) -> bool:
+        """Whether a refresh token stands in the row, and what its rules ask of a row."""
+        needed = self.refresh_token, self.refresh_expires_at
+        return None not in (*needed, self.created_at, self.last_activity_at)
 
 
 ULID_HASHED = TableShape()
 """ULID ids, SHA-256 digests at rest, the refresh token in the row, a users table."""
+
+UUID_PLAIN = TableShape(
+    token="session_token",  # noqa: S106 - the name of a column
+    refresh_token=None,
+    refresh_expires_at=None,
+    last_activity_at="updated_at",
+    revoked_at="deleted_at",
+    revoked_reason=None,
+    user_agent="user_agent",
+    user_agent_hash=None,
+    fingerprint="device_id",
+    location="location",
+    level="trust_level",
+    at_rest="plain",
+    new_id="uuid",
+    users=None,
+)
+"""UUID ids, tokens that used to be stored in clear, a sliding expiry, trust levels."""
 
 
 def quoted(name: str) -> str:

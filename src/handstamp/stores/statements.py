@@ -1,15 +1,17 @@
-"""The SQL of one table, derived from its shape once, when the store is made.
+"""The SQL of one table, derived from its shape and its catalog once.
 
 ``now()`` stands unqualified everywhere: it is the table's one clock, fixed for the length
-of a statement. Every statement that locks more than one row locks in id order.
+of a statement. Every statement that locks more than one row locks in id order. Ids and
+digests are bound as text and cast to the column's own type, so that its indexes serve.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import dataclass
 
-from handstamp.stores.shapes import TableShape, quoted
+from handstamp.stores.fitting import Fitted, Spelling
+from handstamp.stores.shapes import PREFIX, quoted
 
 # A rotation must not date itself before activity that is already recorded (it waited for
 # a lock meanwhile), nor follow a timestamp that is far ahead for another reason.
@@ -22,7 +24,7 @@ _SECONDS = r"(extract(epoch from \1::interval) * interval '1 second')"
 
 # Where the life of a row ends, for rows with and without a refresh token.
 _END = (
-    "case when {refresh_digest} is null then {expires_at}"
+    "case when {refresh_token} is null then {expires_at}"
     " else coalesce({refresh_expires_at}, {expires_at}) end"
 )
 # What a rotation leaves until the next activity (contract, rule 5).
@@ -30,244 +32,482 @@ _MARK = (
     "({last_activity_at} < {expires_at} and extract(microseconds from"
     " {expires_at} - {last_activity_at})::bigint % 1000000 = 0)"
 )
-
-_KEYS = ("id", "user_id", "token_digest", "refresh_digest")
-_TIMES = (
-    "created_at",
-    "expires_at",
-    "refresh_expires_at",
-    "last_activity_at",
-    "revoked_at",
+# Where activity moves an expiry that slides: $4 ahead, but no further than $6 from the
+# sign-in, or $5 for a session that is not remembered, whose first expiry tells it. A
+# second more or less tells nothing: columns may round. NULL without a sign-in.
+_SLID = (
+    "case when {created_at} is not null then least(locked.at + $4::duration,"
+    " {created_at} + case when {expires_at} > {created_at} + $5::duration"
+    " + interval '1 second' then $6::duration else $5::duration end) end"
 )
-_EVIDENCE = ("revoked_reason", "address", "user_agent_hash", "fingerprint")
+
+_READ = {
+    "id": "text",
+    "user_id": "text",
+    "token": "text",
+    "refresh_token": "text",
+    "created_at": "timestamptz",
+    "expires_at": "timestamptz",
+    "refresh_expires_at": "timestamptz",
+    "last_activity_at": "timestamptz",
+    "revoked_at": "timestamptz",
+    "revoked_reason": "text",
+    "address": "text",
+    "user_agent": "text",
+    "user_agent_hash": "text",
+    "fingerprint": "text",
+    "location": "text",
+    "level": "int8",
+    "is_active": "bool",
+}
+_INTEGERS = frozenset({"int2", "int4", "int8"})
+_AS = {"token": "token_digest", "refresh_token": "refresh_digest"}
+_BLANK = frozenset(
+    {"user_agent", "user_agent_hash", "fingerprint", "location", "revoked_reason"}
+)
+"""Texts about which nothing may be known; "" stands for that where NULL may not."""
+_FIRST = {"revoked_reason": "''", "level": "0"}
+"""What a new row says where it must say something."""
+_USER_READ = {
+    "id": "text",
+    "is_active": "bool",
+    "locked_until": "timestamptz",
+    "password_changed_at": "timestamptz",
+}
 
 
 class Statements:
     """Every statement the table store sends, as text with numbered parameters."""
 
-    def __init__(self, shape: TableShape) -> None:
-        self._name = {
-            f.name: quoted(getattr(shape, f.name))
-            for f in fields(shape)
-            if f.name != "users"
+    def __init__(self, fitted: Fitted) -> None:
+        self.fitted = fitted
+        self._columns = fitted.columns
+        self._users = fitted.users
+        self._table = quoted(fitted.shape.table)
+        self._read = {
+            n: _reading("s", n, self._columns.get(n), t) for n, t in _READ.items()
         }
-        self._user = {
-            f.name: quoted(getattr(shape.users, f.name)) for f in fields(shape.users)
+        users = fitted.users or {}
+        self._read |= {
+            f"u_{n}": _reading("u", n, users.get(n), t) for n, t in _USER_READ.items()
         }
-        self.find = self._select(
-            f"s.{self._name['token_digest']} = any({self._digests(1)})"
+        self.find = self._select(f"{self._bare('token')} = any({self._many(1, 'token')})")
+        self.find_by_id = self._select(f"{self._bare('id')} = {self._one(1, 'id')}")
+        self.find_many = self._select(f"{self._bare('id')} = any({self._many(1, 'id')})")
+        self.find_by_refresh = (
+            self._select(f"{self._bare('refresh_token')} = {self._one(1, 'refresh_token')}")
+            if "refresh_token" in self._columns
+            else None
         )
-        self.find_by_id = self._select(f"s.{self._name['id']} = {self._id(1)}")
-        self.find_many = self._select(f"s.{self._name['id']} = any({self._ids(1)})")
-        self.find_by_refresh = self._select(
-            f"s.{self._name['refresh_digest']} = {self._digest(1)}"
-        )
-        self.list_for_user = (
+        self.list_for_user = self._fill(
             self._select(
-                f"s.{self._name['user_id']} = {self._id(1)} and s.{self._name['is_active']}"
+                f"{self._bare('user_id')} = {self._one(1, 'user_id')} and {{live}}"
             )
-            + f" order by s.{self._name['last_activity_at']} desc nulls last limit 1000"
+            + " order by coalesce({last_activity_at}, {created_at}) desc nulls last"
+            " limit 1000"
         )
         self.create = self._create()
         self.refusal = self._refusal()
-        self.serialise = "select pg_advisory_xact_lock(hashtextextended($1, 0))"
+        user = f"({self._one(2, 'user_id')})::text"  # "7" and "07" are one user
+        self.serialise = f"select pg_advisory_xact_lock(hashtextextended($1 || {user}, 0))"
+        self.next_id = f"select ({fitted.next_id})::text" if fitted.next_id else None
         self.live = self._live()
-        self.rotate = self._rotate()
-        self.redate = self._redate()
+        self.rotate = self._rotate() if fitted.shape.rotates else None
+        self.redate = self._redate() if fitted.shape.rotates else None
         said = (
             "case when $3::boolean then"
             " pg_notify('handstamp', 's:' || rtrim({id}::text)) end"
         )
-        self.revoke = self._revoke(f"s.{self._name['id']} = any({self._ids(1)})", said)
+        self.revoke = self._revoke(f"{self._bare('id')} = any({self._many(1, 'id')})", said)
         self.revoke_own = self._revoke(
-            f"s.{self._name['id']} = {self._id(1)}"
-            f" and s.{self._name['user_id']} = {self._id(4)}",
+            f"{self._bare('id')} = {self._one(1, 'id')}"
+            f" and {self._bare('user_id')} = {self._one(4, 'user_id')}",
             said,
         )
         self.revoke_user = self._revoke(
-            f"s.{self._name['user_id']} = {self._id(1)}"
-            f" and ($3::text is null or s.{self._name['id']} <> {self._id(3)})"
+            f"{self._bare('user_id')} = {self._one(1, 'user_id')}"
+            f" and ($3::text is null or {self._bare('id')} <> {self._one(3, 'id')})"
         )
-        self.triggers = self._triggers()
-        self.tables = self._name["table"], self._user["table"]
+        self.upgrade = self._upgrade()
+        self.raise_level = self._raise_level()
         self.touch = self._touch()
         self.prune = self._prune()
 
     def _fill(self, text: str) -> str:
-        columns = {name: f"s.{column}" for name, column in self._name.items()}
-        users = {f"u_{name}": f"u.{column}" for name, column in self._user.items()}
+        shape = self.fitted.shape
         text = text.format(
-            **columns,
-            **users,
-            sessions=self._name["table"],
-            users=self._user["table"],
+            **self._read,
+            sessions=self._table,
+            users=quoted(shape.users.table) if shape.users else "",
+            join=self._join(),
             record=self._record(),
-            set=_Bare(self._name),
-            date=_DATE.format(active=columns["last_activity_at"]),
-            end=_END.format(**columns),
-            mark=_MARK.format(**columns),
-            id_t=self._type("id"),
-            dig_t=self._type("digest"),
+            live=self._is_live(),
+            admissible="coalesce({u_is_active}, false)".format(**self._read)
+            if self._has_user("is_active")
+            else "true",
+            date=_DATE.format(active=self._read["last_activity_at"]),
+            end=_END.format(**self._read),
+            mark=_MARK.format(**self._read),
+            slid=_SLID.format(**self._read),
         )
         return _DURATION.sub(_SECONDS, text)
 
-    def _type(self, kind: str) -> str:
-        return self._name[f"{kind}_type"].replace('"', "")
+    def _is_required(self, name: str) -> bool:
+        return name in self._columns and self._columns[name].required
 
-    def _id(self, n: int) -> str:
-        return f"${n}::{self._type('id')}"
+    def _has_user(self, name: str) -> bool:
+        return self._users is not None and name in self._users
 
-    def _ids(self, n: int) -> str:
-        return f"${n}::{self._type('id')}[]"
+    def _bare(self, name: str) -> str:
+        return f"s.{self._columns[name].name}"
 
-    def _digest(self, n: int) -> str:
-        return f"${n}::{self._type('digest')}"
+    def _one(self, n: int, name: str) -> str:
+        return f"${n}::text::{self._columns[name].cast}"
 
-    def _digests(self, n: int) -> str:
-        return f"${n}::{self._type('digest')}[]"
+    def _many(self, n: int, name: str) -> str:
+        return f"${n}::text[]::{self._columns[name].cast}[]"
+
+    def _join(self) -> str:
+        if self._users is None:
+            return ""
+        assert self.fitted.shape.users is not None  # noqa: S101 - users are its spelling
+        table = quoted(self.fitted.shape.users.table)
+        own, theirs = self._columns["user_id"], self._users["id"]
+        mine = f"s.{own.name}"
+        if own.is_text and theirs.is_text:
+            return f"left join {table} u on u.{theirs.name} = {mine}::{theirs.cast}"
+        # Ids of two kinds (a bigint and its text) are compared as text.
+        alike = own.cast == theirs.cast or {own.cast, theirs.cast} <= _INTEGERS
+        cast = "" if alike else "::text"
+        return f"left join {table} u on u.{theirs.name}{cast} = {mine}{cast}"
+
+    def _is_live(self) -> str:
+        rules = []
+        if "is_active" in self._columns:
+            rules.append(self._bare("is_active"))
+        if "revoked_at" in self._columns:
+            rules.append(f"{self._bare('revoked_at')} is null")
+        return f"({' and '.join(rules)})" if rules else "true"
+
+    def _is_whole(self) -> str:
+        """A row of nobody, or without an end, is no session of ours."""
+        return "".join(
+            f"{self._bare(name)} is not null and "
+            for name in ("user_id", "expires_at")
+            if not self._columns[name].required
+        )
 
     def _record(self) -> str:
-        plain = (*_KEYS, *_TIMES, *_EVIDENCE)
-        columns = [f"s.{self._name[name]} as {name}" for name in plain]
+        columns = [
+            f"{self._read[name]} as {_AS.get(name, name)}"
+            for name in _READ
+            if name != "is_active"
+        ]
+        admissible = "{u_is_active} is true" if self._has_user("is_active") else "true"
         columns += [
-            f"s.{self._name['is_active']} is true as is_active",
-            f"u.{self._user['is_active']} is true as user_is_active",
-            f"u.{self._user['password_changed_at']} as password_changed_at",
+            f"({self._is_live()}) is true as is_active",
+            f"{admissible.format(**self._read)} as user_is_active",
+            f"{self._read['u_password_changed_at']} as password_changed_at",
             "now() as read_at",
         ]
         return ", ".join(columns)
 
     def _select(self, where: str) -> str:
-        return (
-            self._fill(
-                "select {record} from {sessions} s left join {users} u"
-                " on {u_id} = {user_id} where "
-            )
-            + where
+        return self._fill(
+            f"select {{record}} from {{sessions}} s {{join}} where {self._is_whole()}{where}"
+        )
+
+    def _set(self, name: str, value: str) -> str:
+        """The right side of an assignment: in UTC where the column has no zone, cut to
+        what the column takes."""
+        spelling = self._columns[name]
+        if spelling.naive:
+            return f"({value}) at time zone 'utc'"
+        if spelling.length is not None and name not in ("id", "user_id", "token"):
+            value = f"left({value}, {spelling.length})"
+        if spelling.required and name in _BLANK:
+            value = f"coalesce({value}, '')"
+        cast = "" if spelling.cast in ("timestamptz", "bool") else f"::{spelling.cast}"
+        return f"({value}){cast}"
+
+    def _assign(self, **values: str) -> str:
+        return ", ".join(
+            f"{self._columns[name].name} = {self._set(name, value)}"
+            for name, value in values.items()
+            if name in self._columns
         )
 
     def _create(self) -> str:
+        token = "$3::text" if self.fitted.shape.at_rest == "digest" else f"'{PREFIX}' || $3"
+        values = {
+            "id": "$1::text",
+            "user_id": "$2::text",
+            "token": token,
+            "refresh_token": "$4::text",
+            "address": "$5::text",
+            "user_agent_hash": "$6::text",
+            "fingerprint": "$7::text",
+            "expires_at": "now() + $8::duration",
+            "refresh_expires_at": "now() + least($9::duration, $10::duration)",
+            "user_agent": "$11::text",
+            "location": "$12::text",
+            "last_activity_at": "now()",
+            "is_active": "true",
+            "created_at": "now()",
+            **{name: value for name, value in _FIRST.items() if self._is_required(name)},
+        }
+        if self._columns["id"].name == self._columns["token"].name:
+            del values["id"]  # the digest is the id
+        there = {n: v for n, v in values.items() if n in self._columns}
+        names = ", ".join(self._columns[name].name for name in there)
+        exprs = ", ".join(self._set(name, value) for name, value in there.items())
+        # Every parameter is named, so that each has a type whatever columns there are.
+        given = (
+            "(select $1::text as a, $4::text as b, $5::text as c, $6::text as d,"
+            " $7::text as e, $9::interval as f, $10::interval as g, $11::text as h,"
+            " $12::text as i) as given"
+        )
+        if self._users is None:
+            source, join = given, ""
+        else:
+            source = f"{given}, u"
+            join = f" join u on u.{self._users['id'].name}::text = {self._read['user_id']}"
+        users = "" if self._users is None else self._fill_user()
         return self._fill(
-            "with u as (select {u_id}, {u_is_active}, {u_password_changed_at}"
-            " from {users} u where {u_id} = $2::{id_t} and {u_is_active}"
-            " and ({u_locked_until} is null or {u_locked_until} <= now())),"
-            " s as (insert into {sessions} ({set.id}, {set.user_id}, {set.token_digest},"
-            " {set.refresh_digest}, {set.address}, {set.user_agent_hash},"
-            " {set.fingerprint}, {set.expires_at}, {set.refresh_expires_at},"
-            " {set.last_activity_at}, {set.is_active}, {set.created_at})"
-            " select $1::{id_t}, {u_id}, $3::{dig_t}, $4::{dig_t}, $5, $6, $7,"
-            " now() + $8::duration, now() + least($9::duration, $10::duration),"
-            " now(), true, now() from u returning *)"
-            " select {record} from s join u on {u_id} = {user_id}"
+            f"with {users}s as (insert into {{sessions}} ({names})"
+            f" overriding system value select {exprs} from {source} returning *) select {{record}} from s{join}"
         )
 
-    def _refusal(self) -> str:
+    def _fill_user(self) -> str:
+        assert self._users is not None  # noqa: S101 - the caller asked
+        names = ", ".join(spelling.name for spelling in self._users.values())
+        own = self._users["id"]
+        locked = (
+            " and ({u_locked_until} is null or {u_locked_until} <= now())"
+            if self._has_user("locked_until")
+            else ""
+        )
+        return (
+            f"u as (select {names} from {{users}} u"
+            f" where u.{own.name} = $2::text::{own.cast} and {{admissible}}{locked}), "
+        )
+
+    def _refusal(self) -> str | None:
+        if self._users is None:
+            return None
+        own = self._users["id"]
         return self._fill(
-            "select {u_is_active} is true as active,"
+            "select {admissible} as active,"
             " coalesce({u_locked_until} > now(), false) as locked"
-            " from {users} u where {u_id} = $1::{id_t}"
+            f" from {{users}} u where u.{own.name} = $1::text::{own.cast}"
         )
 
     def _live(self) -> str:
         return self._fill(
-            "select {id} as id from {sessions} s left join {users} u on {u_id} = {user_id}"
-            " where {user_id} = $1::{id_t} and {is_active} and {end} > now()"
-            " and {created_at} + $2::duration > now()"
-            " and ($3::interval is null or"
-            " greatest({last_activity_at}, {created_at}) + $3::duration > now())"
+            "select {id} as id from {sessions} s {join}"
+            f" where {self._bare('user_id')} = {self._one(1, 'user_id')}"
+            " and {live} and {end} > now()"
+            " and coalesce({created_at} + $2::duration > now(), $5::boolean)"
+            " and ($3::interval is null or coalesce("
+            "greatest({last_activity_at}, {created_at}) + $3::duration > now(), $5))"
             " and (not $4::boolean or {u_password_changed_at} is null"
-            " or {u_password_changed_at} <= {created_at})"
-            " order by {created_at}, {id}"
+            " or coalesce({u_password_changed_at} <= {created_at}, $5))"
+            " order by coalesce({created_at}, {expires_at}), {id}"
         )
 
+    def _admitted(self) -> str:
+        """What an UPDATE asks of the user."""
+        if self._users is None:
+            return ""
+        return f" from {{users}} u where {self._joined()} and {{admissible}} and "
+
+    def _joined(self) -> str:
+        return self._join().partition(" on ")[2]
+
     def _rotate(self) -> str:
+        assign = self._assign(
+            token="$3::text"
+            if self.fitted.shape.at_rest == "digest"
+            else f"'{PREFIX}' || $3",
+            refresh_token="$4::text",
+            last_activity_at="{date}",
+            expires_at="{date} + $5::duration",
+            refresh_expires_at="least(now() + $6::duration, {created_at} + $7::duration)",
+        )
         return self._fill(
-            "update {sessions} s set {set.token_digest} = $3::{dig_t},"
-            " {set.refresh_digest} = $4::{dig_t}, {set.last_activity_at} = {date},"
-            " {set.expires_at} = {date} + $5::duration, {set.refresh_expires_at} ="
-            " least(now() + $6::duration, {created_at} + $7::duration)"
-            " from {users} u where {u_id} = {user_id} and {u_is_active}"
-            " and {id} = $1::{id_t} and {refresh_digest} = $2::{dig_t} and {is_active}"
-            " and {refresh_expires_at} > now() and {created_at} + $7::duration > now()"
-            " returning {record}"
+            f"update {{sessions}} s set {assign}{self._admitted() or ' where '}"
+            f"{self._bare('id')} = {self._one(1, 'id')}"
+            f" and {self._bare('refresh_token')} = {self._one(2, 'refresh_token')}"
+            " and {live} and {refresh_expires_at} > now()"
+            " and {created_at} + $7::duration > now() returning {record}"
         )
 
     def _redate(self) -> str:
+        assign = self._assign(last_activity_at="{date}", expires_at="{date} + $3::duration")
         return self._fill(
-            "update {sessions} s set {set.last_activity_at} = {date},"
-            " {set.expires_at} = {date} + $3::duration"
-            " from {users} u where {u_id} = {user_id} and {u_is_active}"
-            " and {id} = $1::{id_t} and {refresh_digest} = $2::{dig_t} and {is_active}"
-            " and {refresh_expires_at} > now()"
+            f"update {{sessions}} s set {assign}{self._admitted() or ' where '}"
+            f"{self._bare('id')} = {self._one(1, 'id')}"
+            f" and {self._bare('refresh_token')} = {self._one(2, 'refresh_token')}"
+            " and {live} and {refresh_expires_at} > now()"
             " and ({last_activity_at} <= {expires_at} - $3::duration"
-            " or {last_activity_at} is null or {mark})"
-            " returning {record}"
+            " or {last_activity_at} is null or {mark}) returning {record}"
         )
 
     def _revoke(self, where: str, said: str | None = None) -> str:
         returned = "{id} as id, {user_id} as user_id" + (
             f", {said} as said" if said else ""
         )
-        return (
-            self._fill(
-                "with locked as (select {id} as id from {sessions} s where {is_active} and "
-            )
-            + where
-            + self._fill(
-                " order by {id} for no key update)"
-                " update {sessions} s set {set.is_active} = false,"
-                " {set.revoked_at} = now(), {set.revoked_reason} = $2"
-                " from locked where {id} = locked.id and {is_active} returning "
-            )
-            + self._fill(returned)
+        assign = self._assign(
+            is_active="false", revoked_at="now()", revoked_reason="$2::text"
+        )
+        by_row = f"s.{self._columns['id'].name} = locked.id"
+        act = (
+            f"update {{sessions}} s set {assign} from locked where {by_row} and {{live}}"
+            if assign
+            else f"delete from {{sessions}} s using locked where {by_row}"
+        )
+        return self._fill(
+            f"with locked as (select {self._bare('id')} as id from {{sessions}} s"
+            f" where {{live}} and $2::text is not null and {where}"
+            f" order by {self._bare('id')} for no key update)"
+            f" {act} returning {returned}"
         )
 
-    def _triggers(self) -> str:
-        """Whether triggers of ours make every writer of both tables notify, at an
-        UPDATE, a DELETE and a TRUNCATE (bits 16, 8 and 32 of ``tgtype``)."""
-        return (
-            "select count(*) = 2 as covered from (select from pg_trigger t"
-            " join pg_proc p on p.oid = t.tgfoid where t.tgenabled in ('O', 'A')"
-            " and p.proname in ('handstamp_notify_session', 'handstamp_notify_user',"
-            " 'handstamp_notify_all')"
-            " and t.tgrelid in (to_regclass($1), to_regclass($2))"
-            " group by t.tgrelid having bit_or(t.tgtype) & 56 = 56) as heard"
+    def _upgrade(self) -> str:
+        """Digests in place of tokens in clear, each only where it still stands."""
+        token = self._columns["token"]
+        return self._fill(
+            "with batch as (select * from unnest($1::text[], $2::text[]) as b(old, new)),"
+            f" locked as (select {self._bare('id')} as id, b.new as new"
+            f" from {{sessions}} s join batch b"
+            f" on {self._bare('token')} = b.old::{token.cast}"
+            f" order by {self._bare('id')} for no key update of s skip locked)"
+            f" update {{sessions}} s set {token.name} = locked.new::{token.cast}"
+            f" from locked where {self._bare('id')} = locked.id"
         )
 
-    def _touch(self) -> str:
+    def _raise_level(self) -> str | None:
+        if "level" not in self._columns:
+            return None
+        level = self._columns["level"]
+        return self._fill(
+            f"with s as (update {{sessions}} s set {level.name} ="
+            f" greatest({self._bare('level')}, $2::{level.cast})"
+            f" where {self._bare('id')} = {self._one(1, 'id')} and {{live}} returning s.*)"
+            " select {record}, pg_notify('handstamp', 'd:' || rtrim({id}))::text as said"
+            " from s {join}"
+        )
+
+    def _touch(self) -> str | None:
+        if self.fitted.shape.rotates and "last_activity_at" in self._columns:
+            return self._touch_seen()
+        return self._touch_sliding()
+
+    def _touch_seen(self) -> str:
         # `first` is the smallest step after the rotation; the second greatest() adds one
         # more where the mark of a rotation would be left (contract, rule 5).
+        token = self._columns["token"]
+        stamp = (
+            "locked.at + case when"
+            " extract(microseconds from locked.expires_at - locked.at)::bigint % 1000000"
+            " = 0 then interval '1 microsecond' else interval '0' end"
+        )
+        digest = "b.digest" if self._is_digest() else f"('{PREFIX}' || b.digest)"
         return self._fill(
-            "with batch as (select * from unnest($1::{id_t}[], $2::{dig_t}[],"
-            " $3::timestamptz[]) as b(id, digest, at)),"
-            " locked as (select {id} as id, greatest(b.at,"
+            f"with batch as (select * from unnest({self._many(1, 'id')},"
+            " $2::text[], $3::timestamptz[]) as b(id, digest, at)),"
+            f" locked as (select {self._bare('id')} as id, greatest(b.at,"
             " least({expires_at} - $4::duration, now() + interval '1 minute')"
             " + interval '1 microsecond', case when b.at is null and {mark}"
             " then {last_activity_at} + interval '1 microsecond' end) as at,"
             " {expires_at} as expires_at"
-            " from {sessions} s join batch b on {id} = b.id and {token_digest} = b.digest"
-            " order by {id} for no key update of s)"
-            " update {sessions} s set {set.last_activity_at} = locked.at + case when"
-            " extract(microseconds from locked.expires_at - locked.at)::bigint % 1000000"
-            " = 0 then interval '1 microsecond' else interval '0' end"
-            " from locked where {id} = locked.id and {is_active}"
+            f" from {{sessions}} s join batch b on {self._bare('id')} = b.id"
+            f" and {self._bare('token')} = {digest}::{token.cast}"
+            f" order by {self._bare('id')} for no key update of s)"
+            f" update {{sessions}} s set {self._assign(last_activity_at=stamp)}"
+            f" from locked where {self._bare('id')} = locked.id and {{live}}"
             " and ({last_activity_at} is null or {last_activity_at} < locked.at)"
         )
 
-    def _prune(self) -> str:
+    def _touch_sliding(self) -> str | None:
+        slides = self.fitted.capabilities.sliding
+        assign = self._assign(
+            last_activity_at="greatest({last_activity_at}, locked.at)",
+            **({"expires_at": "greatest({expires_at}, {slid})"} if slides else {}),
+        )
+        if not assign:
+            return None
+        moves = ["{last_activity_at} is null or {last_activity_at} < locked.at"]
+        if "last_activity_at" not in self._columns:
+            moves = ["{expires_at} < {slid}"]
         return self._fill(
-            "with dead as (select {id} as id from {sessions} s where"
-            " case when {is_active} then least("
-            "{end}, {created_at} + $2::duration,"
+            f"with batch as (select * from unnest({self._many(1, 'id')},"
+            " $2::text[], $3::timestamptz[]) as b(id, digest, at)"
+            " where $4::interval is not null and $5::interval is not null"
+            " and $6::interval is not null),"
+            f" locked as (select {self._bare('id')} as id,"
+            " least(b.at, now() + interval '1 minute') as at"
+            f" from {{sessions}} s join batch b on {self._bare('id')} = b.id"
+            " where b.at is not null"
+            f" order by {self._bare('id')} for no key update of s)"
+            f" update {{sessions}} s set {assign} from locked"
+            f" where {self._bare('id')} = locked.id and {{live}}"
+            f" and {{expires_at}} > locked.at and ({' or '.join(moves)})"
+        )
+
+    def _is_digest(self) -> bool:
+        return self.fitted.shape.at_rest == "digest"
+
+    def _prune(self) -> str:
+        ended = [
+            n
+            for n in ("revoked_at", "last_activity_at", "expires_at")
+            if n in self._columns
+        ]
+        over = ", ".join(f"{{{name}}}" for name in ended)
+        return self._fill(
+            f"with dead as (select {self._bare('id')} as id from {{sessions}} s where"
+            f" {self._is_whole()}"
+            " case when {live} then least({end}, {created_at} + $2::duration,"
             " greatest({last_activity_at}, {created_at}) + $3::duration)"
-            " else coalesce({revoked_at}, {last_activity_at}, {expires_at}) end"
-            " < now() - $1::duration order by {id} limit $4 for update skip locked)"
-            " delete from {sessions} s using dead where {id} = dead.id"
+            f" else coalesce({over}) end"
+            f" < now() - $1::duration order by {self._bare('id')} limit $4"
+            " for update skip locked)"
+            f" delete from {{sessions}} s using dead where {self._bare('id')} = dead.id"
         )
 
 
-class _Bare:
-    """Columns without a table in front, for the left side of an assignment."""
+TRIGGERS = (
+    # Whether triggers of ours make every writer of the tables notify, at an UPDATE, a
+    # DELETE and a TRUNCATE (bits 16, 8 and 32 of ``tgtype``). Where there is no table of
+    # users, $2 is null.
+    "select count(*) = case when $2::text is null then 1 else 2 end as covered"
+    " from (select from pg_trigger t"
+    " join pg_proc p on p.oid = t.tgfoid where t.tgenabled in ('O', 'A')"
+    " and p.proname in ('handstamp_notify_session', 'handstamp_notify_user',"
+    " 'handstamp_notify_all')"
+    " and t.tgrelid in (to_regclass($1), to_regclass($2))"
+    " group by t.tgrelid having bit_or(t.tgtype) & 56 = 56) as heard"
+)
 
-    def __init__(self, names: dict[str, str]) -> None:
-        self.__dict__.update(names)
+
+@dataclass(frozen=True, slots=True)
+class Triggers:
+    """What the bus asks, and of which tables: sessions, and users if there are any."""
+
+    tables: tuple[str, str | None]
+    triggers: str = TRIGGERS
+
+
+def _reading(alias: str, field: str, spelling: Spelling | None, type: str) -> str:
+    """A column as an expression that reads it; NULL of its type where there is none."""
+    if spelling is None:
+        return f"null::{type}"
+    column = f"{alias}.{spelling.name}"
+    if spelling.required and field in _BLANK:
+        return f"nullif({column}::text, '')"
+    if spelling.naive:
+        return f"({column} at time zone 'utc')"
+    if type in ("text", "int8") and spelling.cast != type:
+        return f"{column}::{type}"
+    return column

@@ -6,8 +6,12 @@ a stored secret, byte by byte or otherwise.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,15 +20,19 @@ import asyncpg
 from handstamp.config import Policy
 from handstamp.core.clients import canonical_address
 from handstamp.core.records import NewSession, Record, Successor, Touch
-from handstamp.errors import LoginRefused
+from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Created, Ended
 from handstamp.stores.breaker import Breaker
+from handstamp.stores.catalog import read_table
 from handstamp.stores.channel import CHANNEL, Channel
 from handstamp.stores.database import Database
+from handstamp.stores.fitting import Fitted, capabilities_of, fit, is_value
 from handstamp.stores.lanes import Connection
 from handstamp.stores.listening import QUEUE_USAGE, QUIETLY, SPEAK, PostgresChannel
-from handstamp.stores.shapes import ULID_HASHED, TableShape
-from handstamp.stores.statements import Statements
+from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape, quoted
+from handstamp.stores.statements import Statements, Triggers
+
+logger = logging.getLogger("handstamp")
 
 T = TypeVar("T")
 
@@ -57,20 +65,26 @@ class TableStore:
         listen_dsn: str | None = None,
     ) -> None:
         self._shape = shape
-        self._sql = Statements(shape)
+        self._statements: Statements | None = None
         self._database = Database(dsn, width=pool_size, budget=budget, connect=connect)
         self._listening = Database(
             listen_dsn or dsn, width=1, budget=budget, connect=connect
         )
-        self._channel = PostgresChannel(self._database, self._listening, self._sql)
+        users = None if shape.users is None else quoted(shape.users.table)
+        self._channel = PostgresChannel(
+            self._database, self._listening, Triggers((quoted(shape.table), users))
+        )
+        self._upgrading: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"TableStore(table={self._shape.table!r})"
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything but trust levels."""
-        return Capabilities()
+        """What the table can do; what the shape says, before the table was looked at."""
+        if self._statements is None:
+            return capabilities_of(self._shape)
+        return self._statements.fitted.capabilities
 
     @property
     def queries(self) -> int:
@@ -88,8 +102,40 @@ class TableStore:
         return self._database.breaker
 
     async def open(self) -> None:
-        """Get ready on the running loop; connects nowhere."""
+        """Get ready on the running loop. Looks at the table if the database answers.
+
+        Raises :class:`ConfigError` for a table that the shape does not fit.
+        """
         self._database.open()
+        with suppress(SessionsUnavailable):
+            await self.ready()
+
+    async def ready(self) -> Capabilities:
+        """See :meth:`Store.ready`; reads the catalog, once."""
+        return (await self.statements()).fitted.capabilities
+
+    async def statements(self) -> Statements:
+        """The SQL for this table, once its catalog was read. Raises as :meth:`ready`."""
+        if self._statements is None:
+            self._statements = Statements(await self._fit())
+        return self._statements
+
+    async def _fit(self) -> Fitted:
+        shape = self._shape
+        async with self._database.looking() as connection:
+            table = await read_table(connection, quoted(shape.table))
+            users = None
+            if shape.users is not None:
+                users = await read_table(connection, quoted(shape.users.table))
+        fitted = fit(shape, table, users)
+        if fitted.missing:
+            logger.warning(
+                "%s has no column for %s: these features are off",
+                shape.table,
+                ", ".join(fitted.missing),
+                extra={"action": "features_off"},
+            )
+        return fitted
 
     async def close(self) -> None:
         """Let go of every connection, after at most a second."""
@@ -101,23 +147,72 @@ class TableStore:
         self._database.start_over()
         self._listening.start_over()
 
-    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
-        """See :meth:`Store.find`."""
-        rows = await self._database.look_up(self._sql.find, list(digests))
-        return [_record(row) for row in rows]
+    async def find(
+        self, digests: Sequence[str], texts: Sequence[str] = ()
+    ) -> Sequence[Record]:
+        """See :meth:`Store.find`; a token found in clear is replaced beside the request."""
+        sql = await self.statements()
+        if self._shape.at_rest == "digest":
+            asked = list(digests)
+        else:
+            asked = [PREFIX + digest for digest in digests]
+        if self._shape.at_rest == "plain":
+            asked += [text for text in texts if not text.startswith(PREFIX)]
+        rows = await self._look_up(sql.find, asked)
+        self._replace_plain(rows)
+        return list(map(self._record, rows))
+
+    def _replace_plain(self, rows: Sequence[asyncpg.Record]) -> None:
+        if self._shape.at_rest != "plain":
+            return
+        tokens = [str(row["token_digest"]) for row in rows]
+        plain = [token for token in tokens if not token.startswith(PREFIX)]
+        if plain:
+            task = asyncio.get_running_loop().create_task(self._upgrade(plain))
+            self._upgrading.add(task)
+            task.add_done_callback(self._upgrading.discard)
+
+    async def _upgrade(self, plain: Sequence[str]) -> None:
+        sql = await self.statements()
+        with suppress(SessionsUnavailable):  # the next use tries again
+            async with self._database.working() as connection:
+                self._database.queries += 1
+                await connection.execute(
+                    sql.upgrade, plain, [PREFIX + _digest(token) for token in plain]
+                )
 
     async def find_by_id(self, session_id: str) -> Record | None:
         """See :meth:`Store.find_by_id`."""
-        return _one(await self._look_up(self._sql.find_by_id, session_id))
+        found = await self.find_many([session_id])
+        return found[0] if found else None
 
     async def find_many(self, session_ids: Sequence[str]) -> Sequence[Record]:
         """See :meth:`Store.find_many`."""
-        rows = await self._look_up(self._sql.find_many, list(session_ids))
-        return [_record(row) for row in rows]
+        sql = await self.statements()
+        ids = [id for id in session_ids if self._is_id(sql, "id", id)]
+        rows = await self._look_up(sql.find_many, ids) if ids else []
+        return list(map(self._record, rows))
 
     async def find_by_refresh(self, digest: str) -> Record | None:
         """See :meth:`Store.find_by_refresh`; wants an index on the column."""
-        return _one(await self._look_up(self._sql.find_by_refresh, digest))
+        sql = await self.statements()
+        if sql.find_by_refresh is None:
+            return None
+        return self._one(await self._look_up(sql.find_by_refresh, digest))
+
+    @staticmethod
+    def _is_id(sql: Statements, field: str, text: str) -> bool:
+        """Whether the column could hold this at all: asking for what it could not is an
+        error of the database, and whoever sent it is a client."""
+        return is_value(sql.fitted.columns[field].cast, text)
+
+    async def new_id(self) -> str | None:
+        """See :meth:`Store.new_id`."""
+        sql = await self.statements()
+        if sql.next_id is None:
+            return None
+        rows = await self._database.fetch(sql.next_id)
+        return str(rows[0][0])
 
     async def create(self, new: NewSession, policy: Policy) -> Created:
         """See :meth:`Store.create`; one statement where nothing has to make room."""
@@ -129,6 +224,9 @@ class TableStore:
                 ended = await self._make_room(connection, new, policy, loud)
                 return Created(record=await self._insert(connection, new), ended=ended)
 
+        sql = await self.statements()
+        if not self._is_id(sql, "user_id", new.user_id):
+            raise LoginRefused("unknown_user")
         async with self._database.working() as connection:
             return await self._said(connection, insert)
 
@@ -160,9 +258,9 @@ class TableStore:
         if not leaving:
             return ()
         self._database.queries += 1
-        rows = await connection.fetch(
-            self._sql.revoke, leaving, "replaced by a new login", loud
-        )
+        sql = await self.statements()
+        leaving = [id for id in leaving if self._is_id(sql, "id", id)]
+        rows = await connection.fetch(sql.revoke, leaving, "replaced by a new login", loud)
         return tuple(map(_ended, rows))
 
     async def _surplus(
@@ -175,14 +273,16 @@ class TableStore:
         """The oldest sessions that must go; logins of one user come here one by one."""
         assert new.limit is not None  # noqa: S101 - the caller asked
         self._database.queries += 2
-        lock = f"{self._shape.table}:{_storable(new.user_id)}"
-        await connection.execute(self._sql.serialise, lock)
+        sql = await self.statements()
+        user = _storable(new.user_id)
+        await connection.execute(sql.serialise, f"{self._shape.table}:", user)
         rows = await connection.fetch(
-            self._sql.live,
+            sql.live,
             _storable(new.user_id),
             policy.absolute_ttl,
             policy.idle_ttl,
             policy.end_on_password_change,
+            not sql.fitted.capabilities.absolute,
         )
         live = [id for row in rows if (id := row["id"].rstrip()) not in leaving]
         surplus = max(0, len(live) - new.limit + 1)
@@ -192,35 +292,51 @@ class TableStore:
 
     async def _insert(self, connection: Connection, new: NewSession) -> Record:
         self._database.queries += 1
-        row = await connection.fetchrow(
-            self._sql.create,
-            new.id,
-            _storable(new.user_id),
-            new.token_digest,
-            new.refresh_digest,
-            canonical_address(new.client.address) or NOWHERE,
-            _storable(new.client.user_agent_hash)[:LONGEST_HASH],
-            _storable(new.client.fingerprint or "")[:LONGEST_HASH] or None,
-            new.session_ttl,
-            new.refresh_ttl,
-            new.longest,
-        )
+        sql, client = await self.statements(), new.client
+        address = canonical_address(client.address)
+        if address is None and sql.fitted.address_is_required:
+            address = NOWHERE
+        try:
+            row = await connection.fetchrow(
+                sql.create,
+                new.id,
+                _storable(new.user_id),
+                new.token_digest,
+                new.refresh_digest,
+                address,
+                _storable(client.user_agent_hash)[:LONGEST_HASH],
+                _storable(client.fingerprint or "")[:LONGEST_HASH] or None,
+                new.session_ttl,
+                new.refresh_ttl,
+                new.longest,
+                client.user_agent and _storable(client.user_agent),
+                client.location and _storable(client.location),
+            )
+        except asyncpg.ForeignKeyViolationError:
+            raise LoginRefused("unknown_user") from None
         if row is None:
-            raise await self._refusal(connection, new.user_id)
-        return _record(row)
+            raise await self._refusal(connection, sql, new.user_id)
+        return self._record(row)
 
-    async def _refusal(self, connection: Connection, user_id: str) -> LoginRefused:
+    async def _refusal(
+        self, connection: Connection, sql: Statements, user_id: str
+    ) -> LoginRefused:
+        if sql.refusal is None:
+            return LoginRefused("unknown_user")
         self._database.queries += 1
-        row = await connection.fetchrow(self._sql.refusal, _storable(user_id))
+        row = await connection.fetchrow(sql.refusal, _storable(user_id))
         if row is None:
             return LoginRefused("unknown_user")
         return LoginRefused("user_locked" if row["active"] else "user_disabled")
 
     async def rotate(self, step: Successor) -> Record | None:
         """See :meth:`Store.rotate`."""
-        return _one(
+        sql = await self.statements()
+        if sql.rotate is None or not self._is_id(sql, "id", step.id):
+            return None
+        return self._one(
             await self._fetch(
-                self._sql.rotate,
+                sql.rotate,
                 step.id,
                 step.presented,
                 step.token_digest,
@@ -233,23 +349,34 @@ class TableStore:
 
     async def redate(self, step: Successor) -> Record | None:
         """See :meth:`Store.redate`."""
-        rows = await self._fetch(
-            self._sql.redate, step.id, step.presented, step.session_ttl
-        )
-        return _one(rows)
+        sql = await self.statements()
+        if sql.redate is None or not self._is_id(sql, "id", step.id):
+            return None
+        rows = await self._fetch(sql.redate, step.id, step.presented, step.session_ttl)
+        return self._one(rows)
+
+    async def raise_level(self, session_id: str, level: int) -> Record | None:
+        """See :meth:`Store.raise_level`."""
+        sql = await self.statements()
+        if sql.raise_level is None or not self._is_id(sql, "id", session_id):
+            return None
+        return self._one(await self._fetch(sql.raise_level, session_id, level))
 
     async def revoke(
         self, session_id: str, *, reason: str, user_id: str | None = None
     ) -> Ended | None:
         """See :meth:`Store.revoke`."""
-        wanted, why = _storable(session_id), _reason(reason)
+        why, sql = _reason(reason), await self.statements()
+        if not self._is_id(sql, "id", session_id):
+            return None
+        if user_id is not None and not self._is_id(sql, "user_id", user_id):
+            return None
 
         async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
             self._database.queries += 1
             if user_id is None:
-                return await connection.fetch(self._sql.revoke, [wanted], why, loud)
-            owner = _storable(user_id)
-            return await connection.fetch(self._sql.revoke_own, wanted, why, loud, owner)
+                return await connection.fetch(sql.revoke, [session_id], why, loud)
+            return await connection.fetch(sql.revoke_own, session_id, why, loud, user_id)
 
         async with self._database.working() as connection:
             rows = await self._said(connection, end)
@@ -259,13 +386,18 @@ class TableStore:
         self, user_id: str, *, reason: str, keep: str | None = None
     ) -> Sequence[Ended]:
         """See :meth:`Store.revoke_user`; one message, however many sessions end."""
-        values = _storable(user_id), _reason(reason), keep and _storable(keep)
+        sql = await self.statements()
+        if not self._is_id(sql, "user_id", user_id):
+            return []
+        if keep is not None and not self._is_id(sql, "id", keep):
+            keep = None
+        values = user_id, _reason(reason), keep
 
         async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
             self._database.queries += 3
             async with connection.transaction():
                 await connection.execute(QUIETLY)
-                rows = await connection.fetch(self._sql.revoke_user, *values)
+                rows = await connection.fetch(sql.revoke_user, *values)
                 if rows and loud:
                     await connection.execute(SPEAK, CHANNEL, f"u:{_ended(rows[0]).user_id}")
                 return rows
@@ -276,28 +408,41 @@ class TableStore:
 
     async def list_for_user(self, user_id: str) -> Sequence[Record]:
         """See :meth:`Store.list_for_user`; at most a thousand."""
-        return [_record(r) for r in await self._fetch(self._sql.list_for_user, user_id)]
+        sql = await self.statements()
+        if not self._is_id(sql, "user_id", user_id):
+            return []
+        return list(map(self._record, await self._fetch(sql.list_for_user, user_id)))
 
-    async def touch(self, touches: Sequence[Touch], session_ttl: timedelta) -> int:
+    async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
         """See :meth:`Store.touch`."""
-        ordered = sorted(touches, key=lambda touch: touch.session_id)
+        sql = await self.statements()
+        if sql.touch is None:
+            return 0
+        able = [t for t in touches if self._is_id(sql, "id", t.session_id)]
+        ordered = sorted(able, key=lambda touch: touch.session_id)
+        limits = (
+            [policy.session_ttl]
+            if sql.fitted.capabilities.refresh
+            else [policy.refresh_ttl, policy.browser_ttl, policy.absolute_ttl]
+        )
         async with self._database.working() as connection:
             self._database.queries += 1
             status = await connection.execute(
-                self._sql.touch,
-                [_storable(touch.session_id) for touch in ordered],
+                sql.touch,
+                [touch.session_id for touch in ordered],
                 [_storable(touch.token_digest) for touch in ordered],
                 [touch.at for touch in ordered],
-                session_ttl,
+                *limits,
             )
         return _count(status)
 
     async def prune(self, policy: Policy, *, batch: int) -> int:
         """See :meth:`Store.prune`."""
+        sql = await self.statements()
         async with self._database.working() as connection:
             self._database.queries += 1
             status = await connection.execute(
-                self._sql.prune,
+                sql.prune,
                 policy.retention,
                 policy.absolute_ttl,
                 policy.idle_ttl,
@@ -309,6 +454,27 @@ class TableStore:
         """See :meth:`Store.ping`."""
         await self._look_up("select 1")
 
+    def _record(self, row: asyncpg.Record) -> Record:
+        values = dict(row)
+        values.pop("said", None)
+        token = str(values["token_digest"])
+        if self._shape.at_rest != "digest":
+            in_clear = not token.startswith(PREFIX)
+            token = _digest(token) if in_clear else token.removeprefix(PREFIX)
+        able = self.capabilities
+        return Record(
+            **values
+            | {
+                "token_digest": token,
+                "address": _address(values["address"]),
+                "slides": able.sliding,
+                "dateless": not able.absolute,
+            }
+        )
+
+    def _one(self, rows: Sequence[asyncpg.Record]) -> Record | None:
+        return self._record(rows[0]) if rows else None
+
     async def _fetch(self, sql: str, *values: object) -> list[asyncpg.Record]:
         return await self._database.fetch(sql, *map(_bindable, values))
 
@@ -316,26 +482,17 @@ class TableStore:
         return await self._database.look_up(sql, *map(_bindable, values))
 
 
-def _record(row: asyncpg.Record) -> Record:
-    values = dict(row)
-    for name in ("id", "user_id", "token_digest", "refresh_digest", "fingerprint"):
-        if values[name] is not None:
-            values[name] = str(values[name]).rstrip()  # character(n) comes padded
-    values["address"] = _address(values["address"])
-    return Record(**values)
-
-
 def _address(value: object) -> str | None:
     text = None if value is None else str(value).partition("/")[0]
     return None if text == NOWHERE else text
 
 
-def _one(rows: Sequence[asyncpg.Record]) -> Record | None:
-    return _record(rows[0]) if rows else None
-
-
 def _ended(row: asyncpg.Record) -> Ended:
     return Ended(id=str(row["id"]).rstrip(), user_id=str(row["user_id"]).rstrip())
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _reason(text: str) -> str:

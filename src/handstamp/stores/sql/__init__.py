@@ -2,7 +2,8 @@
 
 The files are plain SQL. A line ``-- name: KIND NAME [on TABLE]`` begins each
 statement, and ``-- needs: TABLE.COLUMN ...`` may follow it. Nothing in them names
-a schema: the connection's search path decides.
+a schema, so that the connection's search path decides; only the tables of Supabase Auth
+are always in theirs, and never made here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
-_HEAD = re.compile(r"-- name: (?P<kind>\w+) (?P<name>\w+)(?: on (?P<relation>\w+))?\n")
+_HEAD = re.compile(r"-- name: (?P<kind>\w+) (?P<name>\w+)(?: on (?P<relation>[\w.]+))?\n")
 _NEEDS = re.compile(r"-- needs: (?P<columns>.+)\n")
 
 
@@ -53,6 +54,8 @@ def statements(shape: str, *, trigger: bool = False) -> list[Statement]:
     if trigger:
         text += "\n" + (folder / "trigger" / f"{shape}.sql").read_text("utf-8")
     heads = list(_HEAD.finditer(text))
+    if not heads:
+        return []  # Supabase Auth makes its tables itself
     ends = [head.start() for head in heads[1:]] + [len(text)]
     return [
         _statement(head, text[head.end() : end])
@@ -82,5 +85,5 @@ def _statement(head: re.Match[str], body: str) -> Statement:
 
 
 def _columns(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = (name.split(".") for name in text.split())
+    pairs = (name.rsplit(".", 1) for name in text.split())
     return tuple((table, column) for table, column in pairs)

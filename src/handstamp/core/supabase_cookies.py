@@ -1,0 +1,230 @@
+"""The cookie of ``@supabase/ssr``: its name, what is in it, and how it is written.
+
+Rule 1. The value is ``base64-`` and the base64url of a JSON object, without padding. A
+value without that prefix is the JSON itself. Whatever is neither is no session: it is
+treated as absent, and never an error.
+Rule 2. Of the object only the two tokens are believed, and those only as claims to be
+checked. ``expires_at`` must be there, for without it auth-js takes it for no session;
+the ``user`` in it is whatever its holder wrote.
+Rule 3. A value above 3180 characters is cut into ``name.0``, ``name.1``, … of that many.
+What came with the request and is not written again is removed, so that no old piece is
+ever read as part of a new value.
+Rule 4. Removals stand before what is set. With a domain, each removal is written twice,
+without it and with it, for a cookie of the time before the domain would shadow ours.
+Rule 5. A cookie that came with the value it would get is not written again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from handstamp.config import Cookies, SameSite
+from handstamp.core.cookies import LONGEST_AGE
+from handstamp.errors import ConfigError
+
+MOST_CHARACTERS = 3180
+"""In one cookie; the rest goes into the next."""
+LONGEST_ACCESS_TOKEN = 32 * 1024
+LONGEST_REFRESH_TOKEN = 256
+NO_STORE = (
+    (b"cache-control", b"private, no-cache, no-store, must-revalidate, max-age=0"),
+    (b"expires", b"0"),
+    (b"pragma", b"no-cache"),
+)
+"""The headers that ``@supabase/ssr`` puts beside every cookie it writes."""
+
+_PREFIX = "base64-"
+_LATEST = 253_402_300_799  # the last second a datetime holds
+_IGNORED = str.maketrans("", "", " \t\r\n=")
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+_HOST = re.compile(r"[a-z0-9._-]+")
+
+Came = Mapping[str, str | None]
+"""The cookies of our names a request had: name -> value, None where it had several."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CookieSession:
+    """What the cookie claims: two tokens, neither of them checked.
+
+    ``expires_at`` is in seconds since 1970, or None when it is no such number. ``user``
+    may be written back as it is, and must not be believed.
+    """
+
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    expires_at: int | None = None
+    user: Mapping[str, object] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupabaseCookie:
+    """Name and attributes of the cookie; ``maxAge`` is always 400 days.
+
+    The attributes are stricter than those of ``@supabase/ssr``. Where supabase-js in the
+    browser reads the cookie too, ``http_only`` must be off, as it is there; on plain
+    http ``secure`` must be off. Raises :class:`ConfigError` for a combination that
+    browsers would drop.
+    """
+
+    name: str
+    http_only: bool = True
+    secure: bool = True
+    same_site: SameSite = "Lax"
+    path: str = "/"
+    domain: str | None = None
+
+    def __post_init__(self) -> None:
+        Cookies(
+            session_name=self.name,
+            refresh_name=f"{self.name}.0",
+            same_site=self.same_site,
+            secure=self.secure,
+            path=self.path,
+            domain=self.domain,
+        )
+
+
+def storage_key(url: str) -> str:
+    """The cookie's name for a project's URL, such as ``sb-abcd-auth-token``.
+
+    Raises :class:`ConfigError` for a text that is no http(s) URL, or whose host makes no
+    cookie name.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host = parts.hostname or ""
+    except ValueError:
+        raise ConfigError(f"{url[:200]!r} is no URL") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError(f"{url[:200]!r} is no http or https URL")
+    if not _HOST.fullmatch(host):
+        raise ConfigError(f"the host of {url[:200]!r} makes no cookie name: give the name")
+    return f"sb-{host.partition('.')[0]}-auth-token"
+
+
+def encode_session(session: Mapping[str, object]) -> str:
+    """The cookie's whole value for a session object, as JavaScript would write it.
+
+    Raises ValueError or TypeError for what is no JSON.
+    """
+    text = json.dumps(session, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Half of a surrogate pair has no UTF-8; escaped it is \udXXX, as in JavaScript.
+    raw = text.encode("utf-8", "backslashreplace")
+    return _PREFIX + urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def decode_session(value: str) -> CookieSession | None:
+    """The session in a cookie's whole value, or None where there is none (rule 1)."""
+    try:
+        fields = json.loads(_json_of(value), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict) or "expires_at" not in fields:
+        return None
+    access = _token(fields.get("access_token"), LONGEST_ACCESS_TOKEN)
+    refresh = _token(fields.get("refresh_token"), LONGEST_REFRESH_TOKEN)
+    if access is None or refresh is None:
+        return None
+    user = fields.get("user")
+    return CookieSession(
+        access_token=access,
+        refresh_token=refresh,
+        expires_at=_seconds(fields["expires_at"]),
+        user=user if isinstance(user, dict) else None,
+    )
+
+
+def cut(name: str, value: str) -> dict[str, str]:
+    """The cookies that carry ``value``, by name. It needs no percent-encoding: it is
+    what :func:`encode_session` gives."""
+    if len(value) <= MOST_CHARACTERS:
+        return {name: value}
+    starts = range(0, len(value), MOST_CHARACTERS)
+    pieces = (value[start : start + MOST_CHARACTERS] for start in starts)
+    return {f"{name}.{number}": piece for number, piece in enumerate(pieces)}
+
+
+def is_piece(cookie: str, name: str) -> bool:
+    """Whether a cookie of this name is ``name``, or one of its pieces."""
+    return re.fullmatch(re.escape(name) + r"(\.(0|[1-9][0-9]*))?", cookie) is not None
+
+
+class SupabaseCookieWriter:
+    """Renders the values of Set-Cookie headers, as bytes.
+
+    Whoever puts them on a response puts :data:`NO_STORE` beside them.
+    """
+
+    __slots__ = ("_gone", "_gone_here", "_kept", "_name")
+
+    def __init__(self, cookie: SupabaseCookie) -> None:
+        self._name = cookie.name
+        age = int(LONGEST_AGE.total_seconds())
+        self._kept = _attributes(cookie, age, cookie.domain)
+        self._gone = _attributes(cookie, 0, cookie.domain)
+        self._gone_here = _attributes(cookie, 0, None) if cookie.domain else None
+
+    def session(self, session: Mapping[str, object], came: Came) -> list[bytes]:
+        """The lines that make ``session`` the content of the cookie, over what came."""
+        pieces = cut(self._name, encode_session(session))
+        stale = [n for n in came if is_piece(n, self._name) and n not in pieces]
+        changed = [n for n, value in pieces.items() if came.get(n) != value]
+        kept = [f"{n}={pieces[n]}{self._kept}".encode("ascii") for n in changed]
+        return self._removals(stale) + kept
+
+    def clear(self, came: Came) -> list[bytes]:
+        """The lines that remove every cookie that came; none for a request without."""
+        return self._removals(came)
+
+    def _removals(self, names: Iterable[str]) -> list[bytes]:
+        tails = [self._gone] if self._gone_here is None else [self._gone_here, self._gone]
+        names = list(names)
+        return [f"{name}={tail}".encode("ascii") for tail in tails for name in names]
+
+
+def _attributes(cookie: SupabaseCookie, age: int, domain: str | None) -> str:
+    parts = [f"Max-Age={age}"]
+    if domain:
+        parts.append(f"Domain={domain}")
+    parts.append(f"Path={cookie.path}")
+    if cookie.http_only:
+        parts.append("HttpOnly")
+    if cookie.secure:
+        parts.append("Secure")
+    parts.append(f"SameSite={cookie.same_site}")
+    return "; " + "; ".join(parts)
+
+
+def _json_of(value: str) -> str:
+    """The JSON text in a value; raises ValueError for base64 that is none."""
+    if not value.startswith(_PREFIX):
+        return value
+    text = value[len(_PREFIX) :].translate(_IGNORED)
+    if not _BASE64URL.fullmatch(text):
+        raise ValueError("this is no base64url")
+    if len(text) % 4 == 1:  # six bits make no byte; JavaScript's decoder drops them
+        text = text[:-1]
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("utf-8")
+
+
+def _token(value: object, longest: int) -> str | None:
+    if not isinstance(value, str) or not value.isascii():
+        return None
+    return value if 0 < len(value) <= longest else None
+
+
+def _seconds(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value <= _LATEST else None
+
+
+def _refuse(constant: str) -> object:
+    # Python's reader takes NaN and Infinity, JavaScript's does not.
+    raise ValueError("this is no JSON")

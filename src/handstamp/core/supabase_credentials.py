@@ -1,0 +1,170 @@
+"""Request headers -> what a request claims by the cookie of ``@supabase/ssr``.
+
+Rule 1. A cookie of the name itself counts before its pieces; otherwise ``name.0``,
+``name.1``, … are joined up to the first that is missing or empty.
+Rule 2. Order decides nothing: where a name came several times, as after a change of the
+cookie's domain, each value is a candidate, at most four, and more of them are none. Of
+pieces, the first of each belong together, then the second of each, and so on.
+Rule 3. Percent escapes are undone as JavaScript's cookie package does it: all, or none
+where one is wrong. Only space and tab are trimmed.
+Rule 4. Several Cookie headers are one. At most 64 KiB are looked at, in linear time.
+Rule 5. At most 32 names are remembered as sent, for each may become a line of the
+response: a stranger's cookies must not make it larger than proxies take.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from handstamp.core.credentials import MOST_CANDIDATES, RawHeaders
+from handstamp.core.supabase_cookies import Came, CookieSession, decode_session
+
+MOST_BYTES = 64 * 1024
+"""A session may hold the user's metadata, so its cookie is larger than one of ours."""
+MOST_NAMES = 32
+
+_NUMBER = rb"(?:\.(?:0|[1-9][0-9]{0,8}))?"
+_NEIGHBOURS = rb"(?:-(?:flow-[A-Za-z0-9_-]{8,64}-|flows-)?code-verifier|-user)?"
+_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_BEARER = re.compile(rb"bearer +([A-Za-z0-9._-]+) *", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupabaseCredentials:
+    """What a request claims; nothing in it is checked.
+
+    ``sessions`` are the candidates of the cookie, ``bearer`` is an access token that
+    came in their place. ``came`` are the cookies that the request had under our names
+    and those auth-js keeps beside them: what a writer needs to know.
+    """
+
+    sessions: tuple[CookieSession, ...] = ()
+    bearer: str | None = field(default=None, repr=False)
+    came: Came = field(default_factory=dict, repr=False)
+
+    @property
+    def sent(self) -> bool:
+        """Whether the request carried anything of ours, well formed or not."""
+        return self.bearer is not None or bool(self.came)
+
+    @property
+    def ambient(self) -> bool:
+        """Whether a browser attached it by itself, so that another site may be behind
+        the request."""
+        return self.bearer is None and bool(self.came)
+
+    def __bool__(self) -> bool:
+        return self.bearer is not None or bool(self.sessions)
+
+
+NOTHING_OF_SUPABASE = SupabaseCredentials()
+
+
+class SupabaseCookieReader:
+    """Reads the cookie ``name`` out of raw request headers; compiled once."""
+
+    __slots__ = ("_name", "_needle", "_pattern")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._needle = name.encode()
+        self._pattern = re.compile(
+            rb"(?:^|;)[ \t]*(" + re.escape(self._needle) + _NEIGHBOURS + _NUMBER + rb")"
+            rb"=([^;]*)"
+        )
+
+    def sole(self, header: bytes) -> bytes | None:
+        """The whole value as it came, where nothing about it is unusual, else None.
+
+        The short way for the request of every day, and what may be remembered of it:
+        one value is always one session. :meth:`read` finds the session that is in it.
+        """
+        if len(header) > MOST_BYTES:
+            return None
+        before, *parts = header.split(self._needle)
+        values = []
+        for number, part in enumerate(parts):
+            start = b"=" if len(parts) == 1 and part[:1] == b"=" else b".%d=" % number
+            if (before and before[-2:] != b"; ") or not part.startswith(start):
+                return None
+            values.append(part[len(start) :].partition(b";")[0].strip(b" \t"))
+            before = part
+        whole = b"".join(values)
+        if not all(values) or not whole.startswith(b"base64-") or b"%" in whole:
+            return None
+        return whole
+
+    def read(self, headers: RawHeaders, *, bearer: bool = True) -> SupabaseCredentials:
+        """Everything in ``headers`` that claims to be a session.
+
+        ``headers`` are pairs of bytes, names in any case. With ``bearer``, an
+        ``Authorization: Bearer`` header replaces the cookie altogether.
+        """
+        cookie, authorization = _pick(headers)
+        if bearer and authorization is not None:
+            match = _BEARER.fullmatch(authorization)
+            if match is not None:
+                return SupabaseCredentials(bearer=match[1].decode("ascii"))
+        found = self._pattern.findall(cookie)
+        if not found:
+            return NOTHING_OF_SUPABASE
+        values: dict[str, list[str]] = {}
+        for name, raw in found:
+            values.setdefault(name.decode("ascii"), []).append(_unescaped(raw))
+        return SupabaseCredentials(sessions=self._candidates(values), came=_came(values))
+
+    def _candidates(self, values: Mapping[str, list[str]]) -> tuple[CookieSession, ...]:
+        whole = [value for value in values.get(self._name, ()) if value]
+        texts = dict.fromkeys(whole or self._joined(values))
+        if len(texts) > MOST_CANDIDATES:
+            return ()
+        sessions = map(decode_session, texts)
+        return tuple(session for session in sessions if session is not None)
+
+    def _joined(self, values: Mapping[str, list[str]]) -> list[str]:
+        times = len(values.get(f"{self._name}.0", ()))
+        joined = ("".join(self._pieces(values, time)) for time in range(times))
+        return [text for text in joined if text]
+
+    def _pieces(self, values: Mapping[str, list[str]], time: int) -> Iterator[str]:
+        for number in range(len(values)):
+            piece = values.get(f"{self._name}.{number}", [])[time : time + 1]
+            if not piece or not piece[0]:
+                return
+            yield piece[0]
+
+
+def _pick(headers: RawHeaders) -> tuple[bytes, bytes | None]:
+    crumbs: list[bytes] = []
+    authorization = None
+    for name, value in headers:
+        lowered = bytes(name).lower()
+        if lowered == b"cookie":
+            crumbs.append(bytes(value))
+        elif lowered == b"authorization":
+            authorization = bytes(value)
+    return b"; ".join(crumbs)[:MOST_BYTES], authorization
+
+
+def _unescaped(raw: bytes) -> str:
+    text = raw.strip(b" \t").decode("latin-1")
+    if "%" not in text or _ESCAPE.search(text):
+        return text
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text
+
+
+def _came(values: Mapping[str, list[str]]) -> Came:
+    names = list(values)
+    if len(names) > MOST_NAMES:  # the lowest numbers are the likeliest to be read
+        names = sorted(names, key=len)[:MOST_NAMES]
+    return {name: _only(values[name]) for name in names}
+
+
+def _only(values: list[str]) -> str | None:
+    return values[0] if len(set(values)) == 1 else None

@@ -1,0 +1,224 @@
+"""A shape and a real table: whether they fit, and how each column is to be spelled.
+
+Rule 1. What is needed and missing, or of a type handstamp cannot bind, is refused, with
+the reason and the DDL that mends it.
+Rule 2. A table that would be dangerous is refused (:mod:`handstamp.stores.dangers`).
+Rule 3. Anything else that is missing switches a feature off, and is reported.
+Rule 4. A ``timestamp without time zone`` holds UTC; it is read and written as such.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from handstamp.errors import ConfigError
+from handstamp.stores.base import Capabilities
+from handstamp.stores.catalog import Column, Table
+from handstamp.stores.dangers import check, refuse
+from handstamp.stores.shapes import TableShape, UsersTable, quoted
+
+_TEXT = frozenset({"text", "varchar", "bpchar"})
+_IDS = _TEXT | {"uuid", "int2", "int4", "int8"}
+_TIMES = frozenset({"timestamptz", "timestamp"})
+_ALLOWED: Mapping[str, frozenset[str]] = {
+    "id": _IDS,
+    "user_id": _IDS,
+    "token": _TEXT,
+    "refresh_token": _TEXT,
+    "address": _TEXT | {"inet"},
+    "is_active": frozenset({"bool"}),
+    "level": frozenset({"int2", "int4", "int8"}),
+}
+_BEST: Mapping[str, str] = {"is_active": "boolean", "level": "integer"}
+"""The type to propose for a field whose column has a type that cannot be used."""
+_EPOCHS = frozenset({"int4", "int8", "numeric", "float4", "float8"})
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """One column as SQL: its quoted name, the type to which bound text is cast, whether
+    it is a timestamp without time zone, and how many characters it takes."""
+
+    name: str
+    cast: str
+    naive: bool = False
+    length: int | None = None
+    required: bool = False
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds texts."""
+        return self.cast in ("text", "bpchar")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A shape as it fits the table that is there.
+
+    ``missing`` are the fields of the shape whose columns the table does not have.
+    ``next_id`` is an SQL expression for ids that come from the database.
+    """
+
+    shape: TableShape
+    columns: Mapping[str, Spelling]
+    users: Mapping[str, Spelling] | None
+    missing: tuple[str, ...]
+    next_id: str | None
+    address_is_required: bool
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is left of the features."""
+        return capabilities_of(self.shape)
+
+
+def capabilities_of(shape: TableShape) -> Capabilities:
+    """What a table of this shape can do."""
+    users = shape.users
+    return Capabilities(
+        refresh=shape.rotates,
+        sliding=not shape.rotates and shape.created_at is not None,
+        activity=shape.last_activity_at is not None,
+        absolute=shape.created_at is not None,
+        user_status=users is not None and users.is_active is not None,
+        password_change=users is not None and users.password_changed_at is not None,
+        level=shape.level is not None,
+        fingerprint=shape.fingerprint is not None,
+        plain=shape.at_rest == "plain",
+    )
+
+
+def fit(shape: TableShape, table: Table | None, users: Table | None) -> Fitted:
+    """How ``shape`` fits. Raises :class:`ConfigError` where it must not be used."""
+    if table is None:
+        raise ConfigError(
+            f"there is no table {shape.table}: create it (handstamp init), or name it in "
+            "TableShape(table=…)"
+        )
+    shape, missing = _without_missing(shape, table, users)
+    columns = {
+        name: _spelling(shape.table, name, table.columns[column])
+        for name, column in _columns(shape).items()
+    }
+    check(shape, table, _columns(shape))
+    own = table.columns[shape.id]
+    return Fitted(
+        shape=shape,
+        columns=columns,
+        users=_users(shape.users, users),
+        missing=missing,
+        next_id=_next_id(shape, own),
+        address_is_required=bool(shape.address and table.columns[shape.address].required),
+    )
+
+
+def _columns(shape: TableShape | UsersTable) -> dict[str, str]:
+    apart = {"table", "at_rest", "new_id", "users"}
+    named = {f.name: getattr(shape, f.name) for f in fields(shape) if f.name not in apart}
+    return {field: column for field, column in named.items() if column is not None}
+
+
+def _without_missing(
+    shape: TableShape, table: Table, users: Table | None
+) -> tuple[TableShape, tuple[str, ...]]:
+    missing = [n for n, c in _columns(shape).items() if c not in table.columns]
+    for needed in ("id", "user_id", "token", "expires_at"):
+        if needed in missing:
+            raise ConfigError(
+                f"table {shape.table} has no column {getattr(shape, needed)}: name the "
+                f"one that holds it in TableShape({needed}=…)"
+            )
+    wanted = shape.refresh_token is not None
+    shape = replace(shape, **dict.fromkeys(missing))  # type: ignore[arg-type]
+    if not shape.rotates:
+        shape = replace(shape, refresh_token=None, refresh_expires_at=None)
+        missing += ["refresh_token"] if wanted else []
+    if shape.users is None:
+        return shape, tuple(dict.fromkeys(missing))
+    if users is None or shape.users.id not in users.columns:
+        return replace(shape, users=None), (*dict.fromkeys(missing), "users")
+    absent = [n for n, c in _columns(shape.users).items() if c not in users.columns]
+    kept = replace(shape.users, **dict.fromkeys(absent))  # type: ignore[arg-type]
+    told = (*dict.fromkeys(missing), *(f"users.{name}" for name in absent))
+    return replace(shape, users=kept), told
+
+
+def _users(shape: UsersTable | None, table: Table | None) -> Mapping[str, Spelling] | None:
+    if shape is None or table is None:
+        return None
+    return {
+        name: _spelling(shape.table, name, table.columns[column])
+        for name, column in _columns(shape).items()
+    }
+
+
+def types_of(field: str) -> frozenset[str]:
+    """The types that the column may have which a shape names for this field."""
+    is_time = field.endswith(("_at", "_until"))
+    return _ALLOWED.get(field, _TIMES if is_time else _TEXT)
+
+
+def _spelling(table: str, field: str, column: Column) -> Spelling:
+    is_time = field.endswith(("_at", "_until"))
+    allowed = types_of(field)
+    if column.type not in allowed:
+        raise refuse(
+            f"{table}.{column.name}",
+            f"is of type {column.type}, and handstamp needs one of "
+            f"{', '.join(sorted(allowed))} for {field}=",
+            _conversion(table, field, column, is_time=is_time),
+        )
+    cast = "text" if column.type == "varchar" else column.type
+    return Spelling(
+        name=quoted(column.name),
+        cast=cast,
+        naive=column.type == "timestamp",
+        length=column.length,
+        required=column.required,
+    )
+
+
+def _conversion(table: str, field: str, column: Column, *, is_time: bool) -> str:
+    """The DDL that gives a column a type handstamp can use, its values kept."""
+    name = quoted(column.name)
+    best = "timestamptz" if is_time else _BEST.get(field, "text")
+    value = f"{name}::text" if best == "text" else f"{name}::text::{best}"
+    if is_time and column.type in _EPOCHS:
+        value = f"to_timestamp({name})"
+    elif column.type == "bytea":
+        value = f"encode({name}, 'hex')"
+    alter = f"alter table {quoted(table)} alter column {name}"
+    return f"{alter} drop default, alter column {name} type {best} using {value}"
+
+
+def _next_id(shape: TableShape, column: Column) -> str | None:
+    if shape.new_id != "database" or shape.id == shape.token:
+        return None
+    if column.sequence is not None:
+        literal = column.sequence.replace("'", "''")
+        return f"nextval('{literal}')"
+    if column.default is not None:
+        return column.default
+    raise ConfigError(
+        f"{shape.table}.{column.name} has no default to take new ids from: give it one, or "
+        'set new_id="ulid" or new_id="uuid"'
+    )
+
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_BITS = {"int2": 15, "int4": 31, "int8": 63}
+_LONGEST_ID = 255
+_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
+
+
+def is_value(cast: str, text: str) -> bool:
+    """Whether ``text`` is a value of a column of this type, as far as an id can be."""
+    if cast == "uuid":
+        return bool(_UUID.fullmatch(text))
+    if cast in _BITS:
+        most = 1 << _BITS[cast]
+        return bool(_INTEGER.fullmatch(text)) and -most <= int(text) < most
+    return len(text) <= _LONGEST_ID and not _UNSTORABLE.search(text)

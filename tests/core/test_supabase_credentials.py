@@ -1,0 +1,347 @@
+"""Request headers -> the session in the cookie of `@supabase/ssr`."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from handstamp.core.supabase_cookies import (
+    SupabaseCookie,
+    SupabaseCookieWriter,
+    cut,
+    decode_session,
+    encode_session,
+)
+from handstamp.core.supabase_credentials import (
+    MOST_BYTES,
+    MOST_NAMES,
+    NOTHING_OF_SUPABASE,
+    SupabaseCookieReader,
+    SupabaseCredentials,
+)
+
+NAME = "sb-abcd-auth-token"
+READER = SupabaseCookieReader(NAME)
+
+
+def session(access: str = "a.b.c", size: int = 0) -> dict[str, object]:
+    """A session object, padded to about this many bytes."""
+    user = {"n": "x" * size}
+    return {"access_token": access, "refresh_token": "r", "expires_at": 1, "user": user}
+
+
+def header(cookies: dict[str, str]) -> bytes:
+    """A Cookie header as a browser sends it."""
+    return "; ".join(f"{name}={value}" for name, value in cookies.items()).encode()
+
+
+def read(*cookies: bytes) -> SupabaseCredentials:
+    """What the reader makes of these Cookie headers."""
+    return READER.read([(b"cookie", cookie) for cookie in cookies])
+
+
+def tokens(found: SupabaseCredentials) -> list[str]:
+    """The access tokens that are candidates."""
+    return [candidate.access_token for candidate in found.sessions]
+
+
+VALUE = encode_session(session())
+LARGE = encode_session(session("large", 9000))
+ONE = f"{NAME}={VALUE}".encode()
+PIECES = header(cut(NAME, LARGE))
+
+
+def test_a_single_cookie_is_read() -> None:
+    """Whatever stands around it."""
+    found = read(b"theme=dark; " + ONE + b"; lang=en")
+    assert found.sessions == (decode_session(VALUE),)
+    assert found.came == {NAME: VALUE}
+    assert found.sent
+    assert found.ambient
+    assert found
+
+
+def test_pieces_are_joined() -> None:
+    """In the order of their numbers, not of the header."""
+    parts = PIECES.split(b"; ")
+    assert len(parts) > 2
+    assert tokens(read(b"; ".join(reversed(parts)))) == ["large"]
+    assert set(read(PIECES).came) == {f"{NAME}.{n}" for n in range(len(parts))}
+
+
+def test_more_than_ten_pieces_are_joined_by_number() -> None:
+    """`.10` follows `.9`."""
+    value = encode_session(session("many", 30_000))
+    assert len(cut(NAME, value)) > 11
+    assert tokens(read(header(cut(NAME, value)))) == ["many"]
+
+
+def test_several_headers_are_one() -> None:
+    """HTTP/2 may send each cookie alone."""
+    assert tokens(read(*PIECES.split(b"; "))) == ["large"]
+
+
+def test_the_name_itself_counts_before_its_pieces() -> None:
+    """As in the package; an empty one does not count."""
+    assert tokens(read(PIECES + b"; " + ONE)) == ["a.b.c"]
+    assert tokens(read(PIECES + b"; " + NAME.encode() + b"=")) == ["large"]
+
+
+def test_a_missing_piece_ends_the_value() -> None:
+    """What is left makes no session, so there is none, and the pieces stay known."""
+    parts = PIECES.split(b"; ")
+    for broken in (parts[:1] + parts[2:], parts[1:], parts[:-1]):
+        found = read(b"; ".join(broken))
+        assert found.sessions == ()
+        assert found.sent
+        assert len(found.came) == len(broken)
+
+
+def test_an_empty_piece_ends_the_value_too() -> None:
+    """A removed cookie that a client sends back is no piece."""
+    whole = header({f"{NAME}.0": VALUE, f"{NAME}.1": "", f"{NAME}.2": "!!"})
+    assert tokens(read(whole)) == ["a.b.c"]
+
+
+@pytest.mark.parametrize("name", ["x" + NAME, NAME + "x", NAME + ".01", NAME + ".a"])
+def test_a_cookie_of_another_name_is_none_of_ours(name: str) -> None:
+    """Neither a longer name nor a number with a leading zero."""
+    assert read(f"{name}={VALUE}".encode()) == NOTHING_OF_SUPABASE
+
+
+def test_a_name_is_no_pattern() -> None:
+    """The dots in a name are dots."""
+    reader = SupabaseCookieReader("a.b")
+    found = reader.read([(b"cookie", f"axb={VALUE}; a.b.0={VALUE}".encode())])
+    assert list(found.came) == ["a.b.0"]
+
+
+@pytest.mark.parametrize("space", [b"\xa0", b"\x0b", b"\x0c", b"\r"])
+def test_only_space_and_tab_are_trimmed(space: bytes) -> None:
+    """Anything else makes it another name."""
+    assert not read(b"a=b;" + space + ONE).sent
+    assert tokens(read(b"a=b; \t" + ONE + b" \t")) == ["a.b.c"]
+    assert read(ONE + space).came == {NAME: VALUE + space.decode("latin-1")}
+
+
+def test_raw_json_is_read_percent_encoded_and_plain() -> None:
+    """Older versions wrote it so, and the cookie package escaped it."""
+    text = json.dumps({**session("raw"), "user": {"n": "é €"}}, ensure_ascii=False)
+    found = read(f"{NAME}={quote(text, safe='')}".encode())
+    assert tokens(found) == ["raw"]
+    assert found.sessions[0].user == {"n": "é €"}
+    plain = json.dumps({**session("raw"), "user": {"n": "é"}}, ensure_ascii=False)
+    assert tokens(read(f"{NAME}={plain}".encode("latin-1"))) == ["raw"]
+
+
+def test_a_raw_value_in_pieces_is_unescaped_before_it_is_joined() -> None:
+    """The package never cuts an escape, so each piece stands alone."""
+    text = quote(json.dumps(session("raw", 10)), safe="")
+    first, second = text[:30], text[30:]
+    assert not first.endswith("%")
+    assert tokens(read(header({f"{NAME}.0": first, f"{NAME}.1": second}))) == ["raw"]
+
+
+@pytest.mark.parametrize("escape", ["%", "%4", "%zz", "%ff", "%ed%a0%80", "%c3"])
+def test_a_wrong_escape_leaves_all_as_they_are(escape: str) -> None:
+    """JavaScript gives such a value back untouched."""
+    assert read(f"{NAME}=%7B{escape}".encode()).came == {NAME: f"%7B{escape}"}
+
+
+def test_two_values_of_one_name_are_two_candidates() -> None:
+    """Order decides nothing: both are claims, and the same one twice is one."""
+    other = f"{NAME}={encode_session(session('other'))}".encode()
+    assert set(tokens(read(ONE + b"; " + other))) == {"a.b.c", "other"}
+    assert tokens(read(ONE + b"; " + ONE)) == ["a.b.c"]
+    assert read(ONE + b"; " + other).came == {NAME: None}
+    assert read(ONE + b"; " + ONE).came == {NAME: VALUE}
+
+
+def test_pieces_of_two_cookies_are_two_candidates() -> None:
+    """A cookie of before the domain changed is sent along with that of today."""
+    older = header(cut(NAME, encode_session(session("older", 9000))))
+    assert set(tokens(read(PIECES + b"; " + older))) == {"large", "older"}
+    pairs = zip(PIECES.split(b"; "), older.split(b"; "), strict=True)
+    mixed = b"; ".join(piece for pair in pairs for piece in pair)
+    assert set(tokens(read(mixed))) == {"large", "older"}
+
+
+@pytest.mark.parametrize(("sent", "candidates"), [(4, 4), (5, 0), (300, 0)])
+def test_more_than_four_candidates_are_none(sent: int, candidates: int) -> None:
+    """Nobody has so many, and each would cost a signature check."""
+    values = [encode_session(session(f"t{n}")) for n in range(sent)]
+    single = "; ".join(f"{NAME}={value}" for value in values).encode()
+    assert len(read(single).sessions) == candidates
+    pieces = "; ".join(f"{NAME}.0={value}" for value in values).encode()
+    assert len(read(pieces).sessions) == candidates
+
+
+def test_a_bad_candidate_is_no_candidate() -> None:
+    """It is left out, and the good one stays."""
+    assert tokens(read(f"{NAME}=base64-!; ".encode() + ONE)) == ["a.b.c"]
+
+
+def test_bad_single_does_not_fall_back_to_pieces() -> None:
+    """The package treats it as absent and looks no further, and so must we."""
+    found = read(f"{NAME}=base64-!; ".encode() + PIECES)
+    assert found.sessions == ()
+    assert not found
+
+
+def test_the_neighbours_of_auth_js_are_known_and_not_read() -> None:
+    """Signing out removes them; none of them is a session."""
+    names = [f"{NAME}-code-verifier", f"{NAME}-user", f"{NAME}-flows-code-verifier"]
+    names += [f"{NAME}-flow-abcdefgh-code-verifier", f"{NAME}-user.0", f"{NAME}-user.1"]
+    found = read(header(dict.fromkeys(names, VALUE)))
+    assert list(found.came) == names
+    assert found.sessions == ()
+
+
+def test_a_stranger_s_cookies_make_no_large_response() -> None:
+    """At most 32 names are remembered, the lowest numbers among them."""
+    junk = {f"{NAME}.{n}": "x" for n in range(5000, 6800)}
+    found = read(header({**junk, **cut(NAME, LARGE)}))
+    assert tokens(found) == ["large"]
+    assert len(found.came) == MOST_NAMES
+    assert set(cut(NAME, LARGE)) <= set(found.came)
+    writer = SupabaseCookieWriter(SupabaseCookie(name=NAME, domain="a.example"))
+    assert sum(map(len, writer.clear(found.came))) < 8192
+
+
+def test_what_stands_beyond_the_limit_is_not_read() -> None:
+    """64 KiB are looked at."""
+    padding = b"a=" + b"x" * (MOST_BYTES - len(ONE) - 4) + b"; "
+    assert tokens(read(padding + ONE)) == ["a.b.c"]
+    assert tokens(read(b"x" + padding + ONE)) == []
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b";" * MOST_BYTES,
+        b"; " * (MOST_BYTES // 2),
+        b";" + b" " * MOST_BYTES,
+        f"{NAME}.".encode() * (MOST_BYTES // 20),
+        f"{NAME}-flow-".encode() + b"a" * MOST_BYTES,
+        f"; {NAME}.0=x".encode() * (MOST_BYTES // 24),
+        f"; {NAME}-flow-aaaaaaaaaaaaaaaa".encode() * (MOST_BYTES // 44),
+        f"{NAME}.".encode() + b"1" * MOST_BYTES,
+        f"{NAME}=".encode() + b"%" * MOST_BYTES,
+        f"{NAME}=".encode() + b"%41" * (MOST_BYTES // 3),
+        f"{NAME}=".encode() + b"[" * MOST_BYTES,
+        f"{NAME}=".encode() + b"1" * MOST_BYTES,
+    ],
+    ids=range(12),
+)
+def test_hostile_headers_are_no_session(hostile: bytes) -> None:
+    """Whatever fills the header, the answer is that there is none."""
+    assert read(hostile).sessions == ()
+    assert READER.sole(hostile) is None
+
+
+def test_a_bearer_replaces_the_cookie() -> None:
+    """Nothing a browser attached by itself counts beside it."""
+    headers = [(b"Cookie", ONE), (b"Authorization", b"Bearer  a.b-c._x ")]
+    found = READER.read(headers)
+    assert found == SupabaseCredentials(bearer="a.b-c._x")
+    assert found
+    assert found.sent
+    assert not found.ambient
+    assert READER.read(headers, bearer=False).sessions == (decode_session(VALUE),)
+
+
+@pytest.mark.parametrize("other", [b"Basic YTpi", b"Bearer", b"Bearer a b", b"Bearer \xff"])
+def test_another_authorization_leaves_the_cookie(other: bytes) -> None:
+    """What is no bearer token claims nothing."""
+    found = READER.read([(b"authorization", other), (b"cookie", ONE)])
+    assert tokens(found) == ["a.b.c"]
+
+
+def test_a_request_without_our_cookie_claims_nothing() -> None:
+    """And needs no answer about it."""
+    for headers in ([], [(b"cookie", b"theme=dark")], [(b"host", b"a")]):
+        assert READER.read(headers) == NOTHING_OF_SUPABASE
+    assert not NOTHING_OF_SUPABASE
+    assert not NOTHING_OF_SUPABASE.sent
+
+
+def test_credentials_show_nothing() -> None:
+    """Neither a token nor a cookie is in their repr."""
+    shown = repr(read(ONE)) + repr(SupabaseCredentials(bearer="x.y.z"))
+    assert VALUE not in shown
+    assert "a.b.c" not in shown
+    assert "x.y.z" not in shown
+
+
+def test_the_short_way_takes_the_requests_of_every_day() -> None:
+    """One cookie or its pieces in order, anywhere in the header."""
+    assert READER.sole(ONE) == VALUE.encode()
+    assert READER.sole(b"a=b; " + ONE + b"; c=d") == VALUE.encode()
+    assert READER.sole(PIECES) == LARGE.encode()
+    assert READER.sole(b"a=b; " + PIECES + b"; c=d") == LARGE.encode()
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        b"",
+        b"theme=dark",
+        b"a=" + ONE,
+        b"x" + ONE,
+        ONE + b"; " + ONE,
+        ONE + b"; " + PIECES,
+        PIECES + b"; " + ONE,
+        b"; ".join(reversed(PIECES.split(b"; "))),
+        f"{NAME}.1={VALUE}".encode(),
+        f"{NAME}=".encode(),
+        f"{NAME}.0=base64-e30; {NAME}.1=; {NAME}.2=x".encode(),
+        f"{NAME}=base64-%41".encode(),
+        f"{NAME}=%7B".encode(),
+        ONE + f"; {NAME}-user={VALUE}".encode(),
+        b"a=" + b"x" * MOST_BYTES + b"; " + ONE,
+    ],
+    ids=range(15),
+)
+def test_the_short_way_leaves_the_unusual_to_the_long_one(unusual: bytes) -> None:
+    """What it does not take is None, never a guess."""
+    assert READER.sole(unusual) is None
+
+
+bits = st.sampled_from(
+    [
+        *(ONE, PIECES, *PIECES.split(b"; "), NAME.encode(), b"; ", b";", b"=", b" "),
+        *(b".0=", b".1=", b"a=b", b"base64-", b"%", b"%41", b"\xe9", b"-user="),
+        VALUE.encode(),
+    ]
+)
+
+
+@given(pieces=st.lists(bits | st.binary(max_size=3), max_size=12).map(b"".join))
+@example(pieces=ONE + b" ")
+@example(pieces=PIECES.replace(b"; ", b" ; "))
+def test_both_ways_see_the_same_session(pieces: bytes) -> None:
+    """Where the short way takes a value, the long way finds that value and no other."""
+    found = read(pieces)
+    assert len(found.sessions) <= 4
+    value = READER.sole(pieces)
+    if value is not None:
+        alone = decode_session(value.decode("latin-1"))
+        assert found.sessions == (() if alone is None else (alone,))
+        assert found.sent
+
+
+@given(
+    size=st.integers(0, 20_000),
+    around=st.binary(max_size=20).filter(lambda b: b";" not in b),
+)
+def test_what_is_written_is_read(size: int, around: bytes) -> None:
+    """The lines of our writer, sent back by a browser, are the session again."""
+    writer = SupabaseCookieWriter(SupabaseCookie(name=NAME))
+    lines = writer.session(session("x", size), {})
+    cookies = b"; ".join(line.partition(b";")[0] for line in lines)
+    assert tokens(read(b"z=" + around + b"; " + cookies)) == ["x"]
+    assert READER.sole(cookies) is not None
