@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from benchmarks import hit, miss, revoke, touch
+from benchmarks import hit, miss, revoke, touch, wsgi
 from benchmarks.rounds import Options
 from benchmarks.table import Report, as_json, as_text
 
@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "miss": miss.run,
     "revoke": revoke.run,
     "touch": touch.run,
+    "wsgi": wsgi.run,
 }
 
 

@@ -64,6 +64,14 @@ TOUCH_KEYS = {
     "wall_ratio",
     "database_ratio",
 }
+WSGI_KEYS = {
+    "variant",
+    "cpu_us",
+    "wall_us",
+    "over_bare_cpu_us",
+    "over_bare_wall_us",
+    "wall_p99_us",
+}
 
 
 def run(benchmark: str, *options: str, dsn: str | None = None) -> dict[str, Any]:
@@ -225,6 +233,27 @@ async def test_a_flush_is_one_statement_whatever_the_number_of_sessions(
     assert facts["flushes"] == facts["queries"]
     counted = {row["handstamp_statements"] for row in report["rows"]}
     assert counted in ({1.0}, {None})
+    assert await leftovers(empty_dsn) == []
+
+
+async def test_wsgi_measures_hits_beside_others_that_do_the_same(empty_dsn: str) -> None:
+    """Every hit is one, Flask finds its session and Django its user, misses are misses."""
+    pytest.importorskip("psycopg")
+    report = run("wsgi", dsn=empty_dsn)
+    check(report, "wsgi", WSGI_KEYS)
+    assert [row["variant"] for row in report["rows"]] == [
+        "bare app",
+        "floor",
+        "handstamp",
+        "handstamp, asked",
+        "Flask, session",
+        "Django, bare",
+        "Django, request.user",
+        "handstamp, miss",
+        "psycopg, query",
+        "asyncpg, query",
+    ]
+    assert (report["facts"]["hits"], report["facts"]["misses"]) == (80, 40)
     assert await leftovers(empty_dsn) == []
 
 

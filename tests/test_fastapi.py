@@ -22,6 +22,7 @@ from handstamp.fastapi import (
     current_session,
     wrap,
 )
+from handstamp.testing import login_as, outage
 from tests.support.browsers import DENIED, TestClient, browser
 from tests.support.engines import Engine
 
@@ -113,7 +114,7 @@ def test_a_401_is_fastapis_own(engine: Engine) -> None:
 def test_a_session_may_be_optional(client: TestClient) -> None:
     """None for nobody."""
     assert client.get("/maybe").json() == {"user_id": None}
-    client.post("/login")
+    login_as(client, "alice")
     assert client.get("/maybe").json() == {"user_id": "alice"}
 
 
@@ -122,31 +123,28 @@ def test_p5_asking_in_an_outage_is_a_503(
     client: TestClient, engine: Engine, path: str
 ) -> None:
     """For the optional session as well: nobody can say that there is none."""
-    client.post("/login")
+    login_as(client, "alice")
     cookies = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
-    engine.store.down = True
-    response = client.get(path)
-    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert "set-cookie" not in response.headers
-    assert client.get("/public").status_code == 200
+    with outage(engine.sessions):
+        response = client.get(path)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert "set-cookie" not in response.headers
+        assert client.get("/public").status_code == 200
     assert dict(client.cookies) == cookies
-    engine.store.down = False
 
 
 def test_a_503_is_fastapis_own(engine: Engine) -> None:
     """JSON with a detail that tells nothing of the cause."""
     with browser(outside(engine)) as client:
-        client.post("/login")
-        engine.clock.advance(engine.policy.session_ttl)
-        engine.store.down = True
-        assert client.get("/me").json() == {"detail": "temporarily unavailable"}
-        engine.store.down = False
+        login_as(client, "alice")
+        with outage(engine.sessions):
+            assert client.get("/me").json() == {"detail": "temporarily unavailable"}
 
 
 def test_an_old_sign_in_is_a_401(client: TestClient, engine: Engine) -> None:
     """For a route that wants a fresh one."""
-    client.post("/login")
+    login_as(client, "alice")
     assert client.get("/fresh").status_code == 200
     engine.clock.advance(timedelta(minutes=6))
     assert client.get("/fresh").status_code == 401
@@ -158,7 +156,7 @@ def test_a_socket_takes_the_dependency(client: TestClient) -> None:
     refused = pytest.raises(DENIED)
     with refused, client.websocket_connect("wss://testserver/ws"):
         pass
-    client.post("/login")
+    login_as(client, "alice")
     with client.websocket_connect("wss://testserver/ws") as ws:
         assert ws.receive_json() == {"user_id": "alice"}
 
@@ -215,5 +213,5 @@ def test_a_dependency_of_the_application_builds_on_ours(engine: Engine) -> None:
 
     with browser(wrap(app, engine.sessions)) as client:
         assert client.get("/user").status_code == 401
-        client.post("/login")
+        login_as(client, "alice")
         assert client.get("/user").json() == "ALICE"

@@ -176,3 +176,13 @@ def test_c141_an_app_serves_one_loop_after_another() -> None:
 
     for close in (False, True, False):
         asyncio.run(life(close))
+
+
+async def test_a_lifespan_that_its_server_forgot_ends_without_a_word() -> None:
+    """Test clients of Falcon before 4.4 leave it to the garbage collector, loop and all."""
+    serving = SessionAuthMiddleware(supporting, Engine().sessions)
+    waiting = asyncio.Event()
+    scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0"}}
+    lifespan = serving(scope, waiting.wait, asyncio.Queue().put)  # type: ignore[arg-type]
+    lifespan.send(None)
+    await asyncio.to_thread(lifespan.close)

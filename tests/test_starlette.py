@@ -27,6 +27,7 @@ from handstamp.starlette import (
     session_auth,
     wrap,
 )
+from handstamp.testing import login_as, outage
 from tests.support.browsers import DENIED, TestClient, browser
 from tests.support.engines import Engine
 
@@ -161,7 +162,7 @@ def test_a_user_logs_in_and_out(client: TestClient) -> None:
 
 def test_a_sync_endpoint_has_the_user_too(client: TestClient) -> None:
     """It runs in a thread."""
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     assert client.get("/sync-me").json() == ["alice", ["authenticated"]]
 
 
@@ -169,7 +170,7 @@ def test_a_sync_endpoint_has_the_user_too(client: TestClient) -> None:
 def test_requires_authenticated(client: TestClient, path: str) -> None:
     """The framework's own 403 without a session."""
     assert client.get(path).status_code == 403
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     assert (client.get(path).status_code, client.get(path).text) == (200, "alice")
 
 
@@ -185,25 +186,25 @@ def test_requires_may_redirect(client: TestClient) -> None:
 def test_require_is_a_401(client: TestClient) -> None:
     """Raised by the handle, answered by us."""
     assert client.get("/required").status_code == 401
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     assert client.get("/required").text == "alice"
 
 
 def test_a_mounted_application_has_the_user(client: TestClient) -> None:
     """The scope of a mount is a copy with the same handle."""
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     assert client.get("/mounted/me").json()[1] == "alice"
 
 
 def test_a_stream_is_streamed(client: TestClient) -> None:
     """With the user asked while it is made."""
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     assert client.get("/stream").text == "aaliceb"
 
 
 def test_an_expired_session_is_refreshed(client: TestClient, engine: Engine) -> None:
     """The browser's jar holds the new pair, which works."""
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     old = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
     assert client.get("/public").headers["cache-control"] == "private, no-store"
@@ -219,26 +220,24 @@ def test_p5_asking_in_an_outage_is_a_503(
     client: TestClient, engine: Engine, path: str
 ) -> None:
     """With Retry-After, whichever way is asked, and the cookies stay."""
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     cookies = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
-    engine.store.down = True
-    response = client.get(path)
-    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert "set-cookie" not in response.headers
-    assert dict(client.cookies) == cookies
-    engine.store.down = False
+    with outage(engine.sessions):
+        response = client.get(path)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert "set-cookie" not in response.headers
+        assert dict(client.cookies) == cookies
     assert client.get(path).status_code == 200
 
 
 def test_p5_not_asking_in_an_outage_is_a_200(client: TestClient, engine: Engine) -> None:
     """And nobody is signed out."""
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     engine.clock.advance(engine.policy.session_ttl)
-    engine.store.down = True
-    response = client.get("/public")
-    assert (response.status_code, "set-cookie" in response.headers) == (200, False)
-    engine.store.down = False
+    with outage(engine.sessions):
+        response = client.get("/public")
+        assert (response.status_code, "set-cookie" in response.headers) == (200, False)
 
 
 def test_c102_public_pages_stay_cacheable(client: TestClient) -> None:
@@ -256,7 +255,7 @@ def test_a_socket_has_the_user(client: TestClient) -> None:
         client.websocket_connect("wss://testserver/ws"),
     ):
         pass
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     with client.websocket_connect("wss://testserver/ws") as ws:
         assert ws.receive_json() == {"user_id": "alice"}
         ws.send_text("bye")
@@ -264,7 +263,7 @@ def test_a_socket_has_the_user(client: TestClient) -> None:
 
 def test_a_revoked_session_closes_its_socket(client: TestClient) -> None:
     """4401, from a logout in the same browser."""
-    client.post("/login")
+    login_as(client, "alice", remember=True)
     with client.websocket_connect("wss://testserver/ws") as ws:
         ws.receive_json()
         client.post("/logout")
@@ -279,7 +278,7 @@ def test_a_socket_that_asks_for_more_than_there_is_is_denied(
 ) -> None:
     """Without a session, and in an outage: a refused handshake and no crash."""
     if down:
-        client.post("/login")
+        login_as(client, "alice", remember=True)
         engine.clock.advance(engine.policy.session_ttl)
         engine.store.down = True
     refused = pytest.raises(DENIED)
@@ -299,7 +298,7 @@ def test_c157_a_cookie_on_an_unhandled_error(engine: Engine) -> None:
     for make in (outside, inside):
         engine = Engine()
         with browser(make(engine), raise_server_exceptions=False) as client:
-            client.post("/login")
+            login_as(client, "alice", remember=True)
             engine.clock.advance(engine.policy.session_ttl)
             response = client.get("/broken")
             assert response.status_code == 500
@@ -320,7 +319,7 @@ def test_c156_starlettes_own_sessions_stay_theirs(engine: Engine) -> None:
         middleware=[Middleware(SessionMiddleware, secret_key="x" * 32)],
     )
     with browser(wrap(app, engine.sessions)) as client:
-        client.post("/login")
+        login_as(client, "alice", remember=True)
         assert [client.get("/count").json() for _ in range(2)] == [
             [1, "alice"],
             [2, "alice"],

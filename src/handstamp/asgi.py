@@ -238,7 +238,8 @@ class SessionAuthMiddleware:
         try:
             await self._ask(handle, method, scope)
         except (CrossSiteRequest, SessionsUnavailable) as exc:
-            await _reply(exc, scope, send)
+            handle._sender = send
+            await _reply(exc, scope, handle.send)
             return None
         return handle
 
@@ -307,11 +308,11 @@ def _among(paths: Collection[str]) -> Callable[[Scope], bool] | None:
 
 
 def _plain_headers(scope: Scope) -> RawHeaders:
-    """The request's headers as pairs of bytes, whatever a server made of them; an
-    iterator is replaced by a list, so that the application still finds its headers."""
+    """The request's headers as pairs of bytes, whatever a server made of them; iterators
+    are replaced by what they bear, so that the application still finds its headers."""
     headers = scope["headers"]
     if not isinstance(headers, (list, tuple)):
-        headers = scope["headers"] = list(headers)
+        headers = scope["headers"] = [tuple(pair) for pair in headers]
     return [(_as_bytes(name), _as_bytes(value)) for name, value in headers]
 
 
@@ -349,5 +350,5 @@ def plain_response(exc: HandstampError) -> list[Message]:
         headers.append((b"retry-after", str(exc.retry_after).encode()))
     return [
         {"type": "http.response.start", "status": exc.status, "headers": headers},
-        {"type": "http.response.body", "body": text.encode() + b"\n"},
+        {"type": "http.response.body", "body": text.encode() + b"\n", "more_body": False},
     ]

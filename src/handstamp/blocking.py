@@ -7,8 +7,9 @@ makes it, so a server may import the application and fork afterwards.
 Rule 3. A forked child starts a loop of its own and never touches its parent's: it keeps
 what it inherited as it is, for closing a shared socket would speak for the parent, and
 waking a shared loop would wake the parent's.
-Rule 4. A loop that has died is replaced by the next call. Whoever waited on it has no
-answer, and nothing is repeated, for it may have been done.
+Rule 4. A loop that has died is replaced by the next call, once it is really gone. Whoever
+waited on it has no answer, and nothing is repeated, for it may have been done. What ends a
+thread or a loop (``SystemExit``, a cancellation) never comes out in a caller's thread.
 Rule 5. Before the interpreter ends, everything opened here is closed in time: pending
 activity is written while threads can still be started.
 Rule 6. Where threads are not threads, this refuses to start rather than hang: greenlets
@@ -18,22 +19,26 @@ runs a second thread.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import concurrent.futures.thread  # noqa: F401 - its own end of the process comes after ours
 import logging
-import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import partial
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
-from weakref import WeakSet
-
-import anyio
-from anyio.from_thread import BlockingPortal
+from typing import Any, ParamSpec, TypeVar
 
 from handstamp.errors import ConfigError, SessionsUnavailable
-from handstamp.forking import pin
+from handstamp.forking import (
+    Inherited,
+    everything,
+    notice_fork,
+    pin,
+    start_over_in_children,
+)
 
 logger = logging.getLogger("handstamp")
 
@@ -42,7 +47,9 @@ T = TypeVar("T")
 
 CLOSING = 6.0
 """Seconds that the end of the process may be held up."""
-_NOT_RUNNING = "the thread of the event loop has ended"
+STARTING = 3.0
+"""Seconds that a loop may take to start, and the one before it to end."""
+_ENDED = "the thread of the event loop has ended"
 
 
 def call(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -64,7 +71,8 @@ def within(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """The same, with :class:`SessionsUnavailable` if there is no answer in time."""
+    """The same, with :class:`SessionsUnavailable` if there is no answer in time; the
+    function is then cancelled, or never begun."""
     return _wait(_begin(partial(function, *args, **kwargs)), seconds)
 
 
@@ -80,16 +88,129 @@ def soon(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) ->
         logger.warning("not done: %s", exc, extra={"action": "loop_ended"})
 
 
-class Closable(Protocol):
-    """Something to close on the loop it was used on; elsewhere that does nothing."""
+class _Loop:
+    """One event loop in one thread, from its start to its end."""
 
-    async def close(self) -> None:
-        """Let go of everything."""
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._awaited: set[Future[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        ready: Future[None] = Future()
+        self.thread = threading.Thread(
+            target=self._run, args=[ready], name="handstamp", daemon=True
+        )
+        self.thread.start()
+        try:
+            ready.result(STARTING)
+        finally:
+            ready.cancel()
+
+    @property
+    def accepts(self) -> bool:
+        """Whether work can still be begun here."""
+        return self._loop is not None
+
+    def begin(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
+        """Start on the loop. The answer comes in any case, whatever becomes of the loop.
+
+        Raises :class:`SessionsUnavailable` if it takes no more work.
+        """
+        answer: Future[T] = Future()
+        with self._lock:
+            if self._loop is None:
+                raise SessionsUnavailable(_ENDED)
+            self._awaited.add(answer)
+            self._loop.call_soon_threadsafe(self._start, work, answer)
+        answer.add_done_callback(self._awaited.discard)
+        return answer
+
+    def _start(self, work: Callable[[], Awaitable[T]], answer: Future[T]) -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(_settle(work, answer))
+
+        def give_up(answer: Future[T]) -> None:
+            if answer.cancelled():
+                with suppress(RuntimeError):  # the loop is gone, and the task with it
+                    loop.call_soon_threadsafe(task.cancel)
+
+        answer.add_done_callback(give_up)
+
+    def _run(self, ready: Future[None]) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                self._run_until(runner, self._serve(ready))
+                self._loop_ends()
+                self._run_until(runner, _close_all())
+        except BaseException as exc:
+            logger.exception("no event loop", extra={"action": "loop_ended"})
+            if not ready.done():
+                ready.set_exception(exc)
+        finally:
+            self._loop_ends()
+            self._dismiss()
+
+    def _run_until(self, runner: asyncio.Runner, work: Any) -> None:
+        try:
+            runner.run(work)
+        except BaseException:
+            # SystemExit in a callback, most likely. There is no caller to tell.
+            logger.exception("the event loop ended", extra={"action": "loop_ended"})
+
+    async def _serve(self, ready: Future[None]) -> None:
+        self._stop = asyncio.Event()
+        if ready.set_running_or_notify_cancel():  # else it came too late for anyone
+            self._loop = asyncio.get_running_loop()
+            ready.set_result(None)
+            await self._stop.wait()
+
+    def _loop_ends(self) -> None:
+        with self._lock:
+            self._loop = None
+
+    def _dismiss(self) -> None:
+        """Nobody waits for ever: those still there learn that there is no answer."""
+        for answer in list(self._awaited):
+            with suppress(InvalidStateError):
+                answer.set_exception(SessionsUnavailable(_ENDED))
+
+    def end(self) -> None:
+        """Close what was opened here and end the loop, within ``CLOSING`` seconds."""
+        with self._lock:
+            if self._loop is not None and self._stop is not None:
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self.thread.join(CLOSING)
+        if self.thread.is_alive():
+            logger.warning("the event loop does not end", extra={"action": "close_failed"})
 
 
-def close_at_exit(opened: Closable) -> None:
-    """Close this on the loop before the process ends, in whichever process."""
-    _closables.add(opened)
+async def _settle(work: Callable[[], Awaitable[T]], answer: Future[T]) -> None:
+    if answer.cancelled():
+        return  # nobody waits any more, so it is better not done
+    with suppress(InvalidStateError):  # whoever waited has given up meanwhile
+        try:
+            result = await work()
+        except Exception as exc:
+            answer.set_exception(exc)
+        except BaseException as exc:
+            # It ends this loop or a thread, not the request that happens to wait.
+            answer.set_exception(SessionsUnavailable(_ENDED))
+            if not isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                raise
+            logger.exception("an exit was not taken", extra={"action": "loop_ended"})
+        else:
+            answer.set_result(result)
+
+
+async def _close_all() -> None:
+    await asyncio.gather(*map(_close, everything()))
+
+
+async def _close(opened: Inherited) -> None:
+    try:
+        await opened.close()
+    except Exception:
+        logger.warning("not closed", exc_info=True, extra={"action": "close_failed"})
 
 
 class _Process:
@@ -97,115 +218,135 @@ class _Process:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.portal: BlockingPortal | None = None
-        self.thread: int | None = None
+        self.loop: _Loop | None = None
+        self.ending = False
 
-    def running(self) -> BlockingPortal:
+    def running(self) -> _Loop:
         """The loop, started if there is none."""
-        if self.thread == threading.get_ident():
+        loop = self.loop
+        if loop is not None and loop.thread is threading.current_thread():
             raise ConfigError("this is the event loop's own thread: await it instead")
+        if loop is not None and loop.accepts:
+            return loop
         check_threads()
+        _check_forked()
+        if loop is not None:
+            loop.thread.join(STARTING)  # outside of the lock: all who wait, wait at once
         with self.lock:
-            if self.portal is None:
-                self.portal = self._start()
-            return self.portal
+            return self._next(loop)
 
-    def _start(self) -> BlockingPortal:
-        ready: Future[BlockingPortal] = Future()
-        thread = threading.Thread(
-            target=self._run, args=[ready], name="handstamp", daemon=True
-        )
-        thread.start()
-        return ready.result()
-
-    def _run(self, ready: Future[BlockingPortal]) -> None:
-        async def serve() -> None:
-            async with BlockingPortal() as portal:
-                self.thread = threading.get_ident()
-                ready.set_result(portal)
-                await portal.sleep_until_stopped()
-
+    def _next(self, before: _Loop | None) -> _Loop:
+        """A new loop in place of ``before``, unless another thread was faster."""
+        if self.ending:
+            raise SessionsUnavailable("the process is ending")
+        if self.loop is not None and self.loop is not before:
+            return self.loop
+        if before is not None and before.thread.is_alive():
+            raise SessionsUnavailable("the event loop that died still holds on")
         try:
-            anyio.run(serve)
-        except BaseException as exc:
-            logger.exception("the event loop ended", extra={"action": "loop_ended"})
-            if not ready.done():
-                ready.set_exception(exc)
-        finally:
-            self.thread = None
+            self.loop = _Loop()
+        except (RuntimeError, OSError, TimeoutError) as exc:
+            # No thread or no file descriptor to be had: not now.
+            raise SessionsUnavailable(f"no event loop: {type(exc).__name__}") from exc
+        return self.loop
 
-    def close(self) -> None:
-        """Close what was opened on the loop, and end it."""
+    def end(self) -> None:
+        """At the end of the process: close what was opened, start nothing any more."""
         with self.lock:
-            portal, self.portal = self.portal, None
-        if portal is None:
-            return
-        for opened in list(_closables):
-            try:
-                _wait(portal.start_task_soon(opened.close), CLOSING)
-            except Exception as exc:
-                logger.warning("not closed: %s", exc, extra={"action": "close_failed"})
+            self.ending, loop = True, self.loop
+        if loop is not None:
+            loop.end()
 
 
-_closables: WeakSet[Closable] = WeakSet()
 _process = _Process()
 
 
 def _begin(work: Callable[[], Awaitable[T]]) -> Future[T]:
     """Start on the loop. If it ended just now, on another."""
-    for _ in range(2):
-        process = _process
-        try:
-            return cast("Future[T]", process.running().start_task_soon(work))
-        except RuntimeError:
-            process.portal = None
-    raise SessionsUnavailable(_NOT_RUNNING)
-
-
-def _wait(future: Future[T], seconds: float | None) -> T:
+    notice_fork()
     try:
-        return future.result(seconds)
-    except CancelledError:
-        raise SessionsUnavailable(_NOT_RUNNING) from None
+        return _process.running().begin(work)
+    except SessionsUnavailable:
+        return _process.running().begin(work)
+
+
+def _wait(answer: Future[T], seconds: float | None) -> T:
+    try:
+        return answer.result(seconds)
     except TimeoutError:
-        if future.done():
-            raise  # the function's own
-        future.cancel()
+        if not answer.cancel():
+            return answer.result()  # its own TimeoutError, or it came at the last moment
         raise SessionsUnavailable("the event loop did not answer") from None
     except BaseException:  # a server's alarm went off in this thread
-        future.cancel()
+        answer.cancel()
         raise
+    finally:
+        del answer  # or its exception's traceback would refer to it: a cycle
 
 
 def check_threads() -> None:
     """Raise :class:`ConfigError` where threads are none (rule 6)."""
     gevent = sys.modules.get("gevent.monkey")
     eventlet = sys.modules.get("eventlet.patcher")
-    if (gevent is not None and gevent.is_module_patched("threading")) or (
-        eventlet is not None and eventlet.is_monkey_patched("thread")
-    ):
-        name = "gevent" if gevent is not None else "eventlet"
-        raise ConfigError(
-            f"{name} has replaced the threads of this process, and handstamp needs a real "
-            "one: serve this application with threads (gunicorn --worker-class gthread)"
-        )
+    if gevent is not None and gevent.is_module_patched("threading"):
+        raise ConfigError(_GREENLETS.format("gevent"))
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        raise ConfigError(_GREENLETS.format("eventlet"))
     uwsgi: Any = sys.modules.get("uwsgi")
     options = getattr(uwsgi, "opt", {})
     if uwsgi is not None and not {"enable-threads", "threads"} & set(map(_text, options)):
         raise ConfigError("uWSGI runs no threads: start it with enable-threads = true")
 
 
+def _check_forked() -> None:
+    """Raise :class:`ConfigError` in a uWSGI process that is still to be forked.
+
+    It forks without a thought of other threads: one may hold the interpreter's lock at
+    that moment, and then no worker ever gets it.
+    """
+    uwsgi: Any = sys.modules.get("uwsgi")
+    names = ("worker_id", "mule_id", "i_am_the_spooler")
+    if uwsgi is not None and not any(_ask(uwsgi, name) for name in names):
+        raise ConfigError(
+            "uWSGI forks after it has imported the application: ask handstamp nothing at "
+            "import, or set lazy-apps = true"
+        )
+
+
+def _ask(uwsgi: Any, name: str) -> Any:
+    """What uWSGI says; a stand-in that does not know the question is no uWSGI."""
+    return getattr(uwsgi, name, lambda: True)()
+
+
+_GREENLETS = (
+    "{} has replaced the threads of this process, and handstamp needs a real one: serve "
+    "this application with threads (gunicorn --worker-class gthread)"
+)
+
+
 def _text(name: Any) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _begin_anew() -> None:
-    """In a child: nothing of the parent's is used, and nothing of it is let go."""
-    global _process
-    pin(_process)
-    _process = _Process()
+def _end() -> None:
+    _process.end()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
-# Threads cannot be started any more when atexit runs; the private hook is earlier.
-getattr(threading, "_register_atexit", atexit.register)(lambda: _process.close())
+class _Inheritance:
+    """In a child nothing of the parent's is used, and nothing of it is let go."""
+
+    def start_over(self) -> None:
+        global _process
+        pin(_process)
+        _process = _Process()
+
+    async def close(self) -> None:
+        """There is nothing of it on the loop."""
+
+
+_inheritance = _Inheritance()
+start_over_in_children(_inheritance)
+# Threads cannot be started any more when atexit runs; the private hook is earlier. Some
+# servers run the atexit functions themselves, and first.
+atexit.register(_end)
+getattr(threading, "_register_atexit", atexit.register)(_end)

@@ -4,14 +4,21 @@ The child has copies of its parent's sockets and of the loop that watches them, 
 a connection or dropping it from that loop would speak for the parent: the list of watched
 sockets is one, in the kernel. So what was open at the fork is pinned, for as long as the
 child lives, its end included.
+
+Python tells us of a fork. uWSGI forks without telling Python, unless it is asked to, so
+whoever crosses into the engine looks at the process id as well.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+import threading
 from typing import Protocol
 from weakref import WeakSet
+
+logger = logging.getLogger("handstamp")
 
 
 class Inherited(Protocol):
@@ -20,8 +27,13 @@ class Inherited(Protocol):
     def start_over(self) -> None:
         """Be as new, in a child, and pin what was open."""
 
+    async def close(self) -> None:
+        """Let go of what is open on this event loop; elsewhere that does nothing."""
+
 
 _inherited: WeakSet[Inherited] = WeakSet()
+_lock = threading.Lock()
+_pid = os.getpid()
 
 
 def start_over_in_children(thing: Inherited) -> None:
@@ -29,14 +41,40 @@ def start_over_in_children(thing: Inherited) -> None:
     _inherited.add(thing)
 
 
+def everything() -> list[Inherited]:
+    """Whatever there is in this process that would start over."""
+    return list(_inherited)
+
+
 def pin(thing: object) -> None:
     """Never free this, not even at the end, when the interpreter frees everything."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
+def notice_fork() -> None:
+    """Start over if this process was forked and nobody said so."""
+    if os.getpid() == _pid:
+        return
+    with _lock:
+        if os.getpid() != _pid:
+            _start_over()
+
+
 def _start_over() -> None:
-    for thing in list(_inherited):
-        thing.start_over()
+    global _pid
+    for thing in everything():
+        try:
+            thing.start_over()
+        except Exception:
+            # It is one of several; the others must not go on with the parent's.
+            logger.exception("a child did not start over", extra={"action": "fork_failed"})
+    _pid = os.getpid()
 
 
-os.register_at_fork(after_in_child=_start_over)
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _start_over()
+
+
+os.register_at_fork(after_in_child=_after_fork)

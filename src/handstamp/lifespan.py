@@ -39,6 +39,9 @@ class Lifespan:
         except Exception:
             if self._asked:
                 raise  # it knows the protocol and failed
+        except GeneratorExit:
+            self._asked = False  # forgotten by its server, with its loop: nothing to await
+            raise
         finally:
             if self._asked:
                 await self._sessions.close()

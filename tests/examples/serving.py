@@ -21,10 +21,18 @@ import asyncpg
 import httpx
 import pytest
 
+import handstamp
+
 ROOT = Path(__file__).resolve().parents[2]
+OURS = Path(handstamp.__file__).parents[1]
+"""Where the handstamp is that the tests import: in src, or installed from a wheel."""
+
 SECRET = "the secret of the example contract: 32 bytes and more"
 PATIENCE = 30.0
 PASSWORDS = {"alice": "wonderland", "bob": "builder"}
+
+# What uvicorn lets through by default, so that the application has to cope with it.
+GUNICORN_LIMITS = ["--limit-request-line=8190", "--limit-request-field_size=16384"]
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,22 @@ class Example:
             serve = ["uvicorn", app, "--port", str(port), "--log-level", "info"]
         else:
             serve = ["gunicorn", app, "--bind", f"127.0.0.1:{port}", "--threads", "8"]
+            serve += ["--access-logfile", "-", *GUNICORN_LIMITS]
         return [sys.executable, "-m", *serve]
 
 
 EXAMPLES = [
     Example("starlette"),
     Example("fastapi"),
+    Example("litestar"),
+    Example("django"),
+    Example("django", "wsgi"),
+    Example("falcon"),
+    Example("falcon", "wsgi"),
+    Example("flask", "wsgi"),
+    Example("quart"),
+    Example("pyramid", "wsgi"),
+    Example("bottle", "wsgi"),
 ]
 SOCKETS = [example for example in EXAMPLES if example.transport == "asgi"]
 """Those that have WebSockets."""
@@ -134,7 +152,7 @@ def environment(dsn: str, **settings: str) -> dict[str, str]:
     """The environment of an example, free of what the developer has set."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HANDSTAMP_")}
     given = {"DATABASE_URL": dsn, "HANDSTAMP_SECRET": SECRET}
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(OURS), os.environ.get("PYTHONPATH", "")])
     return {**clean, **given, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **settings}
 
 

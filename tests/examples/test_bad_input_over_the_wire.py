@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
 from handstamp import Cookies, Sessions
+from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.core.tokens import Tokens
-from handstamp.starlette import wrap
 from tests.examples.serving import SECRET, Server, sign_in
 
 ALIEN = Tokens(["the secret of somebody else: 32 bytes and more"])
@@ -86,10 +83,12 @@ GOOD: dict[str, Header] = {
     "twice the same": lambda s, r: [b"session=" + s + b"; session=" + s],
     "stray one first": lambda s, r: [b"session=stray; session=" + s],
     "stray one last": lambda s, r: [b"session=" + s + b"; session=stray"],
-    "in the second header": lambda s, r: [b"theme=dark", b"session=" + s],
-    "pair in two headers": lambda s, r: [b"refresh=" + r, b"session=" + s],
     "spaces around": lambda s, r: [b"  session=" + s + b"  ;"],
     "odd neighbours": lambda s, r: [b'a="; session=' + s + b"; b=[{(\\054; $Version=1"],
+}
+IN_TWO_HEADERS: dict[str, Header] = {
+    "in the second header": lambda s, r: [b"theme=dark", b"session=" + s],
+    "pair in two headers": lambda s, r: [b"refresh=" + r, b"session=" + s],
 }
 
 
@@ -147,6 +146,16 @@ def test_unusual_but_sound_cookies_are_honoured(server: Server, name: str) -> No
         assert exchange(server, GOOD[name](*pair_of(client))) == 200
 
 
+@pytest.mark.parametrize("name", IN_TWO_HEADERS)
+def test_cookies_in_two_headers_are_honoured(server: Server, name: str) -> None:
+    """HTTP/2 may split the header. A WSGI server joins it with a comma, which is no
+    separator of cookies, so there it may come out anonymous instead."""
+    with server.client() as client:
+        sign_in(client)
+        status = exchange(server, IN_TWO_HEADERS[name](*pair_of(client)))
+    assert status in ({200, 401} if server.example.transport == "wsgi" else {200})
+
+
 def test_two_valid_cookies_of_different_sessions_are_none(server: Server) -> None:
     """Nobody can tell which one the browser means, so it is anonymous."""
     with server.client() as alice, server.client() as bob:
@@ -174,7 +183,7 @@ def test_bad_input_leaves_no_traceback_and_no_token_in_the_log(server: Server) -
     with server.client() as client:
         sign_in(client)
         pair = pair_of(client)
-        for make in (BAD | GOOD).values():
+        for make in (BAD | GOOD | IN_TWO_HEADERS).values():
             exchange(server, make(*pair))
         client.post("/login", data={"username": "alice", "password": pair[0].decode()})
         client.post("/login", content=b"\xff\x00%zz&&==;", headers=FORM)
@@ -190,15 +199,17 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 async def test_what_we_never_signed_causes_no_query(dsn: str) -> None:
     """The signature gate stops a forged value before the database hears of it."""
 
-    async def ask(request: Request) -> PlainTextResponse:
-        return PlainTextResponse(str(request.user.is_authenticated))
+    async def ask(scope: Any, receive: Any, send: Any) -> None:
+        known = str(scope[SCOPE_KEY].is_authenticated).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": known})
 
     genuine = Tokens([SECRET]).mint(NOBODY, os.urandom(64), remember=False)
     pair = (genuine.session.encode(), genuine.refresh.encode())
     answers = {}
     async with Sessions(dsn, secret=SECRET) as sessions:
-        site = Starlette(routes=[Route("/", ask)])
-        transport = httpx.ASGITransport(wrap(site, sessions, cookies=Cookies.insecure()))
+        site = SessionAuthMiddleware(ask, sessions, cookies=Cookies.insecure())
+        transport = httpx.ASGITransport(site)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             for name, make in BAD.items():
                 headers = [(b"cookie", value) for value in make(*pair)]

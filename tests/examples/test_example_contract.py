@@ -237,7 +237,9 @@ def test_vary_names_the_cookie_where_one_was_sent_or_asked_for(server: Server) -
         sign_in(client)
         signed_in, public = client.get("/me"), client.get("/public")
     assert "vary" not in other.headers
-    assert [r.headers["vary"] for r in (anonymous, signed_in, public)] == ["Cookie"] * 3
+    varied = [r.headers["vary"] for r in (anonymous, signed_in, public)]
+    assert varied[1:] == ["Cookie"] * 2
+    assert varied[0] in ("Cookie", "Accept, Cookie")  # Falcon's errors follow Accept
     assert "set-cookie" not in signed_in.headers
 
 
@@ -372,7 +374,7 @@ def test_options_never_touches_the_session(server: Server) -> None:
         client.cookies.delete("session")
         for headers in ({}, *FOREIGN):
             response = client.options("/me", headers=headers)
-            assert response.status_code in (200, 204, 405)
+            assert response.status_code in (200, 204, 404, 405)  # 404: Pyramid's 405
             assert set_cookies(response) == {}
 
 

@@ -90,10 +90,11 @@ def test_logout_closes_the_sockets_of_the_session(server: Server) -> None:
     "cookies", [{}, {"session": "forged"}, {"refresh": "forged"}], ids=str
 )
 def test_an_anonymous_handshake_is_denied(server: Server, cookies: dict[str, str]) -> None:
-    """Without a session there is a 403 and no socket."""
+    """Without a session there is no socket: a 403, as servers answer a close, or the 401
+    of a framework that speaks the extension for denials."""
     with pytest.raises(InvalidStatus) as denied, socket(server, cookies):
         pass
-    assert denied.value.response.status_code == 403
+    assert denied.value.response.status_code in (401, 403)
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null"])

@@ -1,4 +1,4 @@
-"""The public API in twelve typical ways: type-checked, never run."""
+"""The public API in thirteen typical ways: type-checked, never run."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ from handstamp import (
 from handstamp.asgi import Handle
 from handstamp.events import Event, Replayed, SessionEvent
 from handstamp.fastapi import CurrentSession, SessionAuth
+from handstamp.testing import (
+    FrozenClock,
+    Recorded,
+    SignedIn,
+    Stolen,
+    acall,
+    aconcurrently,
+    alogin_as,
+    assert_revoked,
+    call,
+    concurrently,
+    frozen_clock,
+    login_as,
+    memory_sessions,
+    outage,
+    steal,
+)
 from handstamp.types import ASGIApp, Receive, Scope, Send
 
 SECRET = os.environ["HANDSTAMP_SECRET"]
@@ -175,3 +192,31 @@ async def operate() -> Stats:
 
 
 fake = Sessions(MemoryStore(), secret="x" * 32, shape=ULID_HASHED)
+
+
+# 13. Tests of an application: sync and async clients, time, an outage, a thief.
+def check_by_hand(client: object, clock: FrozenClock) -> None:
+    """A test without await."""
+    engine = assert_type(memory_sessions(clock=clock, policy=Policy()), Sessions)
+    events = Recorded(engine)
+    alice = assert_type(login_as(client, "alice", remember=True), SignedIn)
+    assert_type(alice.session, Session)
+    stolen = assert_type(steal(client), Stolen)
+    clock.advance(timedelta(minutes=15))
+    with outage(engine), frozen_clock(other) as another:
+        assert_type(another, FrozenClock)
+    assert_type(stolen.replay(), Issued | None)
+    assert_type(alice.revoke(reason="lost"), bool)
+    assert_revoked(alice, reason="lost", events=events)
+    assert_revoked(alice.session.id, sessions=engine)
+    assert_type(events.of(Replayed), list[Replayed])
+    assert_type(call(engine.revoke_user, "alice", keep=None), int)
+    assert_type(concurrently(2, lambda: 1), list[int | Exception])
+    assert_type(concurrently(2, str), list[str | Exception])
+
+
+async def check_with_await(client: object) -> None:
+    """A test with await."""
+    alice = assert_type(await alogin_as(client, "alice"), SignedIn)
+    assert_type(await acall(sessions.list_for_user, "alice"), list[Session])
+    assert_type(await aconcurrently(2, alice.arevoke), list[bool | Exception])

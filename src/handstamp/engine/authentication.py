@@ -244,6 +244,16 @@ class Authentication:
                 )
             )
 
+    def is_forged(self, credentials: Credentials) -> bool:
+        """Whether nothing of this is of our making, and there is nothing to report about
+        it: a plain call without I/O, for whoever would have to cross a thread to ask."""
+        texts = (*credentials.session, *credentials.refresh)
+        unsigned = self._policy.accept_unsigned or self._store.capabilities.plain
+        if unsigned or len(credentials.session) > 1:
+            return False
+        is_session, read_refresh = self._tokens.is_session, self._tokens.read_refresh
+        return not any(is_session(text) or read_refresh(text) for text in texts)
+
     def _notice_swap(self, credentials: Credentials) -> None:
         tokens = self._tokens
         if any(tokens.read_refresh(text) for text in credentials.session) or any(

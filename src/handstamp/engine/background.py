@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextvars import Context
 
 from handstamp.engine.bus import Bus
 from handstamp.engine.parts import Parts
@@ -40,7 +41,8 @@ class Background:
         self._tasks.append(self._begin(self._watch.keep(self._bus)))
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(work)
+        # Of no request: whose request happened to be the first is not to be remembered.
+        return asyncio.get_running_loop().create_task(work, context=Context())
 
     def start_over(self) -> None:
         """In a forked child: the tasks are the parent's."""

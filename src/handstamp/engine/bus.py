@@ -22,6 +22,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from contextvars import Context
 from enum import StrEnum
 from random import uniform
 
@@ -85,7 +86,8 @@ class Bus:
         """Begin listening in the background; a database that is down is no error."""
         if self._channel is not None and self._task is None:
             self.hearing = Hearing.DEAF
-            self._task = asyncio.create_task(self._keep_listening(self._channel))
+            work = self._keep_listening(self._channel)
+            self._task = asyncio.create_task(work, context=Context())  # of no request
 
     async def stop(self) -> None:
         """Stop listening; trust nothing any more."""

@@ -139,6 +139,8 @@ class Sessions:
         self._authentication = Authentication(parts, self._refreshing, self._bus)
         self.hit = self._authentication.hit
         """The cached entry of a session token, or None: a plain call without I/O."""
+        self.is_forged = self._authentication.is_forged
+        """Whether no credential of a request is of our making: another plain call."""
 
         start_over_in_children(self)
 

@@ -1,1 +1,46 @@
-"""Helpers for tests: a real PostgreSQL server that lives as long as they do."""
+"""Helpers for the tests of an application: sign a client in, stop time, play a thief.
+
+Everything here works on the application's own engine, and nothing is faked but time and
+outages. The pytest fixtures are in ``handstamp_pytest``; a real PostgreSQL server is in
+:mod:`handstamp.testing.postgres`.
+"""
+
+from __future__ import annotations
+
+from handstamp.testing.clock import FrozenClock as FrozenClock
+from handstamp.testing.clock import frozen_clock as frozen_clock
+from handstamp.testing.crossing import acall as acall
+from handstamp.testing.crossing import call as call
+from handstamp.testing.databases import add_user as add_user
+from handstamp.testing.outages import outage as outage
+from handstamp.testing.racing import aconcurrently as aconcurrently
+from handstamp.testing.racing import concurrently as concurrently
+from handstamp.testing.recording import Recorded as Recorded
+from handstamp.testing.recording import aassert_revoked as aassert_revoked
+from handstamp.testing.recording import assert_revoked as assert_revoked
+from handstamp.testing.signing_in import SignedIn as SignedIn
+from handstamp.testing.signing_in import alogin_as as alogin_as
+from handstamp.testing.signing_in import login_as as login_as
+from handstamp.testing.stores import memory_sessions as memory_sessions
+from handstamp.testing.theft import Stolen as Stolen
+from handstamp.testing.theft import steal as steal
+
+__all__ = (
+    "FrozenClock",
+    "Recorded",
+    "SignedIn",
+    "Stolen",
+    "aassert_revoked",
+    "acall",
+    "aconcurrently",
+    "add_user",
+    "alogin_as",
+    "assert_revoked",
+    "call",
+    "concurrently",
+    "frozen_clock",
+    "login_as",
+    "memory_sessions",
+    "outage",
+    "steal",
+)

@@ -1,0 +1,40 @@
+"""Django: sessions as an entry of MIDDLEWARE, under WSGI and under ASGI.
+
+    INSTALLED_APPS = [..., "handstamp.django"]
+    MIDDLEWARE = ["handstamp.django.SessionAuthMiddleware", ...]
+    HANDSTAMP = {"DATABASE": "default", "SECRETS": [os.environ["HANDSTAMP_SECRET"]]}
+
+``request.user`` and ``await request.auser()`` are the application's own user, looked up
+when somebody asks; ``request.session_auth`` lists and revokes; :func:`login` and
+:func:`logout` are called as Django's are. Django's ``request.session`` stays as it is.
+"""
+
+from __future__ import annotations
+
+from handstamp.django.access import SessionAuth as SessionAuth
+from handstamp.django.loops import acall as acall
+from handstamp.django.loops import call as call
+from handstamp.django.middleware import SessionAuthMiddleware as SessionAuthMiddleware
+from handstamp.django.settings import get_sessions as get_sessions
+from handstamp.django.signing import alogin as alogin
+from handstamp.django.signing import alogout as alogout
+from handstamp.django.signing import login as login
+from handstamp.django.signing import logout as logout
+from handstamp.django.users import AnonymousSessionUser as AnonymousSessionUser
+from handstamp.django.users import SessionUser as SessionUser
+from handstamp.django.wrapping import wrap as wrap
+
+__all__ = (
+    "AnonymousSessionUser",
+    "SessionAuth",
+    "SessionAuthMiddleware",
+    "SessionUser",
+    "acall",
+    "alogin",
+    "alogout",
+    "call",
+    "get_sessions",
+    "login",
+    "logout",
+    "wrap",
+)

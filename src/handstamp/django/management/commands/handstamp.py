@@ -1,0 +1,76 @@
+"""``manage.py handstamp``: look at sessions and end them, with the settings at hand."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from handstamp.core.records import masked
+from handstamp.django.loops import call
+from handstamp.django.settings import get_sessions
+from handstamp.errors import HandstampError
+
+_PATIENCE = 5.0
+"""Seconds that ``check`` waits for the channel of revocations to prove itself."""
+
+
+class Command(BaseCommand):
+    """One command with five parts."""
+
+    help = "Sessions: prune, sessions, revoke, revoke-user, check."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The parts and what each of them takes."""
+        parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+        parts.add_parser("prune", help="delete sessions that are long dead")
+        listing = parts.add_parser("sessions", help="list the live sessions of a user")
+        listing.add_argument("user")
+        one = parts.add_parser("revoke", help="end one session")
+        one.add_argument("session")
+        every = parts.add_parser("revoke-user", help="end all sessions of a user")
+        every.add_argument("user")
+        for part in (one, every):
+            part.add_argument("--reason", default="revoked by an administrator")
+        parts.add_parser("check", help="ask the database, and the channel of revocations")
+
+    def handle(self, *, part: str, **options: Any) -> None:
+        """Do one part. Raises :class:`CommandError` with the reason where that fails."""
+        try:
+            getattr(self, "_" + part.replace("-", "_"))(options)
+        except HandstampError as exc:
+            raise CommandError(str(exc)) from None
+
+    def _prune(self, options: dict[str, Any]) -> None:
+        self.stdout.write(f"deleted {call(get_sessions().prune)}")
+
+    def _sessions(self, options: dict[str, Any]) -> None:
+        for session in call(get_sessions().list_for_user, options["user"]):
+            seen = session.last_activity_at or session.created_at
+            address = masked(session.address)
+            self.stdout.write(f"{session.id}  {seen:%Y-%m-%d %H:%M %Z}  {address}")
+
+    def _revoke(self, options: dict[str, Any]) -> None:
+        revoke, session_id = get_sessions().revoke, options["session"]
+        if not call(revoke, session_id, reason=options["reason"]):
+            raise CommandError("there is no live session of this id")
+        self.stdout.write("revoked 1")
+
+    def _revoke_user(self, options: dict[str, Any]) -> None:
+        revoke, user_id = get_sessions().revoke_user, options["user"]
+        self.stdout.write(f"revoked {call(revoke, user_id, reason=options['reason'])}")
+
+    def _check(self, options: dict[str, Any]) -> None:
+        sessions = get_sessions()
+        call(sessions.ping)
+        self.stdout.write("database: ok")
+        until = time.monotonic() + _PATIENCE
+        while sessions.stats().bus != "listening" and time.monotonic() < until:
+            time.sleep(0.05)
+        stats = sessions.stats()
+        self.stdout.write(f"channel: {stats.bus}")
+        if stats.bus != "listening":
+            raise CommandError("revocations are noticed late: nothing is heard")
+        heard = "heard at once" if stats.foreign_writers_heard else "noticed in time"
+        self.stdout.write(f"other writers: {heard}")

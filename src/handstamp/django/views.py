@@ -1,0 +1,48 @@
+"""Django's own sign-in form and sign-out, on our sessions; also for the admin.
+
+    path("login/", LoginView.as_view()), path("logout/", LogoutView.as_view())
+
+Needs ``django.contrib.auth`` in INSTALLED_APPS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth import views
+from django.http import HttpResponseRedirect
+from django.utils.decorators import method_decorator
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
+
+from handstamp.django.signing import login, logout
+from handstamp.errors import LoginRefused
+
+
+class LoginView(views.LoginView):
+    """:class:`django.contrib.auth.views.LoginView`; a field ``remember`` is honoured."""
+
+    def form_valid(self, form: Any) -> Any:
+        """Log in, or show the form again with the refusal."""
+        remember = self.request.POST.get("remember") in ("1", "on", "true", "yes")
+        try:
+            login(self.request, form.get_user(), remember=remember)
+        except LoginRefused:
+            form.add_error(None, form.get_invalid_login_error())
+            return self.form_invalid(form)
+        return HttpResponseRedirect(self.get_success_url())
+
+
+@method_decorator([csrf_protect, never_cache], name="post")
+class LogoutView(views.LogoutView):
+    """:class:`django.contrib.auth.views.LogoutView`, by POST only."""
+
+    http_method_names = ("post", "options")
+
+    def post(self, request: Any, *args: Any, **options: Any) -> Any:
+        """Log out and go where the base class would."""
+        logout(request)
+        target = self.get_success_url()
+        if target != request.get_full_path():
+            return HttpResponseRedirect(target)
+        return self.render_to_response(self.get_context_data())

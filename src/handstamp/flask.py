@@ -1,0 +1,248 @@
+"""Flask: an extension with ``current_session``, ``@login_required`` and signals.
+
+    app = Flask(__name__)
+    SessionAuth(app)                # or: auth = SessionAuth(); auth.init_app(app)
+
+    @app.get("/me")
+    @login_required
+    def me():
+        return {"user_id": current_session.user_id}
+
+Rule 1. ``app.wsgi_app`` is wrapped, so cookies leave with Flask's own error pages too.
+Rule 2. The session is asked only where a view, a template or a decorator asks for it.
+Rule 3. Flask's own ``session`` is another thing and stays untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from flask import Flask, current_app, request
+from werkzeug.local import LocalProxy
+
+from handstamp import wsgi
+from handstamp.config import Cookies
+from handstamp.core.records import Session
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import ConfigError, HandstampError
+from handstamp.flask_commands import commands
+from handstamp.pallets import (
+    EXTENSION,
+    NOBODY,
+    NOT_WRAPPED,
+    Extension,
+    Nobody,
+    as_http_exception,
+    check_names,
+    read_settings,
+    session_revoked,
+    user_logged_in,
+    user_logged_out,
+)
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIEnvironment
+
+    from flask.typing import ResponseReturnValue
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Handle(wsgi.Handle):
+    """:class:`handstamp.wsgi.Handle` that also sends the signals."""
+
+    app: Flask
+    loaded: tuple[str | None, Any] = (None, None)
+    """Whose user was loaded, and the user."""
+
+    def login(self, user_id: str, *, remember: bool = False) -> Session:
+        """See :meth:`handstamp.asgi.Handle.login`."""
+        check_names(self.app.config, self.app.secret_key, self._door.cookies)
+        session = super().login(user_id, remember=remember)
+        user_logged_in.send(self.app, session=session)
+        return session
+
+    def logout(self) -> None:
+        """See :meth:`handstamp.asgi.Handle.logout`."""
+        session = self.session
+        super().logout()
+        if session is not None:
+            user_logged_out.send(self.app, session=session)
+
+    def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:
+        """See :meth:`handstamp.asgi.Handle.revoke`."""
+        user_id = self.require().user_id
+        ended = super().revoke(session_id, reason=reason)
+        if ended:
+            self._tell_revoked(user_id, session_id, 1)
+        return ended
+
+    def revoke_others(self) -> int:
+        """See :meth:`handstamp.asgi.Handle.revoke_others`."""
+        user_id = self.require().user_id
+        count = super().revoke_others()
+        if count:
+            self._tell_revoked(user_id, None, count)
+        return count
+
+    def _tell_revoked(self, user_id: str, session_id: str | None, count: int) -> None:
+        facts: dict[str, Any] = {"user_id": user_id, "session_id": session_id}
+        session_revoked.send(self.app, count=count, **facts)
+
+
+class SessionAuthMiddleware(wsgi.SessionAuthMiddleware):
+    """The middleware around ``app.wsgi_app``; :class:`SessionAuth` puts it there."""
+
+    handle_class = Handle
+    flask: Flask
+
+    def admit(self, environ: WSGIEnvironment, handle: wsgi.Handle) -> None:
+        """Put the handle where :data:`session_auth` looks for it."""
+        cast(Handle, handle).app = self.flask
+        environ[wsgi.ENVIRON_KEY] = handle
+
+
+class SessionAuth:
+    """The extension: :meth:`init_app` for an application factory, or give ``app`` here.
+
+    ``sessions`` is the engine; without it one is made of ``HANDSTAMP_DATABASE_URL``,
+    ``HANDSTAMP_SECRET`` (a list, oldest first, to change it), ``HANDSTAMP_SHAPE`` and
+    ``HANDSTAMP_POLICY`` in ``app.config``. ``options`` are those of
+    :class:`handstamp.wsgi.SessionAuthMiddleware`, or ``HANDSTAMP_COOKIES`` and so on;
+    what is given in code wins. Raises :class:`ConfigError`.
+    """
+
+    def __init__(
+        self, app: Flask | None = None, sessions: Sessions | None = None, **options: Any
+    ) -> None:
+        self._sessions = sessions
+        self._options = options
+        self._loader: Callable[[str], Any] | None = None
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(
+        self, app: Flask, sessions: Sessions | None = None, **options: Any
+    ) -> None:
+        """Wrap ``app``, and teach it to answer what handstamp raises. Raises
+        :class:`ConfigError`."""
+        if EXTENSION in app.extensions:
+            raise ConfigError("this application has a SessionAuth already")
+        given = {**self._options, **options}
+        sessions, chosen = read_settings(app.config, sessions or self._sessions, given)
+        check_names(app.config, app.secret_key, chosen.get("cookies") or Cookies())
+        middleware = SessionAuthMiddleware(app.wsgi_app, sessions, **chosen)
+        middleware.flask = app
+        app.wsgi_app = middleware  # type: ignore[method-assign]
+        app.extensions[EXTENSION] = Extension(sessions, self.load_user)
+        app.error_handler_spec[None][None].setdefault(HandstampError, answer)
+        app.context_processor(self._for_templates)
+        app.cli.add_command(commands)
+
+    def user_loader(self, load: F) -> F:
+        """Decorate the function that finds a user by id, or None; sync or async.
+
+        It is called at most once for a request, when ``current_user`` is first asked.
+        """
+        self._loader = load
+        return load
+
+    def load_user(self, user_id: str) -> Any:
+        """The application's own user. Raises :class:`ConfigError` without a loader."""
+        if self._loader is None:
+            raise ConfigError("say how to find a user: decorate it with @auth.user_loader")
+        return current_app.ensure_sync(self._loader)(user_id)
+
+    def _for_templates(self) -> dict[str, Any]:
+        user = {} if self._loader is None else {"current_user": current_user}
+        return {"current_session": current_session, **user}
+
+
+def answer(error: HandstampError) -> ResponseReturnValue:
+    """An error of handstamp as Flask answers ``abort(401)``: your handlers of the status
+    are asked, and one that you register for the error itself replaces this."""
+    http = as_http_exception(error)
+    # As handle_http_exception does, which takes other arguments from Flask 3.2 on.
+    own = current_app._find_error_handler(http, request.blueprints)
+    return http if own is None else current_app.ensure_sync(own)(http)
+
+
+def _handle() -> Handle:
+    handle = request.environ.get(wsgi.ENVIRON_KEY)
+    if not isinstance(handle, wsgi.Handle):
+        raise ConfigError(NOT_WRAPPED)
+    return cast(Handle, handle)
+
+
+def _session() -> Session | Nobody:
+    bare = wsgi.ENVIRON_KEY not in request.environ and EXTENSION in current_app.extensions
+    if bare:  # a test_request_context: nobody made a request
+        return NOBODY
+    return _handle().session or NOBODY
+
+
+def _user() -> Any:
+    session = _session()
+    if not session:
+        return NOBODY
+    # Not in flask.g, which several requests share inside of one app_context().
+    handle = _handle()
+    whose, user = getattr(handle, "loaded", (None, None))
+    if whose != session.user_id:
+        user = current_app.extensions[EXTENSION].load_user(session.user_id)
+        handle.loaded = (session.user_id, user)
+    return NOBODY if user is None else user
+
+
+session_auth: Handle = LocalProxy(_handle)  # type: ignore[assignment]
+"""The handle of this request: ``login``, ``logout``, ``revoke``, ``require`` …"""
+current_session: Session | Nobody = LocalProxy(_session)  # type: ignore[assignment]
+"""The session of this request. Without one it is false, and reading an attribute of it
+raises :class:`AuthenticationRequired`; asking raises :class:`SessionsUnavailable` when
+nobody can say."""
+current_user: Any = LocalProxy(_user)
+"""The application's own user, as ``user_loader`` found it; nobody behaves as above."""
+
+
+def login_required(view: F) -> F:
+    """Let only requests with a session reach ``view``, a sync or an async function.
+
+    Stands below ``@app.route``. Raises as :meth:`Handle.require` does, for any method.
+    """
+    return _guarded(view, None)
+
+
+def fresh_login_required(*, within: timedelta) -> Callable[[F], F]:
+    """Let only requests reach the view whose user signed in no longer ago than this.
+
+    Raises as :meth:`Handle.require` does.
+    """
+    return lambda view: _guarded(view, within)
+
+
+def _guarded(view: F, within: timedelta | None) -> F:
+    @wraps(view)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        session_auth.require(fresh_within=within)
+        return current_app.ensure_sync(view)(*args, **kwargs)
+
+    return cast(F, guarded)
+
+
+__all__ = (
+    "Handle",
+    "SessionAuth",
+    "SessionAuthMiddleware",
+    "answer",
+    "current_session",
+    "current_user",
+    "fresh_login_required",
+    "login_required",
+    "session_auth",
+    "session_revoked",
+    "user_logged_in",
+    "user_logged_out",
+)

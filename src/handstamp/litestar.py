@@ -1,0 +1,204 @@
+"""Litestar: ``request.user``, guards, dependencies, and the scheme in the OpenAPI document.
+
+    app = wrap(Litestar(routes, dependencies=dependencies), sessions)
+
+or, where the ``Litestar`` object itself must stay the one that is served:
+
+    app = Litestar(routes, plugins=[SessionAuthPlugin(sessions)])
+
+``request.user`` is a :class:`SessionUser` and ``request.auth`` the handle with ``login``
+and ``logout``: ``Request[SessionUser, Handle, State]``. Both ask the session only when you
+ask them. :func:`wrap` sees every request; the plugin only those that Litestar has a route
+for, which is all that matters to an application, and its cookies survive every 500 as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from copy import copy
+from typing import Any, cast
+
+from litestar import Litestar, Request, Response
+from litestar.config.app import AppConfig
+from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException
+from litestar.exceptions.responses import create_exception_response
+from litestar.middleware.base import DefineMiddleware
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.plugins import InitPlugin
+from litestar.plugins.base import ReceiveRoutePlugin
+from litestar.routes.base import BaseRoute
+from litestar.types import Scope as LitestarScope
+
+from handstamp.asgi import SCOPE_KEY, Handle
+from handstamp.asgi import SessionAuthMiddleware as _SessionAuthMiddleware
+from handstamp.config import Cookies
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import ConfigError, HandstampError, SessionsUnavailable
+from handstamp.litestar_guards import (
+    SCHEME,
+    CurrentSession,
+    SessionAuth,
+    SessionGuard,
+    SessionUser,
+    dependencies,
+    requires_fresh,
+    requires_level,
+    requires_session,
+    session_auth,
+    show_guards,
+)
+from handstamp.types import Message, Receive, Scope, Send
+
+_PLUGGED = "handstamp.plugged"
+_CLOSE_CODES = {401: 4401, 503: 1013}
+
+
+class SessionAuthMiddleware(_SessionAuthMiddleware):
+    """:class:`handstamp.asgi.SessionAuthMiddleware` that also sets ``request.user`` and
+    ``request.auth``."""
+
+    def admit(self, scope: Scope, handle: Handle) -> None:
+        """Put the handle and the user into the scope."""
+        scope[SCOPE_KEY] = scope["auth"] = handle
+        scope["user"] = SessionUser(handle)
+
+    async def _serve(
+        self, handle: Handle, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        handle._sender = send
+        self.admit(scope, handle)
+        try:
+            await self.app(scope, receive, handle.send)
+        except HandstampError as exc:
+            if exc.status == 500:
+                raise  # the operator's fault, and the operator reads the log
+            code = _CLOSE_CODES.get(exc.status, 1008)
+            with suppress(OSError):  # closed already
+                await send({"type": "websocket.close", "code": code, "reason": str(exc)})
+
+
+def answer(request: Request[Any, Any, Any], exc: HandstampError) -> Response[Any]:
+    """An error of handstamp as Litestar answers errors: JSON with a ``detail``.
+
+    Raises what is no client's fault, such as :class:`ConfigError`, for the server to log.
+    """
+    if exc.status == 500:
+        raise exc
+    detail = str(exc) if exc.status < 500 else "temporarily unavailable"
+    headers = {}
+    if isinstance(exc, SessionsUnavailable):
+        headers["Retry-After"] = str(exc.retry_after)
+    error = HTTPException(detail=detail, status_code=exc.status, headers=headers or None)
+    return create_exception_response(request, error)
+
+
+async def _let_out_of_sockets(exc: Exception, scope: LitestarScope) -> None:
+    # Litestar knows no handlers for what a WebSocket raises: all would be a 4500.
+    if scope["type"] == ScopeType.WEBSOCKET and isinstance(exc, HandstampError):
+        raise exc
+
+
+def wrap(app: Litestar, sessions: Sessions, **options: Any) -> SessionAuthMiddleware:
+    """``app`` with sessions, and with Litestar's own answers for what they raise.
+
+    ``options`` go to :class:`SessionAuthMiddleware`. The result is the ASGI application
+    to serve; ``app`` gets a handler for our errors, unless it has one, and our scheme in
+    its OpenAPI document. Raises :class:`ConfigError`.
+    """
+    _teach(app, options.get("cookies") or Cookies())
+    for route in app.routes:
+        show_guards(route)
+    return SessionAuthMiddleware(cast(Any, app), sessions, **options)
+
+
+class SessionAuthPlugin(InitPlugin, ReceiveRoutePlugin):
+    """The same from inside: ``Litestar(…, plugins=[SessionAuthPlugin(sessions)])``.
+
+    ``options`` go to :class:`SessionAuthMiddleware`. It stands outside of the middleware
+    that is in the application's list, and brings :data:`dependencies`.
+    """
+
+    def __init__(self, sessions: Sessions, **options: Any) -> None:
+        self._sessions = sessions
+        self._options = options
+
+    def on_app_init(self, app_config: AppConfig) -> AppConfig:
+        """Put everything into an application's settings. Raises :class:`ConfigError`."""
+        app_config.openapi_config = copy(app_config.openapi_config)
+        _teach(app_config, self._options.get("cookies") or Cookies())
+        options = {"sessions": self._sessions, **self._options}
+        app_config.middleware.insert(0, DefineMiddleware(cast(Any, _Plugged), **options))
+        app_config.before_send.append(cast(Any, _edit_what_came_from_further_out))
+        app_config.on_startup.insert(0, self._sessions.open)
+        app_config.on_shutdown.append(self._sessions.close)  # after all others
+        app_config.dependencies = {**dependencies, **app_config.dependencies}
+        return app_config
+
+    def receive_route(self, route: BaseRoute) -> None:
+        """Show in the OpenAPI document what a guarded route asks for."""
+        show_guards(route)
+
+
+class _Plugged(SessionAuthMiddleware):
+    def admit(self, scope: Scope, handle: Handle) -> None:
+        super().admit(scope, handle)
+        scope[_PLUGGED] = handle
+
+
+async def _edit_what_came_from_further_out(message: Message, scope: Scope) -> None:
+    # The answer to what another middleware raised is made outside of ours.
+    handle = scope.get(_PLUGGED)
+    if handle and message["type"] == "http.response.start" and not handle._started:
+        message["headers"] = handle.response_headers(list(message["headers"]))
+
+
+def _teach(target: AppConfig | Litestar, cookies: Cookies) -> None:
+    _check_names(target.middleware, cookies)
+    handlers = cast(dict[Any, Any], target.exception_handlers)
+    handlers.setdefault(HandstampError, answer)
+    target.after_exception.append(cast(Any, _let_out_of_sockets))
+    if target.openapi_config is not None:
+        _describe(target.openapi_config, cookies)
+
+
+def _check_names(middleware: Iterable[Any], cookies: Cookies) -> None:
+    for each in middleware:
+        backend = getattr(each, "kwargs", {}).get("backend")
+        key = getattr(getattr(backend, "config", None), "key", None)
+        if key in (cookies.session_name, cookies.refresh_name):
+            raise ConfigError(
+                f"Litestar's own session middleware uses the cookie {key!r} as well: "
+                "give it another key"
+            )
+
+
+def _describe(config: OpenAPIConfig, cookies: Cookies) -> None:
+    scheme = SecurityScheme(
+        type="apiKey",
+        name=cookies.session_name,
+        security_scheme_in="cookie",
+        description="Set by the sign-in; refreshed by itself.",
+    )
+    theirs = config.components
+    theirs = theirs if isinstance(theirs, list) else [theirs]
+    config.components = [*theirs, Components(security_schemes={SCHEME: scheme})]
+
+
+__all__ = (
+    "CurrentSession",
+    "Handle",
+    "SessionAuth",
+    "SessionAuthMiddleware",
+    "SessionAuthPlugin",
+    "SessionGuard",
+    "SessionUser",
+    "dependencies",
+    "requires_fresh",
+    "requires_level",
+    "requires_session",
+    "session_auth",
+    "wrap",
+)

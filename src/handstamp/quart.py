@@ -1,0 +1,222 @@
+"""Quart: an extension with ``current_session``, ``@login_required`` and signals.
+
+    app = Quart(__name__)
+    SessionAuth(app)                # or: auth = SessionAuth(); auth.init_app(app)
+
+    @app.get("/me")
+    @login_required
+    async def me():
+        return {"user_id": current_session.user_id}
+
+The language is that of :mod:`handstamp.flask`, with ``await`` before whatever goes to the
+database. Everything works in WebSocket routes too, and a session that ends closes their
+sockets with code 4401.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from blinker import NamedSignal
+from quart import Quart, current_app, has_websocket_context, request, websocket
+from werkzeug.local import LocalProxy
+
+from handstamp import asgi
+from handstamp.config import Cookies
+from handstamp.core.records import Session
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import ConfigError, HandstampError
+from handstamp.pallets import (
+    EXTENSION,
+    NOBODY,
+    NOT_WRAPPED,
+    Extension,
+    Nobody,
+    as_http_exception,
+    check_names,
+    read_settings,
+    session_revoked,
+    user_logged_in,
+    user_logged_out,
+)
+from handstamp.types import Scope
+
+if TYPE_CHECKING:
+    from quart.typing import ResponseReturnValue
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Handle(asgi.Handle):
+    """:class:`handstamp.asgi.Handle` that also sends the signals."""
+
+    app: Quart
+
+    async def login(self, user_id: str, *, remember: bool = False) -> Session:
+        """See :meth:`handstamp.asgi.Handle.login`."""
+        check_names(self.app.config, self.app.secret_key, self._door.cookies)
+        session = await super().login(user_id, remember=remember)
+        await self._tell(user_logged_in, session=session)
+        return session
+
+    async def logout(self) -> None:
+        """See :meth:`handstamp.asgi.Handle.logout`."""
+        session = self.session
+        await super().logout()
+        if session is not None:
+            await self._tell(user_logged_out, session=session)
+
+    async def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:
+        """See :meth:`handstamp.asgi.Handle.revoke`."""
+        user_id = self.require().user_id
+        ended = await super().revoke(session_id, reason=reason)
+        if ended:
+            facts = {"user_id": user_id, "session_id": session_id, "count": 1}
+            await self._tell(session_revoked, **facts)
+        return ended
+
+    async def revoke_others(self) -> int:
+        """See :meth:`handstamp.asgi.Handle.revoke_others`."""
+        user_id = self.require().user_id
+        count = await super().revoke_others()
+        if count:
+            facts = {"user_id": user_id, "session_id": None, "count": count}
+            await self._tell(session_revoked, **facts)
+        return count
+
+    async def _tell(self, signal: NamedSignal, **facts: Any) -> None:
+        wrapper: Any = self.app.ensure_async  # a receiver may be a plain function
+        await signal.send_async(self.app, _sync_wrapper=wrapper, **facts)
+
+
+class SessionAuthMiddleware(asgi.SessionAuthMiddleware):
+    """The middleware around ``app.asgi_app``; :class:`SessionAuth` puts it there."""
+
+    handle_class = Handle
+    quart: Quart
+
+    def admit(self, scope: Scope, handle: asgi.Handle) -> None:
+        """Put the handle where :data:`session_auth` looks for it."""
+        cast(Handle, handle).app = self.quart
+        scope[asgi.SCOPE_KEY] = handle
+
+
+class SessionAuth:
+    """The extension: :meth:`init_app` for an application factory, or give ``app`` here.
+
+    ``sessions`` is the engine; without it one is made of ``HANDSTAMP_DATABASE_URL``,
+    ``HANDSTAMP_SECRET`` (a list, oldest first, to change it), ``HANDSTAMP_SHAPE`` and
+    ``HANDSTAMP_POLICY`` in ``app.config``. ``options`` are those of
+    :class:`handstamp.asgi.SessionAuthMiddleware`, or ``HANDSTAMP_COOKIES`` and so on;
+    what is given in code wins. Raises :class:`ConfigError`.
+    """
+
+    def __init__(
+        self, app: Quart | None = None, sessions: Sessions | None = None, **options: Any
+    ) -> None:
+        self._sessions = sessions
+        self._options = options
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(
+        self, app: Quart, sessions: Sessions | None = None, **options: Any
+    ) -> None:
+        """Wrap ``app``, and teach it to answer what handstamp raises. Raises
+        :class:`ConfigError`."""
+        if EXTENSION in app.extensions:
+            raise ConfigError("this application has a SessionAuth already")
+        given = {**self._options, **options}
+        sessions, chosen = read_settings(app.config, sessions or self._sessions, given)
+        check_names(app.config, app.secret_key, chosen.get("cookies") or Cookies())
+        middleware = SessionAuthMiddleware(cast(Any, app.asgi_app), sessions, **chosen)
+        middleware.quart = app
+        app.asgi_app = middleware  # type: ignore[method-assign, assignment]
+        app.extensions[EXTENSION] = Extension(sessions)
+        handlers: dict[Any, Any] = app.error_handler_spec[None][None]
+        handlers.setdefault(HandstampError, answer)
+        app.context_processor(lambda: {"current_session": current_session})
+
+
+async def answer(error: HandstampError) -> ResponseReturnValue:
+    """An error of handstamp as Quart answers ``abort(401)``: your handlers of the status
+    are asked, and one that you register for the error itself replaces this."""
+    http = as_http_exception(error)
+    # As handle_http_exception does, which takes other arguments from Quart 0.23 on.
+    own: Any = current_app._find_error_handler(http, _connection().blueprints)
+    response = http if own is None else await current_app.ensure_async(own)(http)
+    return cast("ResponseReturnValue", response)
+
+
+def _connection() -> Any:
+    return websocket if has_websocket_context() else request
+
+
+def _scope() -> Scope:
+    return cast(Scope, _connection().scope)
+
+
+def _handle() -> Handle:
+    handle = _scope().get(asgi.SCOPE_KEY)
+    if not isinstance(handle, asgi.Handle):
+        raise ConfigError(NOT_WRAPPED)
+    return cast(Handle, handle)
+
+
+def _session() -> Session | Nobody:
+    bare = asgi.SCOPE_KEY not in _scope() and EXTENSION in current_app.extensions
+    if bare:  # a test_request_context: nobody made a request
+        return NOBODY
+    return _handle().session or NOBODY
+
+
+session_auth: Handle = LocalProxy(_handle)  # type: ignore[assignment]
+"""The handle of this request or WebSocket: ``await session_auth.login(user_id)`` …"""
+current_session: Session | Nobody = LocalProxy(_session)  # type: ignore[assignment]
+"""The session of this request. Without one it is false, and reading an attribute of it
+raises :class:`AuthenticationRequired`; asking raises :class:`SessionsUnavailable` when
+nobody can say."""
+
+
+def login_required(view: F) -> F:
+    """Let only requests and WebSockets with a session reach ``view``, sync or async.
+
+    Stands below ``@app.route`` or ``@app.websocket``. Raises as :meth:`Handle.require`
+    does.
+    """
+    return _guarded(view, None)
+
+
+def fresh_login_required(*, within: timedelta) -> Callable[[F], F]:
+    """Let only requests reach the view whose user signed in no longer ago than this.
+
+    Raises as :meth:`Handle.require` does.
+    """
+    return lambda view: _guarded(view, within)
+
+
+def _guarded(view: F, within: timedelta | None) -> F:
+    @wraps(view)
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        session_auth.require(fresh_within=within)
+        return await current_app.ensure_async(view)(*args, **kwargs)
+
+    return cast(F, guarded)
+
+
+__all__ = (
+    "Handle",
+    "SessionAuth",
+    "SessionAuthMiddleware",
+    "answer",
+    "current_session",
+    "fresh_login_required",
+    "login_required",
+    "session_auth",
+    "session_revoked",
+    "user_logged_in",
+    "user_logged_out",
+)

@@ -1,0 +1,249 @@
+"""The cookie jars of test clients: the two cookies put in and taken out.
+
+Rule 1. A cookie enters a jar the way a response's would, with the same name, domain, path
+and attributes. So a rotation replaces it and a logout removes it.
+Rule 2. A cookie that the client would never send is refused with the reason at once, not
+found out by a 401 three lines later. The client itself is never changed to make it fit.
+Rule 3. Clients are known by how they keep cookies: no framework is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from email.message import Message
+from http.cookiejar import CookieJar
+from http.cookies import SimpleCookie
+from inspect import iscoroutinefunction
+from typing import Any, Protocol
+from urllib.request import Request
+
+from handstamp.config import Cookies
+from handstamp.core.cookies import CookieWriter
+from handstamp.errors import ConfigError
+
+
+class Jar(Protocol):
+    """Where one test client keeps its cookies."""
+
+    def check(self, cookies: Cookies) -> None:
+        """Raise :class:`ConfigError` where the client would never send them."""
+
+    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
+        """Take the values of Set-Cookie headers."""
+
+    def get(self, name: str) -> str | None:
+        """The value of the cookie of this name."""
+
+
+def jar_of(client: Any) -> Jar:
+    """The jar of a test client. Raises :class:`ConfigError` for an unknown kind."""
+    if isinstance(getattr(client, "cookie_jar", None), CookieJar):
+        return _Unconditional(client)
+    if isinstance(getattr(client, "cookiejar", None), CookieJar):
+        return _Strict(client.cookiejar, _webtest_url(client), _WEBTEST)
+    if isinstance(getattr(client, "cookies", None), SimpleCookie):
+        return _Simple(client.cookies)
+    if isinstance(getattr(getattr(client, "cookies", None), "jar", None), CookieJar):
+        return _Strict(client.cookies.jar, str(client.base_url), _HTTPX)
+    if hasattr(client, "set_cookie") and hasattr(client, "get_cookie"):
+        return _Werkzeug(client)
+    if hasattr(client, "_default_headers"):
+        return _Header(client)
+    raise ConfigError(
+        f"{type(client).__name__} is no test client that handstamp knows, or it keeps no "
+        "cookies"
+    )
+
+
+def put_tokens(
+    client: object,
+    session_token: str,
+    refresh_token: str,
+    cookies: Cookies,
+    *,
+    lifetimes: tuple[timedelta | None, timedelta | None] = (None, None),
+) -> None:
+    """Give a client both cookies, as a response to its sign-in would.
+
+    ``lifetimes`` are theirs; None ends one with the browser. Raises
+    :class:`ConfigError` where the client would never send them.
+    """
+    jar, writer = jar_of(client), CookieWriter(cookies)
+    jar.check(cookies)
+    session = writer.session(session_token, lifetimes[0])
+    refresh = writer.refresh(refresh_token, lifetimes[1])
+    jar.put([session.decode(), refresh.decode()], cookies)
+
+
+def is_async(client: object) -> bool:
+    """Whether this client's requests are awaited."""
+    # Both, for Django 4.2 has a plain get, and Quart a plain request.
+    methods = (getattr(type(client), name, None) for name in ("get", "request"))
+    return any(map(iscoroutinefunction, methods))
+
+
+_HTTPX = "make the client with base_url='https://testserver.local'"
+_WEBTEST = "make the client with extra_environ={'wsgi.url_scheme': 'https'}"
+
+
+class _Strict:
+    """A jar that judges like a browser: httpx, Starlette, FastAPI, Litestar, WebTest."""
+
+    def __init__(self, jar: CookieJar, url: str, remedy: str) -> None:
+        self._jar = jar
+        self._url = url
+        self._remedy = remedy
+
+    def check(self, cookies: Cookies) -> None:
+        if "://" not in self._url:
+            raise ConfigError(f"this client is for no host yet: {self._remedy}")
+        if cookies.secure and not self._url.startswith("https:"):
+            raise ConfigError(
+                f"this client speaks {self._url} and would never send Secure cookies: "
+                f"{self._remedy}, or wrap the application with cookies=Cookies.insecure()"
+            )
+        trial = CookieJar()
+        _respond(trial, self._url, [CookieWriter(cookies).session("x", None).decode()])
+        request = Request(self._url.rstrip("/") + cookies.path)  # noqa: S310 - not opened
+        trial.add_cookie_header(request)
+        if not request.has_header("Cookie"):
+            raise ConfigError(_outside(self._url, cookies))
+
+    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
+        _respond(self._jar, self._url, set_cookie)
+
+    def get(self, name: str) -> str | None:
+        return _value(self._jar, name)
+
+
+class _Unconditional:
+    """Quart's: it sends whatever it holds, to any address."""
+
+    def __init__(self, client: Any) -> None:
+        self._jar: CookieJar = client.cookie_jar
+        self._host = client.app.config.get("SERVER_NAME") or "localhost"
+
+    def check(self, cookies: Cookies) -> None:
+        _check_host(self._host, cookies)
+
+    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
+        _respond(self._jar, f"http://{self._host}/", set_cookie)
+
+    def get(self, name: str) -> str | None:
+        return _value(self._jar, name)
+
+
+class _Simple:
+    """Django's, which knows names only."""
+
+    def __init__(self, jar: SimpleCookie) -> None:
+        self._jar = jar
+
+    def check(self, cookies: Cookies) -> None:
+        """It sends whatever it holds."""
+
+    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
+        for text in set_cookie:
+            self._jar.load(text)
+
+    def get(self, name: str) -> str | None:
+        return self._jar[name].value if name in self._jar else None
+
+
+class _Werkzeug:
+    """Flask's, which goes by domain and path."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        config = getattr(client.application, "config", {})
+        self._host = (config.get("SERVER_NAME") or "localhost").partition(":")[0]
+
+    def check(self, cookies: Cookies) -> None:
+        _check_host(self._host, cookies)
+
+    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
+        domain = (cookies.domain or self._host).removeprefix(".")
+        for text in set_cookie:
+            name, _, rest = text.partition("=")
+            self._client.set_cookie(
+                name,
+                rest.partition(";")[0],
+                domain=domain,
+                origin_only=cookies.domain is None,
+                path=cookies.path,
+            )
+
+    def get(self, name: str) -> str | None:
+        held = self._client._cookies or {}
+        return next((c.value for key, c in held.items() if key[2] == name), None)
+
+
+class _Header:
+    """Falcon's clients keep headers only: theirs is a Cookie header, never replaced."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def check(self, cookies: Cookies) -> None:
+        """It sends whatever it holds."""
+
+    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
+        jar = self._read()
+        for text in set_cookie:
+            jar.load(text)
+        pairs = "; ".join(f"{morsel.key}={morsel.value}" for morsel in jar.values())
+        kept = {k: v for k, v in self._headers().items() if k.lower() != "cookie"}
+        self._client._default_headers = {**kept, "Cookie": pairs}
+
+    def get(self, name: str) -> str | None:
+        jar = self._read()
+        return jar[name].value if name in jar else None
+
+    def _headers(self) -> dict[str, str]:
+        return dict(self._client._default_headers or {})
+
+    def _read(self) -> SimpleCookie:
+        sent = (v for k, v in self._headers().items() if k.lower() == "cookie")
+        return SimpleCookie(next(sent, ""))
+
+
+def _check_host(host: str, cookies: Cookies) -> None:
+    domain = (cookies.domain or host).removeprefix(".")
+    name = host.partition(":")[0]
+    if name != domain and not name.endswith(f".{domain}"):
+        raise ConfigError(_outside(host, cookies))
+
+
+def _outside(where: str, cookies: Cookies) -> str:
+    return (
+        f"this client speaks to {where}, which is outside of the cookies' domain "
+        f"{cookies.domain!r}: let it speak to a host of that domain"
+    )
+
+
+class _Response:
+    """As much of a response as a jar looks at."""
+
+    def __init__(self, set_cookie: Iterable[str]) -> None:
+        self._message = Message()
+        for text in set_cookie:
+            self._message["Set-Cookie"] = text
+
+    def info(self) -> Message:
+        return self._message
+
+
+def _respond(jar: CookieJar, url: str, set_cookie: Iterable[str]) -> None:
+    request = Request(url)  # noqa: S310 - nothing is opened
+    jar.extract_cookies(_Response(set_cookie), request)  # type: ignore[arg-type]
+
+
+def _value(jar: CookieJar, name: str) -> str | None:
+    return next((cookie.value for cookie in jar if cookie.name == name), None)
+
+
+def _webtest_url(client: Any) -> str:
+    environ = client.extra_environ
+    scheme = environ.get("wsgi.url_scheme", "http")
+    return f"{scheme}://{environ.get('HTTP_HOST', 'localhost')}"

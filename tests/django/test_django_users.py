@@ -1,0 +1,129 @@
+"""Where users come from: a function of the settings, a model, or just the id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.exceptions import DenyConnection
+from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.core.asgi import get_asgi_application
+from django.test import override_settings
+from django.urls import path
+from starlette.websockets import WebSocketDisconnect
+
+from handstamp.django import AnonymousSessionUser, SessionUser, wrap
+from handstamp.django.users import auser_of, user_of
+from tests.django import django_setup
+from tests.support.browsers import DENIED, browser
+from tests.support.engines import Engine
+
+assert django_setup.OURS
+
+
+def find(user_id: str) -> SessionUser | None:
+    """Everybody but bob."""
+    return None if user_id == "bob" else SessionUser(user_id)
+
+
+async def afind(user_id: str) -> SessionUser | None:
+    """The same, awaited."""
+    return find(user_id)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """The engine of the settings."""
+    engine = Engine()
+    with override_settings(HANDSTAMP={"SESSIONS": engine.sessions}):
+        yield engine
+
+
+@pytest.mark.parametrize("function", [find, afind])
+async def test_a_function_of_the_settings_finds_users(
+    engine: Engine, function: Callable[[str], Any]
+) -> None:
+    """Sync or async, in views of either kind; None is nobody."""
+    setting = {"SESSIONS": engine.sessions, "GET_USER": function}
+    with override_settings(HANDSTAMP=setting):
+        for user in (await auser_of("alice"), await sync_to_async(user_of)("alice")):
+            assert (user.pk, user.is_authenticated) == ("alice", True)
+        for user in (await auser_of("bob"), await sync_to_async(user_of)("bob")):
+            assert not user.is_authenticated
+        assert not (await auser_of(None)).is_authenticated
+
+
+def test_without_a_model_a_user_is_their_id(engine: Engine) -> None:
+    """As templates and permission checks expect a user to be."""
+    with override_settings(AUTH_USER_MODEL="nowhere.User"):
+        user = user_of("alice")
+    assert isinstance(user, SessionUser)
+    assert (str(user), user.get_username(), user.pk) == ("alice",) * 3
+    assert (user.is_authenticated, user.is_anonymous, user.is_active) == (True, False, True)
+    asked = user.has_perm("x"), user.has_perms(["x"]), user.has_module_perms("x")
+    assert (*asked, user.has_perms([])) == (False, False, False, True)
+    assert {user, SessionUser("alice")} == {user}
+    assert user != SessionUser("bob")
+
+
+def test_without_contrib_auth_nobody_is_ours(engine: Engine) -> None:
+    """With the two attributes that everybody asks."""
+    with override_settings(INSTALLED_APPS=["handstamp.django"]):
+        user = user_of(None)
+    assert isinstance(user, AnonymousSessionUser)
+    assert (user.is_authenticated, user.is_anonymous, user.is_active) == (
+        False,
+        True,
+        False,
+    )
+
+
+class Echo(AsyncWebsocketConsumer):
+    """A consumer of Channels for whoever is signed in."""
+
+    async def connect(self) -> None:
+        """Ask the handle of the handshake."""
+        user_id = self.scope["handstamp"].user_id
+        if user_id is None:
+            raise DenyConnection
+        await self.accept()
+        await self.send(user_id)
+
+
+def channels() -> Any:
+    """Django and Channels on one address."""
+    sockets = URLRouter([path("ws", Echo.as_asgi())])
+    return ProtocolTypeRouter({"http": get_asgi_application(), "websocket": sockets})
+
+
+def test_channels_has_the_handle(engine: Engine) -> None:
+    """And a revoked session closes its socket with 4401."""
+    with browser(wrap(channels())) as client:
+        with pytest.raises(DENIED), client.websocket_connect("wss://testserver/ws"):
+            pass
+        issued = client.portal.call(engine.login)
+        client.cookies.set("__Host-session", issued.session_token)
+        with client.websocket_connect("wss://testserver/ws") as ws:
+            assert ws.receive_text() == "alice"
+            client.portal.call(engine.sessions.revoke, issued.session.id)
+            with pytest.raises(WebSocketDisconnect) as closed:
+                ws.receive_text()
+    assert closed.value.code == 4401
+
+
+def test_channels_in_an_outage_denies_the_handshake(engine: Engine) -> None:
+    """With the 503 of everybody else, or its close code."""
+    with browser(wrap(channels())) as client:
+        issued = client.portal.call(engine.login)
+        client.cookies.set("__Host-session", issued.session_token)
+        engine.clock.advance(engine.policy.session_ttl / 2)
+        engine.store.down = True
+        refused = pytest.raises(DENIED)
+        with refused as denial, client.websocket_connect("wss://testserver/ws"):
+            pass
+        engine.store.down = False
+    code = getattr(denial.value, "code", None)
+    assert (code, getattr(denial.value, "status_code", None)) in ((1013, None), (None, 503))

@@ -1,0 +1,360 @@
+"""Forks: a child starts over, and nothing it does speaks for its parent.
+
+Real children of this very process, on PostgreSQL. C-136 and C-137.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from handstamp import forking
+from handstamp.blocking import call
+from handstamp.config import Cookies
+from handstamp.engine.sessions import Sessions
+from handstamp.stores.listening import PostgresLink
+from handstamp.stores.sql.install import install
+from handstamp.wsgi import SessionAuthMiddleware
+from tests.support.engines import Engine
+from tests.support.wsgi import asking, cookie, environ, get, new_user, rows, serve
+
+PATIENCE = 30.0
+SECRET = "a secret of the tests, and of nothing else"
+
+
+@pytest.fixture
+def sessions(dsn: str) -> Iterator[Sessions]:
+    """Open on this process's loop, with the trigger, and listening."""
+
+    async def add() -> None:
+        import asyncpg
+
+        connection = await asyncpg.connect(dsn)
+        try:
+            await install(connection, "ulid", trigger=True)
+        finally:
+            await connection.close()
+
+    asyncio.run(add())
+    sessions = Sessions(dsn, secret=SECRET)
+    call(sessions.open)
+    until(lambda: sessions.stats().bus == "listening")
+    yield sessions
+    call(sessions.close)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+class Child:
+    """A forked process that runs ``work`` and says what it returned.
+
+    As in production, a warning about an unclosed connection is no error there: as one it
+    would stop the driver from closing what the child lets go of.
+    """
+
+    def __init__(self, work: Callable[[], Any], *, finalize: bool = False) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            self._fork(work, finalize)
+
+    def _fork(self, work: Callable[[], Any], finalize: bool) -> None:
+        self._ours, theirs = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(theirs)
+            return
+        try:
+            os.write(theirs, json.dumps({"returned": work()}).encode())
+        except BaseException:
+            os.write(theirs, json.dumps({"raised": traceback.format_exc()}).encode())
+        if finalize:
+            end_like_multiprocessing()
+        os._exit(0)
+
+    def result(self) -> Any:
+        """What it said, once it has ended."""
+        with os.fdopen(self._ours, "rb") as pipe:
+            killer = threading.Timer(PATIENCE, os.kill, [self.pid, signal.SIGKILL])
+            killer.start()
+            said = pipe.read()
+            os.waitpid(self.pid, 0)
+            killer.cancel()
+        assert said, "the child hung, or died"
+        answer = json.loads(said)
+        assert "returned" in answer, answer.get("raised")
+        return answer["returned"]
+
+
+def end_like_multiprocessing() -> None:
+    """What the end of a child of multiprocessing runs, before it exits at once."""
+    threading._shutdown()  # type: ignore[attr-defined]
+
+
+def held(sessions: Sessions) -> list[int]:
+    """The server's processes behind the connections that this process uses."""
+
+    async def find() -> list[int]:
+        await sessions.ping()
+        database: Any = sessions.store._database  # type: ignore[attr-defined]
+        lanes = [*database._reads._all, *database._writes._all]
+        links = [o._connection for o in gc.get_objects() if isinstance(o, PostgresLink)]
+        mine = [c for c in (*lanes, *links) if c._loop is sessions._loop]
+        return [c.get_server_pid() for c in mine if not c.is_closed()]
+
+    return call(find)
+
+
+def test_c136_a_child_shares_no_loop_and_no_connection(
+    dsn: str, sessions: Sessions
+) -> None:
+    """Its own thread and backends; the parent's are all there afterwards, and hear."""
+    user = new_user(dsn)
+    issued = call(sessions.create, user)
+    app = SessionAuthMiddleware(asking(), sessions)
+    assert get(app, HTTP_COOKIE=cookie(issued)).body == repr(user).encode()
+    before = held(sessions)
+
+    def work() -> Any:
+        answer = serve(app, environ(HTTP_COOKIE=cookie(issued)))
+        until(lambda: sessions.stats().bus == "listening")
+        loops = [t.name for t in threading.enumerate()].count("handstamp")
+        return [answer.body.decode(), held(sessions), loops]
+
+    body, theirs, loops = Child(work, finalize=True).result()
+    assert (body, loops) == (repr(user), 1)
+    assert theirs
+    assert not set(before) & set(theirs)
+    assert set(held(sessions)) >= set(before)
+    # Another process revokes: the parent hears of it on the connection it had.
+    assert sessions.stats().bus == "listening"
+    rows(dsn, "update user_sessions set is_active = false where id = $1", issued.session.id)
+    until(lambda: get(app, HTTP_COOKIE=cookie(issued)).body == b"None")
+    assert set(held(sessions)) >= set(before)
+
+
+def test_c136_a_child_that_frees_everything_disturbs_nobody(
+    dsn: str, sessions: Sessions
+) -> None:
+    """It collects garbage, closes what it has and ends as interpreters end."""
+    before = held(sessions)
+
+    def work() -> int:
+        gc.collect()
+        call(sessions.ping)
+        call(sessions.close)
+        gc.collect()
+        return 1
+
+    for _ in range(3):
+        assert Child(work, finalize=True).result() == 1
+    assert held(sessions) == before
+    bus = sessions._bus.proven_until
+    until(lambda: sessions._bus.proven_until > bus)  # the next heartbeat gets through
+
+
+def test_c136_pending_touches_are_the_parents_and_written_once(
+    dsn: str, sessions: Sessions
+) -> None:
+    """The child has none of them, and what it notes itself is its own."""
+    user = new_user(dsn)
+    mine, theirs = call(sessions.create, user), call(sessions.create, user)
+    app = SessionAuthMiddleware(asking(), sessions)
+    get(app, HTTP_COOKIE=cookie(mine))
+    assert sessions.stats().pending_touches == 1
+
+    def work() -> list[int]:
+        pending = [sessions.stats().pending_touches]
+        serve(app, environ(HTTP_COOKIE=cookie(theirs)))
+        pending.append(sessions.stats().pending_touches)
+        call(sessions.flush)
+        return [*pending, sessions.stats().written_touches]
+
+    assert Child(work).result() == [0, 1, 1]
+    seen = "select id from user_sessions where last_activity_at > created_at"
+    assert [row["id"] for row in rows(dsn, seen)] == [theirs.session.id]
+    call(sessions.flush)
+    assert len(rows(dsn, seen)) == 2
+
+
+def test_a_childs_graceful_end_writes_its_activity(dsn: str, sessions: Sessions) -> None:
+    """A worker of multiprocessing that ends by itself loses nothing."""
+    issued = call(sessions.create, new_user(dsn))
+    app = SessionAuthMiddleware(asking(), sessions)
+    sent = {"HTTP_COOKIE": cookie(issued)}
+
+    def work() -> int:
+        return serve(app, environ(**sent)).status
+
+    assert Child(work, finalize=True).result() == 200
+    seen = "select id from user_sessions where last_activity_at > created_at"
+    assert len(rows(dsn, seen)) == 1
+
+
+def test_c136_what_the_parent_believed_the_child_reads_again(
+    dsn: str, sessions: Sessions
+) -> None:
+    """It hears nothing yet, so it takes nothing of the parent's cache on trust."""
+    issued = call(sessions.create, new_user(dsn))
+    app = SessionAuthMiddleware(asking(), sessions)
+    until(lambda: get(app, HTTP_COOKIE=cookie(issued)).body != b"None")
+
+    def work() -> list[Any]:
+        assert not sessions.stats().cached
+        rows(dsn, "update user_sessions set is_active = false")
+        return [serve(app, environ(HTTP_COOKIE=cookie(issued))).body.decode()]
+
+    assert Child(work).result() == ["None"]
+
+
+LOCKS = {
+    "cache": lambda s: s._parts.cache._lock,
+    "activity": lambda s: s._parts.activity._lock,
+    "strangers": lambda s: s._parts.strangers._lock,
+    "the process": lambda s: __import__("handstamp.blocking").blocking._process.lock,
+    "the loop": lambda s: __import__("handstamp.blocking").blocking._process.loop._lock,
+    "forking": lambda s: forking._lock,
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
+def test_c137_a_fork_while_another_thread_holds_a_lock(
+    dsn: str, sessions: Sessions, lock: Callable[[Any], Any]
+) -> None:
+    """The child has locks of its own, and waits for nobody who is not there."""
+    issued = call(sessions.create, new_user(dsn))
+    app = SessionAuthMiddleware(asking(), sessions)
+    taken, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock(sessions):
+            taken.set()
+            free.wait(PATIENCE)
+
+    def work() -> list[str]:
+        first = serve(app, environ(HTTP_COOKIE=cookie(issued)))
+        forged = cookie(session=issued.session_token[:-1] + "A")
+        call(sessions.revoke, issued.session.id)
+        last = serve(app, environ(HTTP_COOKIE=cookie(issued)))
+        serve(app, environ(HTTP_COOKIE=forged))
+        return [first.body.decode(), last.body.decode()]
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert taken.wait(PATIENCE)
+    child = Child(work)
+    free.set()
+    holder.join()
+    assert child.result() == [repr(issued.session.user_id), "None"]
+
+
+def test_c136_many_children_at_once_while_the_parent_serves(
+    dsn: str, sessions: Sessions
+) -> None:
+    """Forked in the middle of requests: every child answers, and so does the parent."""
+    user = new_user(dsn)
+    issued = [call(sessions.create, user) for _ in range(8)]
+    app = SessionAuthMiddleware(asking(), sessions)
+    stop, wrong = threading.Event(), list[Any]()
+
+    def serve_on(number: int) -> None:
+        while not stop.is_set():
+            sent = environ(HTTP_COOKIE=cookie(issued[number]))
+            body = serve(app, sent).body
+            sessions._parts.cache.forget_session(issued[number].session.id)
+            if body != repr(user).encode():
+                wrong.append(body)
+
+    threads = [threading.Thread(target=serve_on, args=[n]) for n in range(4)]
+    for thread in threads:
+        thread.start()
+
+    def work() -> list[str]:
+        answers = [serve(app, environ(HTTP_COOKIE=cookie(one))) for one in issued]
+        return sorted({answer.body.decode() for answer in answers})
+
+    children = [Child(work, finalize=True) for _ in range(6)]
+    results = [child.result() for child in children]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert results == [[repr(user)]] * 6
+    assert wrong == []
+
+
+def test_a_fork_that_nobody_told_python_of_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As under uWSGI: the next crossing looks at the process id and starts over."""
+    engine = Engine()
+    issued = call(engine.login)
+    thread = call(_thread)
+    monkeypatch.setattr(forking, "_pid", -1)
+    again = call(_thread)
+    assert again is not thread
+    assert forking._pid == os.getpid()
+    assert engine.sessions.stats().cached == 0
+    assert call(engine.login).session.id != issued.session.id
+    call(engine.sessions.close)
+
+
+def test_under_uwsgi_even_a_hit_looks_whether_there_was_a_fork(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parent's cache is not believed for a single request."""
+    engine = Engine()
+    issued = call(engine.login)
+    uwsgi: Any = type(sys)("uwsgi")
+    uwsgi.opt = {b"enable-threads": True}
+    monkeypatch.setitem(sys.modules, "uwsgi", uwsgi)
+    app = SessionAuthMiddleware(asking(), engine.sessions, cookies=Cookies.insecure())
+    sent = {"HTTP_COOKIE": f"session={issued.session_token}"}
+    assert get(app, **sent).body == b"'alice'"
+    del engine.store.rows[issued.session.id]
+    monkeypatch.setattr(forking, "_pid", -1)
+    assert get(app, **sent).body == b"None"
+    call(engine.sessions.close)
+
+
+async def _thread() -> threading.Thread:
+    return threading.current_thread()
+
+
+def test_one_that_cannot_start_over_leaves_the_others_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its failure is logged, and the rest of the process starts over."""
+
+    class Broken:
+        def start_over(self) -> None:
+            raise RuntimeError("broken")
+
+        async def close(self) -> None: ...
+
+    started: list[str] = []
+
+    class Sound(Broken):
+        def start_over(self) -> None:
+            started.append("over")
+
+    things = [Broken(), Sound(), Broken()]
+    monkeypatch.setattr(forking, "_inherited", things)
+    forking._start_over()
+    assert started == ["over"]
+    assert caplog.text.count("did not start over") == 2

@@ -1,0 +1,483 @@
+"""Every framework's own test client is signed in, refreshed, robbed and signed out.
+
+Each application here answers `/me` with the user's id or a 401. Django's clients are in
+`test_testing_page.py`: its settings are those of a whole process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from handstamp import ConfigError, Cookies, Sessions, wsgi
+from handstamp.testing import (
+    FrozenClock,
+    alogin_as,
+    assert_revoked,
+    login_as,
+    outage,
+    steal,
+)
+from tests.support.browsers import TestClient
+from tests.support.served import over_asgi, over_wsgi
+
+HTTPS = "https://testserver.local"
+NAMES = {"__Host-session", "__Host-refresh"}
+Make = Callable[[Sessions], Any]
+
+
+def starlette(sessions: Sessions) -> Any:
+    return TestClient(over_asgi(sessions), base_url=HTTPS)
+
+
+def starlette_inside(sessions: Sessions) -> Any:
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+
+    from handstamp.starlette import SessionAuthMiddleware
+    from tests.support.served import ROUTES
+
+    middleware = [Middleware(SessionAuthMiddleware, sessions=sessions)]
+    return TestClient(Starlette(routes=ROUTES, middleware=middleware), base_url=HTTPS)
+
+
+def fastapi(sessions: Sessions) -> Any:
+    pytest.importorskip("fastapi")
+    from fastapi import Depends, FastAPI
+    from fastapi.responses import PlainTextResponse
+
+    from handstamp.fastapi import current_session, wrap
+
+    app = FastAPI()
+    current = Depends(current_session)
+
+    @app.get("/me", response_class=PlainTextResponse)
+    async def me(session: Any = current) -> str:
+        return str(session.user_id)
+
+    return TestClient(wrap(app, sessions), base_url=HTTPS)
+
+
+def litestar_app(sessions: Sessions, *, plugged: bool = False) -> Any:
+    litestar = pytest.importorskip("litestar")
+    from handstamp.litestar import (
+        CurrentSession,
+        SessionAuthPlugin,
+        dependencies,
+        wrap,
+    )
+
+    async def me(current_session: Any) -> str:
+        return str(current_session.user_id)
+
+    me.__annotations__["current_session"] = CurrentSession
+    route = litestar.get("/me")(me)
+    if plugged:
+        return litestar.Litestar([route], plugins=[SessionAuthPlugin(sessions)])
+    return wrap(litestar.Litestar([route], dependencies=dependencies), sessions)
+
+
+def litestar(sessions: Sessions) -> Any:
+    app = litestar_app(sessions)
+    from litestar.testing import TestClient
+
+    return TestClient(app, base_url=HTTPS)
+
+
+def litestar_plugin(sessions: Sessions) -> Any:
+    app = litestar_app(sessions, plugged=True)
+    from litestar.testing import TestClient
+
+    return TestClient(app, base_url=HTTPS)
+
+
+def litestar_async(sessions: Sessions) -> Any:
+    app = litestar_app(sessions)
+    from litestar.testing import AsyncTestClient
+
+    return AsyncTestClient(app, base_url=HTTPS)
+
+
+def flask(sessions: Sessions) -> Any:
+    flask = pytest.importorskip("flask")
+    from handstamp.flask import SessionAuth, current_session, login_required
+
+    app = flask.Flask("tests", root_path=".")
+    SessionAuth(app, sessions)
+
+    @app.get("/me")
+    @login_required
+    def me() -> str:
+        return str(current_session.user_id)
+
+    return app.test_client()
+
+
+def quart(sessions: Sessions) -> Any:
+    quart = pytest.importorskip("quart")
+    from handstamp.quart import SessionAuth, current_session, login_required
+
+    app = quart.Quart("tests", root_path=".")
+    SessionAuth(app, sessions)
+
+    @app.get("/me")
+    @login_required
+    async def me() -> str:
+        return str(current_session.user_id)
+
+    return app.test_client()
+
+
+def falcon_wsgi(sessions: Sessions) -> Any:
+    pytest.importorskip("falcon")
+    import falcon.testing
+
+    from handstamp.falcon import session_auth, wrap
+
+    class Me:
+        def on_get(self, req: Any, resp: Any) -> None:
+            resp.text = session_auth(req).require().user_id
+
+    app = falcon.App()
+    app.add_route("/me", Me())
+    return falcon.testing.TestClient(wrap(app, sessions), headers={"Accept": "text/plain"})
+
+
+def falcon_asgi_app(sessions: Sessions) -> Any:
+    pytest.importorskip("falcon")
+    import falcon.asgi
+
+    from handstamp.falcon import session_auth, wrap
+
+    class Me:
+        async def on_get(self, req: Any, resp: Any) -> None:
+            resp.text = session_auth(req).require().user_id
+
+    app: Any = falcon.asgi.App()
+    app.add_route("/me", Me())
+    return wrap(app, sessions)
+
+
+def falcon_asgi(sessions: Sessions) -> Any:
+    app = falcon_asgi_app(sessions)
+    import falcon.testing
+
+    return falcon.testing.TestClient(app)
+
+
+def falcon_conductor(sessions: Sessions) -> Any:
+    app = falcon_asgi_app(sessions)
+    import falcon.testing
+
+    return falcon.testing.ASGIConductor(app)
+
+
+def webtest(app: Any) -> Any:
+    webtest = pytest.importorskip("webtest")
+    environ = {"wsgi.url_scheme": "https", "HTTP_HOST": "app.example"}
+    return webtest.TestApp(app, extra_environ=environ)
+
+
+def pyramid(sessions: Sessions) -> Any:
+    pytest.importorskip("pyramid")
+    from pyramid.config import Configurator
+    from pyramid.response import Response
+
+    def me(request: Any) -> Any:
+        return Response(request.session_auth.require().user_id)
+
+    with Configurator() as config:
+        config.include("handstamp.pyramid")
+        config.set_session_auth(sessions)  # type: ignore[attr-defined]
+        config.add_route("me", "/me")
+        config.add_view(me, route_name="me")
+        return webtest(config.make_wsgi_app())
+
+
+def bottle(sessions: Sessions) -> Any:
+    bottle = pytest.importorskip("bottle")
+    from handstamp.bottle import SessionAuthPlugin
+
+    app = bottle.Bottle()
+    app.install(SessionAuthPlugin(sessions))
+
+    @app.get("/me", login=True)
+    def me(session: Any) -> str:
+        return str(session.user_id)
+
+    return webtest(app)
+
+
+def bare_wsgi(sessions: Sessions) -> Any:
+    return webtest(over_wsgi(sessions))
+
+
+def httpx_wsgi(sessions: Sessions) -> Any:
+    transport = httpx.WSGITransport(over_wsgi(sessions))  # type: ignore[arg-type]
+    return httpx.Client(transport=transport, base_url=HTTPS)
+
+
+def httpx_asgi(sessions: Sessions) -> Any:
+    transport = httpx.ASGITransport(over_asgi(sessions))
+    return httpx.AsyncClient(transport=transport, base_url=HTTPS)
+
+
+SYNC: list[Make] = [
+    starlette,
+    starlette_inside,
+    fastapi,
+    litestar,
+    litestar_plugin,
+    flask,
+    falcon_wsgi,
+    falcon_asgi,
+    pyramid,
+    bottle,
+    bare_wsgi,
+    httpx_wsgi,
+]
+ASYNC: list[Make] = [httpx_asgi, litestar_async, quart, falcon_conductor]
+
+
+@dataclass
+class Seen:
+    """What a client was answered."""
+
+    status: int
+    text: str
+
+
+def seen(response: Any, text: Any = None) -> Seen:
+    status = getattr(response, "status_code", None) or response.status_int
+    return Seen(int(status), str(text if text is not None else response.text))
+
+
+def get(client: Any, path: str = "/me") -> Seen:
+    if type(client).__name__ == "TestApp":
+        return seen(client.get(path, status="*"))
+    return seen(client.get(path))
+
+
+async def aget(client: Any, path: str = "/me") -> Seen:
+    response = await client.get(path)
+    text = await response.get_data(as_text=True) if hasattr(response, "get_data") else None
+    return seen(response, text)
+
+
+@pytest.fixture(params=SYNC, ids=lambda make: make.__name__)
+def client(request: pytest.FixtureRequest, handstamp_sessions: Sessions) -> Iterator[Any]:
+    """A client of each kind, served from its startup to its shutdown where it has one."""
+    client = request.param(handstamp_sessions)
+    with ExitStack() as ending:
+        yield ending.enter_context(client) if hasattr(client, "__enter__") else client
+
+
+@pytest.fixture(params=ASYNC, ids=lambda make: make.__name__)
+def make(request: pytest.FixtureRequest) -> Make:
+    """How to make a client of each kind whose requests are awaited."""
+    made: Make = request.param
+    return made
+
+
+def test_a_client_is_signed_in_refreshed_and_signed_out(
+    client: Any, handstamp_sessions: Sessions, handstamp_clock: FrozenClock
+) -> None:
+    """A whole life of a session, by the framework's own means."""
+    assert get(client).status == 401
+    alice = login_as(client, "alice")
+    assert get(client) == Seen(200, "alice")
+    handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+    assert get(client) == Seen(200, "alice")
+    handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+    assert get(client) == Seen(200, "alice")
+    assert alice.revoke(reason="lost") is True
+    assert get(client).status == 401
+    assert_revoked(alice, reason="lost")
+
+
+async def test_an_async_client_is_signed_in_refreshed_and_signed_out(
+    make: Make, handstamp_sessions: Sessions, handstamp_clock: FrozenClock
+) -> None:
+    """The same with await."""
+    async with (
+        make(handstamp_sessions)
+        if make is not quart
+        else quarted(handstamp_sessions) as client
+    ):
+        assert (await aget(client)).status == 401
+        alice = await alogin_as(client, "alice")
+        assert await aget(client) == Seen(200, "alice")
+        handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+        assert await aget(client) == Seen(200, "alice")
+        handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+        assert await aget(client) == Seen(200, "alice")
+        assert await alice.arevoke(reason="lost") is True
+        assert (await aget(client)).status == 401
+    await handstamp_sessions.close()
+
+
+class quarted:
+    """Quart's client with its application served around it."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._client = quart(sessions)
+        self._served = self._client.app.test_app()
+
+    async def __aenter__(self) -> Any:
+        await self._served.__aenter__()
+        return self._client
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self._served.__aexit__(*raised)
+
+
+def test_a_client_s_cookies_can_be_stolen(client: Any) -> None:
+    """Both, as they are in its own kind of jar, and put into another of the kind."""
+    alice = login_as(client, "alice")
+    stolen = steal(client)
+    assert stolen.session_token == alice.session_token
+    assert stolen.refresh_token == alice.refresh_token
+    login_as(client, "bob")
+    assert get(client) == Seen(200, "bob")
+    stolen.into(client)
+    assert get(client) == Seen(200, "alice")
+
+
+def test_p5_a_client_sees_an_outage_as_a_503(
+    client: Any, handstamp_sessions: Sessions
+) -> None:
+    """The framework's own answer, and everything as before at its end."""
+    login_as(client, "alice")
+    assert get(client).status == 200
+    with outage(handstamp_sessions):
+        assert get(client).status == 503
+    assert get(client) == Seen(200, "alice")
+
+
+def test_two_users_at_once_are_two_clients(handstamp_sessions: Sessions) -> None:
+    """On one application."""
+    flask_client = flask(handstamp_sessions)
+    other = flask_client.application.test_client()
+    login_as(flask_client, "alice")
+    login_as(other, "bob")
+    assert [get(c).text for c in (flask_client, other, flask_client)] == [
+        "alice",
+        "bob",
+        "alice",
+    ]
+
+
+def test_a_server_name_is_where_flask_s_cookies_belong(
+    handstamp_sessions: Sessions,
+) -> None:
+    """A host of the application's own, with a port."""
+    client = flask(handstamp_sessions)
+    client.application.config["SERVER_NAME"] = "shop.example:8443"
+    login_as(client, "alice")
+    assert get(client) == Seen(200, "alice")
+
+
+async def test_litestar_s_async_client_is_signed_in_without_a_lifespan(
+    handstamp_sessions: Sessions,
+) -> None:
+    """Each of its requests has a loop of its own, and none of them is the test's."""
+    client = litestar_async(handstamp_sessions)
+    await alogin_as(client, "alice")
+    handstamp_sessions._parts.cache.doubt()  # so that the engine has to open
+    assert await aget(client) == Seen(200, "alice")
+
+
+def test_flask_s_cookies_keep_to_their_path(handstamp_sessions: Sessions) -> None:
+    """As those of the application would."""
+    flask = pytest.importorskip("flask")
+    from handstamp.flask import SessionAuth
+
+    app = flask.Flask("tests", root_path=".")
+    cookies = Cookies(session_name="s", refresh_name="r", path="/app")
+    SessionAuth(app, handstamp_sessions, cookies=cookies)
+    client = app.test_client()
+    login_as(client, "alice")
+    assert client.get_cookie("s", path="/app") is not None
+    assert client.get_cookie("s") is None
+
+
+async def test_a_server_name_is_where_quart_s_cookies_belong(
+    handstamp_sessions: Sessions, handstamp_clock: FrozenClock
+) -> None:
+    """Else a rotation would put new ones beside the old."""
+    async with quarted(handstamp_sessions) as client:
+        client.app.config["SERVER_NAME"] = "shop.example"
+        await alogin_as(client, "alice")
+        handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+        assert await aget(client) == Seen(200, "alice")
+        assert sorted(cookie.name for cookie in client.cookie_jar) == sorted(NAMES)
+
+
+def test_a_client_without_a_jar_is_an_error(handstamp_sessions: Sessions) -> None:
+    """Flask's, told to keep no cookies."""
+    client = flask(handstamp_sessions)
+    cookieless = client.application.test_client(use_cookies=False)
+    with pytest.raises((ConfigError, TypeError), match="ookies"):
+        login_as(cookieless, "alice")
+
+
+def test_webtest_over_plain_http_is_an_error(handstamp_sessions: Sessions) -> None:
+    """Its jar keeps Secure cookies back, so it says how to make the client."""
+    webtest = pytest.importorskip("webtest")
+    client = webtest.TestApp(over_wsgi(handstamp_sessions))
+    with pytest.raises(ConfigError, match=r"wsgi\.url_scheme"):
+        login_as(client, "alice")
+
+
+def test_falcon_s_default_headers_are_kept(handstamp_sessions: Sessions) -> None:
+    """The Cookie header is added to them."""
+    client = falcon_wsgi(handstamp_sessions)
+    login_as(client, "alice")
+    assert client._default_headers["Accept"] == "text/plain"
+    assert set(client._default_headers) == {"Accept", "Cookie"}
+
+
+def test_flask_wrapped_by_hand_is_found(handstamp_sessions: Sessions) -> None:
+    """`app.wsgi_app = SessionAuthMiddleware(app.wsgi_app, sessions)` as Flask's docs do."""
+    flask = pytest.importorskip("flask")
+    app = flask.Flask("tests", root_path=".")
+    app.wsgi_app = wsgi.SessionAuthMiddleware(app.wsgi_app, handstamp_sessions)
+
+    @app.get("/me")
+    def me() -> str:
+        return str(flask.request.environ["handstamp"].require().user_id)
+
+    client = app.test_client()
+    login_as(client, "alice")
+    assert get(client) == Seen(200, "alice")
+
+
+class Lazy:
+    """As Django's lazy objects are, where what they stand for cannot be had."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("evaluated")
+
+    def __call__(self) -> None:
+        raise RuntimeError("called")
+
+
+def test_a_lazy_object_on_the_way_to_the_middleware_is_not_evaluated(
+    handstamp_sessions: Sessions,
+) -> None:
+    """Looking for the middleware asks objects for nothing but what they hold."""
+    a_lazy_one, inner = Lazy(), over_wsgi(handstamp_sessions)
+
+    def outer(environ: Any, start_response: Any) -> Any:
+        assert a_lazy_one is not inner
+        return inner(environ, start_response)
+
+    client = webtest(outer)
+    login_as(client, "alice")
+    assert get(client) == Seen(200, "alice")

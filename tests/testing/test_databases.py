@@ -1,0 +1,79 @@
+"""Databases for tests: made, copied and dropped, and nothing else is touched."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from handstamp import Sessions
+from handstamp.testing import add_user, call
+from handstamp.testing.databases import (
+    GIVEN_SERVER,
+    database_like,
+    postgres_server,
+    template_database,
+)
+from tests.support.engines import SECRET
+
+
+async def names(dsn: str) -> set[str]:
+    """The databases of a server."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return {row[0] for row in await connection.fetch("select datname from pg_database")}
+    finally:
+        await connection.close()
+
+
+def test_a_database_has_the_tables(handstamp_dsn: str) -> None:
+    """A user, a session, and the engine on them."""
+    sessions = Sessions(handstamp_dsn, secret=SECRET)
+    user = add_user(handstamp_dsn, "alice")
+    issued = call(sessions.create, user)
+    assert issued.session.user_id == user
+    assert [s.id for s in call(sessions.list_for_user, user)] == [issued.session.id]
+
+
+def test_each_test_starts_empty(handstamp_template_dsn: str) -> None:
+    """What one wrote, the next does not find."""
+    with database_like(handstamp_template_dsn) as one:
+        add_user(one, "alice")
+    with database_like(handstamp_template_dsn) as other:
+        add_user(other, "alice")
+
+
+async def test_only_what_was_made_is_dropped(handstamp_postgres: str) -> None:
+    """Also with somebody connected to it."""
+    before = await names(handstamp_postgres)
+    with (
+        template_database(handstamp_postgres) as template,
+        database_like(template) as copy,
+    ):
+        made = {urlsplit(dsn).path[1:] for dsn in (template, copy)}
+        assert await names(handstamp_postgres) >= before | made
+        connection = await asyncpg.connect(copy)
+        assert await connection.fetchval("select 1") == 1
+    assert await names(handstamp_postgres) & made == set()
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await connection.fetchval("select 1")
+    connection.terminate()
+
+
+def test_a_server_may_be_given(
+    handstamp_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a variable of its own: an application's DATABASE_URL is never used for it."""
+    monkeypatch.setenv(GIVEN_SERVER, handstamp_postgres)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://production.example/app")
+    with postgres_server() as dsn:
+        assert dsn == handstamp_postgres
+
+
+async def test_databases_are_made_inside_a_running_loop_too(
+    handstamp_template_dsn: str,
+) -> None:
+    """A fixture may be asked for at any time."""
+    with database_like(handstamp_template_dsn) as dsn:
+        assert await names(dsn)

@@ -1,0 +1,141 @@
+"""An outage on demand: what asks gets no answer, what does not ask never notices."""
+
+from __future__ import annotations
+
+from asyncio import to_thread
+from typing import Any
+
+import httpx
+import pytest
+from werkzeug.test import Client as WerkzeugClient
+
+from handstamp import Client, ConfigError, Sessions, SessionsUnavailable
+from handstamp.core.lifetime import Unknown
+from handstamp.testing import (
+    FrozenClock,
+    Recorded,
+    add_user,
+    alogin_as,
+    call,
+    login_as,
+    outage,
+)
+from tests.support.browsers import browser
+from tests.support.engines import LAPTOP, SECRET, shown
+from tests.support.served import over_asgi, over_wsgi
+from tests.support.waiting import until
+
+
+def test_who_asks_gets_a_503(handstamp_sessions: Sessions) -> None:
+    """Also for a session that was cached a moment ago; afterwards all is as before."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        login_as(client, "alice")
+        assert client.get("/me").text == "alice"
+        with outage(handstamp_sessions):
+            assert client.get("/me").status_code == 503
+            assert client.get("/public").status_code == 200
+        assert client.get("/me").text == "alice"
+
+
+def test_an_outage_that_has_just_begun_leaves_the_cache_believed(
+    handstamp_sessions: Sessions, handstamp_clock: FrozenClock
+) -> None:
+    """For as long as the policy says, and no longer."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        login_as(client, "alice")
+        assert client.get("/me").text == "alice"
+        with outage(handstamp_sessions, just_begun=True):
+            assert client.get("/me").text == "alice"
+            handstamp_clock.advance(handstamp_sessions.policy.max_staleness)
+            assert client.get("/me").status_code == 503
+
+
+def test_nobody_logs_in_and_nobody_is_revoked(
+    handstamp_sessions: Sessions, handstamp_events: Recorded
+) -> None:
+    """And no event says otherwise."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        alice = login_as(client, "alice")
+        handstamp_events.clear()
+        with outage(handstamp_sessions):
+            with pytest.raises(SessionsUnavailable):
+                login_as(client, "bob")
+            with pytest.raises(SessionsUnavailable):
+                alice.revoke()
+        assert len(handstamp_events) == 0
+        assert client.get("/me").text == "alice"
+
+
+def test_a_wsgi_application_notices_it_too(handstamp_sessions: Sessions) -> None:
+    """Across the thread that its engine runs in."""
+    client = WerkzeugClient(over_wsgi(handstamp_sessions))
+    login_as(client, "alice")
+    assert client.get("/me").text == "alice"
+    with outage(handstamp_sessions):
+        assert client.get("/me").status_code == 503
+    assert client.get("/me").text == "alice"
+
+
+def test_outages_may_be_nested(handstamp_sessions: Sessions) -> None:
+    """The outer one lasts until its own end."""
+    with outage(handstamp_sessions):
+        with outage(handstamp_sessions):
+            pass
+        with pytest.raises(SessionsUnavailable):
+            call(handstamp_sessions.ping)
+    call(handstamp_sessions.ping)
+
+
+async def test_a_real_table_gives_no_answer_either(handstamp_dsn: str) -> None:
+    """No look-up, no write and no heartbeat; afterwards it does, and is heard again."""
+    user = await to_thread(add_user, handstamp_dsn, "alice")
+    async with Sessions(handstamp_dsn, secret=SECRET) as sessions:
+        transport = httpx.ASGITransport(over_asgi(sessions))
+        base_url = "https://testserver.local"
+        async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
+            await alogin_as(client, user)
+            await until(lambda: sessions.stats().bus == "listening")
+            with outage(sessions):
+                assert (await client.get("/me")).status_code == 503
+                with pytest.raises(SessionsUnavailable):
+                    await sessions.create(user, client=Client(address="192.0.2.1"))
+                await until(lambda: sessions.stats().bus == "deaf")
+            assert (await client.get("/me")).text == user
+            await until(lambda: sessions.stats().bus == "listening")
+
+
+async def test_a_real_table_is_down_on_any_loop(handstamp_dsn: str) -> None:
+    """A client that makes a loop for every request cannot get around it."""
+    sessions = Sessions(handstamp_dsn, secret=SECRET)
+    user = await to_thread(add_user, handstamp_dsn, "alice")
+    issued = await to_thread(call, sessions.create, user)
+    credentials = shown([issued.session_token])
+    with outage(sessions):
+        answer = await to_thread(call, sessions.authenticate, credentials, LAPTOP)
+    assert answer == Unknown("simulated outage")
+
+
+def test_outages_of_a_real_table_may_be_nested(handstamp_dsn: str) -> None:
+    """The same there."""
+    sessions = Sessions(handstamp_dsn, secret=SECRET)
+    with outage(sessions):
+        with outage(sessions):
+            pass
+        with pytest.raises(SessionsUnavailable):
+            call(sessions.ping)
+    call(sessions.ping)
+
+
+def test_a_store_of_another_kind_is_an_error() -> None:
+    """Better no outage than one that is none."""
+
+    class Other:
+        def __init__(self) -> None:
+            self.channel = None
+
+        def start_over(self) -> None:
+            pass
+
+    other: Any = Other()
+    with pytest.raises(ConfigError, match="Other"), outage(Sessions(other, secret=SECRET)):
+        pass

@@ -1,0 +1,272 @@
+"""A test client is signed in without its form: bare clients, on ASGI and on WSGI.
+
+The clients of the frameworks are in `test_clients.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from werkzeug.test import Client as WerkzeugClient
+
+from handstamp import ConfigError, Cookies, LoginRefused, MemoryStore, Sessions
+from handstamp.core.records import Client
+from handstamp.events import LoggedIn
+from handstamp.stores.memory import MemoryUser
+from handstamp.testing import (
+    FrozenClock,
+    Recorded,
+    alogin_as,
+    assert_revoked,
+    login_as,
+    memory_sessions,
+)
+from tests.support.browsers import TestClient, browser
+from tests.support.served import over_asgi, over_wsgi
+
+HTTPS = "https://testserver.local"
+
+
+def asynchronous(app: Any, base_url: str = HTTPS) -> httpx.AsyncClient:
+    """The client of FastAPI's documentation."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=base_url)
+
+
+def plain(app: Any, base_url: str = HTTPS) -> httpx.Client:
+    """Its twin for WSGI."""
+    return httpx.Client(transport=httpx.WSGITransport(app), base_url=base_url)
+
+
+def test_the_client_is_that_user(handstamp_sessions: Sessions) -> None:
+    """From its next request on, with a row in the store."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        assert client.get("/me").status_code == 401
+        alice = login_as(client, "alice")
+        assert client.get("/me").text == "alice"
+        store = handstamp_sessions.store
+        assert isinstance(store, MemoryStore)
+        assert store.rows[alice.session.id].user_id == "alice"
+
+
+def test_a_client_without_a_lifespan_is_signed_in_too(handstamp_sessions: Sessions) -> None:
+    """Each of its requests has an event loop of its own."""
+    client = TestClient(over_asgi(handstamp_sessions), base_url=HTTPS)
+    login_as(client, "alice")
+    assert [client.get("/me").text for _ in range(2)] == ["alice", "alice"]
+
+
+async def test_inside_a_running_loop_it_works_all_the_same(
+    handstamp_sessions: Sessions,
+) -> None:
+    """A sync client in an async test."""
+    client = plain(over_wsgi(handstamp_sessions))
+    login_as(client, "alice")
+    assert client.get("/me").text == "alice"
+
+
+async def test_an_async_client_is_signed_in(handstamp_sessions: Sessions) -> None:
+    """With await, on the loop of the test."""
+    async with handstamp_sessions, asynchronous(over_asgi(handstamp_sessions)) as client:
+        await alogin_as(client, "alice")
+        assert (await client.get("/me")).text == "alice"
+
+
+async def test_an_async_client_is_signed_in_before_anything_is_open(
+    handstamp_sessions: Sessions,
+) -> None:
+    """The engine is then open as after a first request."""
+    async with asynchronous(over_asgi(handstamp_sessions)) as client:
+        await alogin_as(client, "alice")
+        assert (await client.get("/me")).text == "alice"
+    await handstamp_sessions.close()
+
+
+@pytest.mark.parametrize("make", [plain, WerkzeugClient])
+def test_a_wsgi_client_is_signed_in(handstamp_sessions: Sessions, make: Any) -> None:
+    """The engine then runs in the thread of its own, as in production."""
+    client = make(over_wsgi(handstamp_sessions))
+    login_as(client, "alice")
+    assert client.get("/me").text == "alice"
+    login_as(client, "bob")
+    assert client.get("/me").text == "bob"
+
+
+def test_a_rotation_replaces_both_cookies_in_the_jar(
+    handstamp_sessions: Sessions, handstamp_clock: FrozenClock
+) -> None:
+    """One cookie of each name, before and after."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        login_as(client, "alice")
+        before = sorted((c.name, c.value) for c in client.cookies.jar)
+        handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+        assert client.get("/me").text == "alice"
+        after = sorted((c.name, c.value) for c in client.cookies.jar)
+    assert [name for name, _ in before] == [name for name, _ in after]
+    assert {value for _, value in before} & {value for _, value in after} == set()
+
+
+def test_a_logout_clears_the_jar(handstamp_sessions: Sessions) -> None:
+    """The cookies are where the application's own would be."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        login_as(client, "alice")
+        client.post("/logout")
+        assert list(client.cookies.jar) == []
+
+
+def test_signing_in_again_replaces_the_user(handstamp_sessions: Sessions) -> None:
+    """One client is one user at a time; the first session lives on elsewhere."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        login_as(client, "alice")
+        login_as(client, "bob")
+        assert client.get("/me").text == "bob"
+        assert len(client.cookies.jar) == 2
+
+
+def test_the_cookies_of_the_application_are_used() -> None:
+    """Their names, their path, and no Secure where it has none."""
+    cookies = Cookies(
+        session_name="sid",
+        refresh_name="rid",
+        path="/app",
+        secure=False,
+        same_site="Strict",
+    )
+    sessions = memory_sessions()
+    with browser(
+        over_asgi(sessions, cookies=cookies), base_url="http://testserver"
+    ) as client:
+        login_as(client, "alice")
+        held = {(c.name, c.path, c.secure) for c in client.cookies.jar}
+    assert held == {("sid", "/app", False), ("rid", "/app", False)}
+
+
+def test_remembered_cookies_outlive_the_browser(handstamp_sessions: Sessions) -> None:
+    """And others do not, as after a real sign-in."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        assert login_as(client, "alice").remember is False
+        assert {c.discard for c in client.cookies.jar} == {True}
+        assert login_as(client, "alice", remember=True).remember is True
+        assert {c.discard for c in client.cookies.jar} == {False}
+
+
+def test_what_the_row_remembers_can_be_said(
+    handstamp_sessions: Sessions, handstamp_events: Recorded
+) -> None:
+    """An address for the list of sessions; the event is that of any sign-in."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        phone = Client(address="203.0.113.9")
+        alice = login_as(client, "alice", signed_in_from=phone)
+    assert alice.session.address == "203.0.113.9"
+    assert [e.client for e in handstamp_events.of(LoggedIn)] == [phone]
+
+
+def test_a_socket_is_that_user_s_too(handstamp_sessions: Sessions) -> None:
+    """With its whole address: the client's default is a plain ws, which gets no Secure
+    cookie."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        login_as(client, "alice")
+        with client.websocket_connect("wss://testserver/ws") as socket:
+            assert socket.receive_text() == "alice"
+
+
+def test_a_disabled_user_is_not_signed_in(handstamp_sessions: Sessions) -> None:
+    """The refusal of the store comes through, and the jar stays empty."""
+    store = handstamp_sessions.store
+    assert isinstance(store, MemoryStore)
+    store.users["mallory"] = MemoryUser(is_active=False)
+    with browser(over_asgi(handstamp_sessions)) as client:
+        with pytest.raises(LoginRefused):
+            login_as(client, "mallory")
+        assert list(client.cookies.jar) == []
+
+
+def test_secure_cookies_over_plain_http_are_an_error(handstamp_sessions: Sessions) -> None:
+    """It says how to make the client, and no session was made."""
+    client = TestClient(over_asgi(handstamp_sessions))
+    with pytest.raises(ConfigError, match=r"base_url='https://testserver\.local'"):
+        login_as(client, "alice")
+    assert list(client.cookies.jar) == []
+    store = handstamp_sessions.store
+    assert isinstance(store, MemoryStore)
+    assert store.rows == {}
+
+
+def test_cookies_of_another_domain_are_an_error() -> None:
+    """The client would never send them."""
+    cookies = Cookies(session_name="s", refresh_name="r", domain="example.com")
+    app = over_asgi(memory_sessions(), cookies=cookies)
+    with pytest.raises(ConfigError, match=r"outside of the cookies' domain"):
+        login_as(TestClient(app, base_url=HTTPS), "alice")
+    client = TestClient(app, base_url="https://app.example.com")
+    login_as(client, "alice")
+    assert client.get("/me").text == "alice"
+
+
+async def test_a_client_for_no_host_is_an_error(handstamp_sessions: Sessions) -> None:
+    """Nobody can say where its cookies belong."""
+    client = asynchronous(over_asgi(handstamp_sessions), base_url="")
+    with pytest.raises(ConfigError, match="no host"):
+        await alogin_as(client, "alice")
+
+
+async def test_the_wrong_one_of_the_two_is_an_error(handstamp_sessions: Sessions) -> None:
+    """It names the other."""
+    with pytest.raises(ConfigError, match="await alogin_as"):
+        login_as(asynchronous(over_asgi(handstamp_sessions)), "alice")
+    with pytest.raises(ConfigError, match="call login_as"):
+        await alogin_as(plain(over_wsgi(handstamp_sessions)), "alice")
+
+
+def test_what_is_no_test_client_is_an_error(handstamp_sessions: Sessions) -> None:
+    """With what it was instead."""
+    with pytest.raises(ConfigError, match="object is no test client"):
+        login_as(object(), "alice", sessions=handstamp_sessions)
+
+
+def test_an_application_that_is_not_wrapped_is_an_error() -> None:
+    """It says what to give."""
+    client = TestClient(over_asgi(memory_sessions()).app, base_url=HTTPS)
+    with pytest.raises(ConfigError, match="give sessions="):
+        login_as(client, "alice")
+
+
+def test_an_engine_may_be_given(handstamp_sessions: Sessions) -> None:
+    """For an application that hides its middleware."""
+    hidden = over_asgi(handstamp_sessions)
+
+    class Opaque:
+        __slots__ = ()
+
+        async def __call__(self, *arguments: Any) -> None:
+            await hidden(*arguments)
+
+    with browser(Opaque()) as client:
+        login_as(client, "alice", sessions=handstamp_sessions)
+        assert client.get("/me").text == "alice"
+
+
+def test_its_session_can_be_revoked(handstamp_sessions: Sessions) -> None:
+    """In one line, by what signing in returned."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        alice = login_as(client, "alice")
+        assert alice.revoke(reason="lost phone") is True
+        assert client.get("/me").status_code == 401
+        assert_revoked(alice, reason="lost phone")
+
+
+async def test_its_session_can_be_revoked_with_await(handstamp_sessions: Sessions) -> None:
+    """The same for an async test."""
+    async with handstamp_sessions, asynchronous(over_asgi(handstamp_sessions)) as client:
+        alice = await alogin_as(client, "alice")
+        assert await alice.arevoke() is True
+        assert (await client.get("/me")).status_code == 401
+
+
+def test_no_token_shows(handstamp_sessions: Sessions) -> None:
+    """Not in what a failing assertion prints."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        alice = login_as(client, "alice")
+    assert alice.session_token not in repr(alice)
+    assert alice.refresh_token not in repr(alice)

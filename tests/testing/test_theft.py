@@ -1,0 +1,143 @@
+"""A thief with a copy of both cookies: what the library promises, seen from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import httpx
+import pytest
+
+from handstamp import ConfigError, Sessions
+from handstamp.events import Reissued, Replayed
+from handstamp.testing import (
+    FrozenClock,
+    Recorded,
+    alogin_as,
+    assert_revoked,
+    login_as,
+    steal,
+)
+from tests.support.browsers import TestClient, browser
+from tests.support.served import over_asgi
+
+
+@pytest.fixture
+def victim(
+    handstamp_sessions: Sessions, handstamp_events: Recorded
+) -> Iterator[TestClient]:
+    """A browser, with everything recorded that happens to it."""
+    with browser(over_asgi(handstamp_sessions)) as client:
+        yield client
+
+
+def test_a_replay_ends_the_session_and_is_reported(
+    victim: TestClient,
+    handstamp_sessions: Sessions,
+    handstamp_clock: FrozenClock,
+    handstamp_events: Recorded,
+) -> None:
+    """P8: after the victim was refreshed, came back, and grace is over."""
+    alice = login_as(victim, "alice")
+    stolen = steal(victim)
+    handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+    assert [victim.get("/me").text for _ in range(2)] == ["alice", "alice"]
+    handstamp_clock.advance(handstamp_sessions.policy.grace + timedelta(seconds=1))
+    assert stolen.replay() is None
+    assert_revoked(alice, reason="refresh token replayed")
+    assert [e.session_id for e in handstamp_events.of(Replayed)] == [alice.session.id]
+    assert victim.get("/me").status_code == 401
+
+
+def test_the_event_names_the_thief(
+    victim: TestClient,
+    handstamp_sessions: Sessions,
+    handstamp_clock: FrozenClock,
+    handstamp_events: Recorded,
+) -> None:
+    """By an address that is nobody's."""
+    login_as(victim, "alice")
+    stolen = steal(victim)
+    handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+    victim.get("/me")
+    victim.get("/me")
+    handstamp_clock.advance(2 * handstamp_sessions.policy.grace)
+    stolen.replay()
+    assert [e.presented_by.address for e in handstamp_events.of(Replayed)] == [
+        "203.0.113.66"
+    ]
+
+
+def test_a_thief_s_browser_is_signed_out_too(
+    victim: TestClient,
+    handstamp_sessions: Sessions,
+    handstamp_clock: FrozenClock,
+    handstamp_events: Recorded,
+) -> None:
+    """The copy in another client: it works until it gives itself away."""
+    login_as(victim, "alice")
+    thief = TestClient(victim.app, base_url="https://testserver.local")
+    thief.portal = victim.portal  # the same server: one event loop
+    steal(victim).into(thief)
+    assert thief.get("/me").text == "alice"
+    handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+    assert [victim.get("/me").text for _ in range(2)] == ["alice", "alice"]
+    victim.portal.call(handstamp_sessions.flush)  # type: ignore[union-attr]
+    handstamp_clock.advance(2 * handstamp_sessions.policy.grace)
+    assert thief.get("/me").status_code == 401
+    assert len(handstamp_events.of(Replayed)) == 1
+    assert victim.get("/me").status_code == 401
+
+
+def test_a_lost_answer_is_no_theft(
+    victim: TestClient,
+    handstamp_sessions: Sessions,
+    handstamp_clock: FrozenClock,
+    handstamp_events: Recorded,
+) -> None:
+    """P7: while nobody has shown the new token, the old one gets it again."""
+    login_as(victim, "alice")
+    stolen = steal(victim)
+    handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+    victim.get("/me")
+    handstamp_clock.advance(2 * handstamp_sessions.policy.grace)
+    again = stolen.replay()
+    assert again is not None
+    assert len(handstamp_events.of(Reissued)) == 1
+    assert handstamp_events.of(Replayed) == []
+
+
+async def test_a_replay_with_await(
+    handstamp_sessions: Sessions, handstamp_clock: FrozenClock
+) -> None:
+    """The same for an async test."""
+    transport = httpx.ASGITransport(over_asgi(handstamp_sessions))
+    base_url = "https://testserver.local"
+    async with (
+        handstamp_sessions,
+        httpx.AsyncClient(transport=transport, base_url=base_url) as victim,
+    ):
+        await alogin_as(victim, "alice")
+        stolen = steal(victim)
+        handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
+        await victim.get("/me")
+        await victim.get("/me")
+        handstamp_clock.advance(2 * handstamp_sessions.policy.grace)
+        assert await stolen.areplay() is None
+        assert (await victim.get("/me")).status_code == 401
+
+
+def test_the_victim_keeps_what_was_copied(victim: TestClient) -> None:
+    """Stealing changes nothing in the jar, and no token shows."""
+    login_as(victim, "alice")
+    before = dict(victim.cookies)
+    stolen = steal(victim)
+    assert dict(victim.cookies) == before
+    assert set(before.values()) == {stolen.session_token, stolen.refresh_token}
+    assert not any(token in repr(stolen) for token in before.values())
+
+
+def test_nobody_steals_from_nobody(victim: TestClient) -> None:
+    """A client that is not signed in has nothing to copy."""
+    with pytest.raises(ConfigError, match="sign it in"):
+        steal(victim)
