@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from benchmarks import hit, miss, revoke, touch, wsgi
+from benchmarks import hit, migrate, miss, revoke, touch, wsgi
 from benchmarks.rounds import Options
 from benchmarks.table import Report, as_json, as_text
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "hit": hit.run,
+    "migrate": migrate.run,
     "miss": miss.run,
     "revoke": revoke.run,
     "touch": touch.run,

@@ -44,7 +44,7 @@ class Seeded:
 
 
 @contextmanager
-def database(*, trigger: bool = False) -> Iterator[str]:
+def database(*, shape: str = "ulid", trigger: bool = False) -> Iterator[str]:
     """The address of a new database, dropped at the end, with empty tables.
 
     A server of our own keeps its data as carefully as PostgreSQL does by default.
@@ -54,7 +54,7 @@ def database(*, trigger: bool = False) -> Iterator[str]:
         dsn = urlunsplit(urlsplit(admin)._replace(path="/" + quote(name)))
         asyncio.run(_execute(admin, f"create database {name}"))
         try:
-            asyncio.run(_install(dsn, trigger))
+            asyncio.run(_install(dsn, shape, trigger))
             yield dsn
         finally:
             asyncio.run(_execute(admin, f"drop database {name} with (force)"))
@@ -78,10 +78,10 @@ async def _execute(dsn: str, sql: str) -> None:
         await connection.close()
 
 
-async def _install(dsn: str, trigger: bool) -> None:
+async def _install(dsn: str, shape: str, trigger: bool) -> None:
     connection = await asyncpg.connect(dsn)
     try:
-        await install(connection, "ulid", trigger=trigger)
+        await install(connection, shape, trigger=trigger)
     finally:
         await connection.close()
 

@@ -35,8 +35,6 @@ from benchmarks.table import Report, Row
 from handstamp.blocking import call
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.memory import MemoryStore
-from handstamp.stores.shapes import ULID_HASHED
-from handstamp.stores.statements import Statements
 from handstamp.wsgi import ENVIRON_KEY, SessionAuthMiddleware
 
 ABOUT = "a request under WSGI, with a cached session and without"
@@ -327,6 +325,11 @@ def _environ(cookie: str) -> Environ:
     }
 
 
+FIND = """
+    select s.*, u.is_active as user_is_active, now() as read_at
+    from user_sessions s left join users u on u.id = s.user_id
+    where s.session_token_hash = any($1::bpchar[])"""
+"""What an application would ask by itself."""
 Ask = Callable[[Seeded], None]
 
 
@@ -392,7 +395,7 @@ def _missing(sessions: Sessions) -> Ask:
 
 
 def _by_psycopg(cursor: Any) -> Ask:
-    sql = Statements(ULID_HASHED).find.encode()
+    sql = FIND.encode()
 
     def ask(session: Seeded) -> None:
         cursor.execute(sql, [[session.pair.session_digest]])
@@ -403,7 +406,7 @@ def _by_psycopg(cursor: Any) -> Ask:
 
 
 def _by_asyncpg(runner: asyncio.Runner, connection: Any) -> Ask:
-    sql = Statements(ULID_HASHED).find
+    sql = FIND
 
     def ask(session: Seeded) -> None:
         run = runner.get_loop().run_until_complete

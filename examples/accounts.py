@@ -34,11 +34,10 @@ _AT_ONCE = CapacityLimiter(4)  # each check takes 64 MiB
 _NOBODYS = hasher.hash(secrets.token_urlsafe())
 
 _FIND = """
-    select id, password_hash,
+    select id, password_hash, failed_login_attempts,
         is_active and (locked_until is null or locked_until <= now()) as admissible
     from users where username = $1"""
-# A lock that is over starts a new count. Nothing resets it at a success: the trigger on
-# user_sessions does.
+# A lock that is over starts a new count.
 _COUNT = """
     update users set
         failed_login_attempts = case when locked_until is null
@@ -46,6 +45,11 @@ _COUNT = """
         locked_until = case when locked_until is null
             and coalesce(failed_login_attempts, 0) + 1 >= $2 then now() + $3::interval end
     where username = $1 and (locked_until is null or locked_until <= now())"""
+
+# Some tables of sessions have a trigger that does it, others have none.
+_FORGET = """
+    update users set failed_login_attempts = 0, locked_until = null
+    where id = $1 and (locked_until is null or locked_until <= now())"""
 
 _NO_ANSWER = (
     asyncpg.PostgresError,
@@ -110,6 +114,9 @@ class Accounts:
                 await pool.execute(_COUNT, username, FAILURES, LOCKED_FOR)
         if not right or user is None or not user["admissible"]:
             raise WrongPassword
+        if user["failed_login_attempts"]:
+            async with self._answering() as pool:
+                await pool.execute(_FORGET, user["id"])
         return str(user["id"])
 
     async def username(self, user_id: str) -> str | None:

@@ -2,9 +2,14 @@
 
 DATABASE_URL                  postgresql://user:password@host:port/name
 HANDSTAMP_SECRET              comma-separated, oldest first; at least 32 bytes each
-HANDSTAMP_SHAPE               what the tables look like: ulid
+HANDSTAMP_SHAPE               what the tables look like: ulid, uuid or supabase
 HANDSTAMP_INSECURE_COOKIES    1 for plain http on your own machine
 HANDSTAMP_SESSION_TTL and every other duration of Policy, in seconds
+
+and where the tables are Supabase's, whose JWT secret is then the newest of the secrets:
+
+SUPABASE_URL                  of the project, from which the cookie has its name
+HANDSTAMP_ACCESS_TOKEN_TTL    life of an access token, in seconds (GoTrue's JWT_EXP)
 """
 
 from __future__ import annotations
@@ -12,10 +17,41 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
 
-from handstamp import ULID_HASHED, Cookies, Policy, TableShape
+from handstamp import ULID_HASHED, Cookies, Policy, Sessions, TableShape
+from handstamp.core.supabase_rules import SupabaseRules
+from handstamp.stores.shapes import UUID_PLAIN, UsersTable
 
-SHAPES: Mapping[str, TableShape] = {"ulid": ULID_HASHED}
+SUPABASE = "supabase"
+SHAPES: Mapping[str, TableShape] = {
+    "ulid": ULID_HASHED,
+    "uuid": replace(UUID_PLAIN, users=UsersTable()),
+}
+_LOCAL = "http://127.0.0.1:54321"  # as `supabase start` has it
+
+
+def sessions() -> Sessions:
+    """The sessions, in tables of the shape that is asked for."""
+    if shape_name() == SUPABASE:
+        return _supabase_sessions()
+    return Sessions(
+        database_url(), secrets=secrets(), shape=SHAPES[shape_name()], policy=policy()
+    )
+
+
+def _supabase_sessions() -> Sessions:
+    from handstamp.supabase import SupabaseSessions  # needs the extra of that name
+
+    ttl = _seconds("HANDSTAMP_ACCESS_TOKEN_TTL", 3600)
+    return SupabaseSessions(
+        database_url(),
+        url=os.environ.get("SUPABASE_URL") or _LOCAL,
+        jwt_secret=secrets()[-1],
+        rules=SupabaseRules(access_token_ttl=ttl, reuse_interval=timedelta(seconds=10)),
+        policy=policy(),
+    )
 
 
 def database_url() -> str:
@@ -32,15 +68,10 @@ def secrets() -> list[str]:
 
 def shape_name() -> str:
     """The name of the table shape; ends the program for one that there is not."""
-    name = os.environ.get("HANDSTAMP_SHAPE") or "ulid"
-    if name not in SHAPES:
-        sys.exit(f"HANDSTAMP_SHAPE={name}: there is only {', '.join(SHAPES)}")
+    name, names = os.environ.get("HANDSTAMP_SHAPE") or "ulid", [*SHAPES, SUPABASE]
+    if name not in names:
+        sys.exit(f"HANDSTAMP_SHAPE={name}: there is only {', '.join(names)}")
     return name
-
-
-def shape() -> TableShape:
-    """The table shape of that name."""
-    return SHAPES[shape_name()]
 
 
 def cookies() -> Cookies:
@@ -59,3 +90,10 @@ def _required(name: str, example: str) -> str:
     if not value:
         sys.exit(f"{name} is not set. For example: export {name}={example}")
     return value
+
+
+def _seconds(name: str, default: int) -> timedelta:
+    text = os.environ.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        sys.exit(f"{name}={text}: a whole number of seconds is needed")
+    return timedelta(seconds=int(text))

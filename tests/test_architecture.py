@@ -25,7 +25,7 @@ LAYERS = [
     {"events"},
     {"stores"},
     {"engine"},
-    {"door", "blocking", "sockets", "streams", "lifespan"},
+    {"door", "blocking", "sockets", "streams", "lifespan", "supabase"},
     {"handles", "pallets"},
     {"asgi", "wsgi", "flask_commands"},
     {"litestar_guards"},
@@ -285,6 +285,7 @@ def test_c48_the_system_is_the_only_source_of_randomness(path: Path) -> None:
     used = (names | roots | set(imports(TREES[path]))) & RANDOMNESS
     allowed = {
         "engine": {"os.urandom", "random"},
+        "supabase": {"os.urandom"},
         "stores": {"cryptography"},  # AES-GCM, whose nonce comes from the engine
         "testing": {"secrets"},
         "cli": {"secrets"},

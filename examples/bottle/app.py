@@ -20,12 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 accounts = Accounts(settings.database_url())
-sessions = Sessions(
-    settings.database_url(),
-    secrets=settings.secrets(),
-    shape=settings.shape(),
-    policy=settings.policy(),
-)
+sessions = settings.sessions()  # Sessions(dsn, secrets=…, shape=…, policy=…)
 app = Bottle()
 app.install(SessionAuthPlugin(sessions, cookies=settings.cookies()))
 

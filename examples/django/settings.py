@@ -18,10 +18,7 @@ MIDDLEWARE = [
     "examples.django.views.AccountsMiddleware",
 ]
 HANDSTAMP = {
-    "DATABASE_URL": settings.database_url(),
-    "SECRETS": settings.secrets(),
-    "SHAPE": settings.shape(),
-    "POLICY": settings.policy(),
+    "SESSIONS": settings.sessions(),  # or DATABASE_URL, SECRETS, SHAPE, POLICY
     "COOKIES": settings.cookies(),
     "GET_USER": "examples.django.views.find_user",
 }

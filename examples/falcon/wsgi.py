@@ -16,12 +16,7 @@ from handstamp.blocking import call
 from handstamp.falcon import session_auth, wrap
 
 accounts = Accounts(settings.database_url())
-sessions = Sessions(
-    settings.database_url(),
-    secrets=settings.secrets(),
-    shape=settings.shape(),
-    policy=settings.policy(),
-)
+sessions = settings.sessions()  # Sessions(dsn, secrets=…, shape=…, policy=…)
 OPEN = {"auth_disabled": True}
 
 

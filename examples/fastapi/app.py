@@ -18,12 +18,7 @@ from handstamp import LoginRefused, Session, Sessions
 from handstamp.fastapi import CurrentSession, SessionAuth, wrap
 
 accounts = Accounts(settings.database_url())
-sessions = Sessions(
-    settings.database_url(),
-    secrets=settings.secrets(),
-    shape=settings.shape(),
-    policy=settings.policy(),
-)
+sessions = settings.sessions()  # Sessions(dsn, secrets=…, shape=…, policy=…)
 
 
 @asynccontextmanager

@@ -12,12 +12,7 @@ from handstamp.blocking import call
 from handstamp.flask import SessionAuth, current_session, login_required, session_auth
 
 accounts = Accounts(settings.database_url())
-sessions = Sessions(
-    settings.database_url(),
-    secrets=settings.secrets(),
-    shape=settings.shape(),
-    policy=settings.policy(),
-)
+sessions = settings.sessions()  # Sessions(dsn, secrets=…, shape=…, policy=…)
 app = Flask(__name__)
 SessionAuth(app, sessions, cookies=settings.cookies())
 

@@ -24,12 +24,7 @@ from handstamp.litestar import (
 )
 
 accounts = Accounts(settings.database_url())
-sessions = Sessions(
-    settings.database_url(),
-    secrets=settings.secrets(),
-    shape=settings.shape(),
-    policy=settings.policy(),
-)
+sessions = settings.sessions()  # Sessions(dsn, secrets=…, shape=…, policy=…)
 
 
 @post("/login", status_code=204)

@@ -24,12 +24,7 @@ from handstamp import LoginRefused, Sessions
 from handstamp.blocking import call
 
 accounts = Accounts(settings.database_url())
-sessions = Sessions(
-    settings.database_url(),
-    secrets=settings.secrets(),
-    shape=settings.shape(),
-    policy=settings.policy(),
-)
+sessions = settings.sessions()  # Sessions(dsn, secrets=…, shape=…, policy=…)
 
 
 @view_config(route_name="login", request_method="POST")

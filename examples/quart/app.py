@@ -11,12 +11,7 @@ from handstamp import LoginRefused, Sessions
 from handstamp.quart import SessionAuth, current_session, login_required, session_auth
 
 accounts = Accounts(settings.database_url())
-sessions = Sessions(
-    settings.database_url(),
-    secrets=settings.secrets(),
-    shape=settings.shape(),
-    policy=settings.policy(),
-)
+sessions = settings.sessions()  # Sessions(dsn, secrets=…, shape=…, policy=…)
 app = Quart(__name__)
 SessionAuth(app, sessions, cookies=settings.cookies())
 

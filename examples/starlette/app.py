@@ -20,12 +20,7 @@ from handstamp import LoginRefused, Sessions
 from handstamp.starlette import session_auth, wrap
 
 accounts = Accounts(settings.database_url())
-sessions = Sessions(
-    settings.database_url(),
-    secrets=settings.secrets(),
-    shape=settings.shape(),
-    policy=settings.policy(),
-)
+sessions = settings.sessions()  # Sessions(dsn, secrets=…, shape=…, policy=…)
 signed_in = requires("authenticated", status_code=401)
 
 

@@ -14,8 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from handstamp.config import Cookies, TrustedProxies
-from handstamp.core.cookies import CookieWriter
-from handstamp.core.credentials import CookieReader, Credentials
+from handstamp.core.credentials import Credentials
 from handstamp.core.origins import (
     SAFE_METHODS,
     is_cross_site,
@@ -24,6 +23,7 @@ from handstamp.core.origins import (
     read_origin,
 )
 from handstamp.engine.sessions import Sessions
+from handstamp.engine.speech import Reader, Writer
 from handstamp.errors import ConfigError, CrossSiteRequest
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -50,8 +50,8 @@ class Door:
 
     sessions: Sessions
     cookies: Cookies
-    reader: CookieReader
-    writer: CookieWriter
+    reader: Reader
+    writer: Writer
     proxies: TrustedProxies
     trusted_origins: frozenset[bytes]
     refuse_cross_site: bool
@@ -75,12 +75,12 @@ class Door:
             raise ConfigError('cross_site must be "refuse" or "allow"')
         if outage not in ("ask", "refuse", "anonymous"):
             raise ConfigError('outage must be "ask", "refuse" or "anonymous"')
-        cookies = cookies or Cookies()
+        speech = sessions.speech(cookies)
         return cls(
             sessions=sessions,
-            cookies=cookies,
-            reader=CookieReader(cookies),
-            writer=CookieWriter(cookies),
+            cookies=speech.cookies,
+            reader=speech.reader,
+            writer=speech.writer,
             proxies=trusted_proxies or TrustedProxies(),
             trusted_origins=frozenset(map(read_origin, trusted_origins)),
             refuse_cross_site=cross_site == "refuse",

@@ -9,6 +9,7 @@ that never asks never notices.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 
 from handstamp.core.clients import read_client
@@ -141,12 +142,11 @@ class BaseHandle:
             self._deliver(answer.issued)
 
     def _deliver(self, issued: Issued) -> None:
-        writer = self._door.writer
-        cookies = [writer.session(issued.session_token, issued.session_lifetime)]
-        if issued.refresh_token is not None:
-            cookies.append(writer.refresh(issued.refresh_token, issued.refresh_lifetime))
-        self._set_cookies = tuple(cookies)
+        self._set_cookies = self._door.writer.deliver(issued, self._came())
         self._deliver_until = issued.deliver_until
+
+    def _came(self) -> Mapping[str, str | None]:
+        return self._door.reader.came(self._headers)
 
     def _publish(self, event: Event) -> None:
         self._door.sessions.publish(event)
@@ -190,7 +190,7 @@ class BaseHandle:
 
     def _logged_out(self) -> None:
         self._session = None
-        self._set_cookies = self._door.writer.clear()
+        self._set_cookies = self._door.writer.clear(self._came())
         self._deliver_until = float("inf")
 
     def response_headers(self, headers: Headers) -> Headers:
@@ -214,7 +214,8 @@ class BaseHandle:
         if any(sets_cookie(header, names) for header in headers):
             self._publish(CookieOverridden(dropped=bool(cookies)))
         if cookies:
-            headers = with_cookies(headers, cookies, names)
+            no_store = self._door.writer.no_store
+            headers = with_cookies(headers, cookies, names, no_store)
         if cookies or self._sent or self._looked:
             return vary_on_cookie(headers)
         return headers

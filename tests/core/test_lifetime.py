@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Reason, Valid, judge, judge_family
+from handstamp.core.lifetime import Invalid, Reason, Valid, judge, judge_family, slid
 from handstamp.core.records import Record
 from tests.core.making import NOW, TICK, make_record
 
@@ -197,3 +197,107 @@ def test_what_has_ended_never_begins_again(record: Record, later: timedelta) -> 
     if isinstance(judge(record, POLICY), Invalid):
         aged = replace(record, read_at=record.read_at + later)
         assert isinstance(judge(aged, POLICY), Invalid)
+
+
+# Rule 6: an expiry that slides.
+
+
+def sliding(**changes: Any) -> Record:
+    """A row of a table without refresh tokens, right after its login."""
+    return make_record(
+        **{
+            "refresh_digest": None,
+            "refresh_expires_at": None,
+            "expires_at": NOW + POLICY.refresh_ttl,
+            "slides": True,
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("judged", [judge, judge_family])
+def test_rule_6_activity_moves_the_expiry_ahead(judged: Any) -> None:
+    """By `refresh_ttl`, counted from the activity."""
+    record = sliding(read_at=NOW + 20 * DAY)
+    assert Valid(10 * DAY) == judged(record, POLICY)
+    assert Valid(29 * DAY) == judged(record, POLICY, active_at=NOW + 19 * DAY)
+
+
+def test_rule_6_never_past_the_absolute_limit() -> None:
+    """There the expiry and the limit are one."""
+    end = NOW + POLICY.absolute_ttl
+    record = sliding(expires_at=end - DAY, read_at=end - 2 * DAY)
+    assert slid(record, POLICY, end - 2 * DAY) == end
+    assert Valid(2 * DAY) == judge(record, POLICY, active_at=end - 2 * DAY)
+
+
+@pytest.mark.parametrize(
+    "rounding", [timedelta(0), timedelta(milliseconds=500), timedelta(seconds=1)], ids=str
+)
+def test_rule_6_a_session_for_the_day_never_passes_the_day(rounding: timedelta) -> None:
+    """Its first expiry tells it, also where two columns round differently."""
+    ends = NOW + POLICY.browser_ttl + rounding
+    record = sliding(expires_at=ends, read_at=ends - TICK)
+    assert slid(record, POLICY, ends - TICK) == ends
+    assert Invalid(Reason.EXPIRED) == judge(
+        replace(record, read_at=ends), POLICY, active_at=ends - TICK
+    )
+
+
+def test_rule_6_a_remembered_session_is_told_by_its_first_expiry() -> None:
+    """Further away than a day's session can be."""
+    ends = NOW + POLICY.browser_ttl + timedelta(seconds=1) + TICK
+    record = sliding(expires_at=ends, read_at=NOW + DAY / 2)
+    assert slid(record, POLICY, NOW + DAY / 2) == NOW + DAY / 2 + POLICY.refresh_ttl
+
+
+def test_rule_6_an_expiry_never_moves_back() -> None:
+    """Neither for old news nor under shorter settings."""
+    record = sliding()
+    assert slid(record, POLICY, NOW - DAY) == record.expires_at
+    brief = Policy(refresh_ttl=2 * DAY, absolute_ttl=3 * DAY)
+    assert slid(record, brief, NOW + DAY) == record.expires_at
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        sliding(slides=False),
+        sliding(created_at=None),
+        sliding(created_at=None, dateless=True),
+    ],
+    ids=["fixed", "no birthday", "no column"],
+)
+def test_rule_6_not_everything_slides(record: Record) -> None:
+    """Neither a table's that rotates, nor a row without a sign-in to count from."""
+    assert slid(record, POLICY, NOW + DAY) == record.expires_at
+
+
+def test_rule_6_activity_after_the_end_is_no_resurrection() -> None:
+    """At the expiry it is over."""
+    record = sliding(expires_at=NOW + 2 * DAY, read_at=NOW + 2 * DAY)
+    assert Invalid(Reason.EXPIRED) == judge(record, POLICY, active_at=record.expires_at)
+
+
+def test_rule_2_a_table_without_birthdays_goes_by_its_expiry() -> None:
+    """No limit can be counted from what the table does not keep."""
+    record = sliding(created_at=None, dateless=True, slides=False, read_at=NOW + 29 * DAY)
+    assert Valid(DAY) == judge(record, POLICY)
+    late = replace(record, read_at=NOW + 30 * DAY)
+    assert Invalid(Reason.EXPIRED) == judge(late, POLICY)
+
+
+@given(
+    record=records,
+    active=st.none() | instants,
+    policy=st.sampled_from([POLICY, IDLE]),
+)
+def test_rule_6_is_bounded_whatever_the_row(
+    record: Record, active: Any, policy: Policy
+) -> None:
+    """Never before the row's own expiry, never past both it and the absolute limit."""
+    row = replace(record, slides=True)
+    end = slid(row, policy, active)
+    assert end >= row.expires_at
+    if row.created_at is not None:
+        assert end <= max(row.expires_at, row.created_at + policy.absolute_ttl)

@@ -172,7 +172,7 @@ def test_c28_each_purpose_has_a_key_of_its_own(purpose: str) -> None:
 
 def test_a_session_id_outside_the_alphabet_is_refused_at_the_gate() -> None:
     """Even with a good signature, an id that could not be ours is not looked up."""
-    for sid in ("", "a" * 65, "a b", "a'b", "a_b", "é"):
+    for sid in ("", "a" * 65, "a b", "a'b", "a~b", "é"):
         assert (
             TOKENS.read_refresh(TOKENS.mint(sid, bytes(64), remember=True).refresh.encode())
             is None

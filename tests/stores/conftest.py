@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import Server, copied, created, execute, template
 from tests.support.foreign_tables import FOREIGN, ddl
 
+Templates = Callable[[str], str]
+
 
 def _template(server: Server, name: str, stack: ExitStack) -> str:
     if name not in FOREIGN:
@@ -22,21 +24,33 @@ def _template(server: Server, name: str, stack: ExitStack) -> str:
 
 
 @pytest.fixture(scope="session")
-def templates(request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], str]]:
-    """The database with empty tables of this name on this server, made when asked for."""
+def templates(postgres: Server) -> Iterator[Templates]:
+    """The database with empty tables of this name, made when it is first asked for."""
     with ExitStack() as stack:
+        yield cache(lambda name: _template(postgres, name, stack))
 
-        @cache
-        def made(server: str, name: str) -> str:
-            return _template(request.getfixturevalue(server), name, stack)
 
-        yield made
+@pytest.fixture(scope="session")
+def system_templates(system_postgres: Server) -> Iterator[Templates]:
+    """The same on the system's own PostgreSQL."""
+    with ExitStack() as stack:
+        yield cache(lambda name: _template(system_postgres, name, stack))
 
 
 @pytest.fixture
 def foreign_dsn(
-    templates: Callable[[str, str], str],
+    templates: Templates,
 ) -> Iterator[Callable[[str], str]]:
     """A database for one test, with the empty tables of one of the foreign definitions."""
     with ExitStack() as stack:
-        yield lambda name: stack.enter_context(copied(templates("postgres", name)))
+        yield lambda name: stack.enter_context(copied(templates(name)))
+
+
+@pytest.fixture(
+    params=["templates", pytest.param("system_templates", marks=pytest.mark.postgres15)],
+    ids=["postgres", "system-postgres"],
+)
+def each_uuid_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database with an empty table with UUIDs, on each version of PostgreSQL."""
+    with copied(request.getfixturevalue(request.param)("uuid")) as dsn:
+        yield dsn

@@ -75,6 +75,43 @@ USER_COLUMNS = """
     updated_at timestamp with time zone, created_by character(26),
     updated_by character(26)"""
 
+UUID_COLUMNS = [
+    ("id", "uuid", "gen_random_uuid()", False),
+    ("user_id", "uuid", "", False),
+    ("session_token", "varchar(255)", "", False),
+    ("expires_at", "timestamp with time zone", "", False),
+    ("is_active", "boolean", "true", True),
+    ("device_id", "varchar(100)", "", True),
+    ("ip_address", "varchar(45)", "", True),
+    ("user_agent", "varchar(500)", "", True),
+    ("location", "varchar(100)", "", True),
+    ("trust_level", "integer", "0", True),
+    ("created_at", "timestamp with time zone", "CURRENT_TIMESTAMP", True),
+    ("updated_at", "timestamp with time zone", "CURRENT_TIMESTAMP", True),
+    ("deleted_at", "timestamp with time zone", "", True),
+]
+UUID_CONSTRAINTS = {
+    "user_sessions_pkey": "PRIMARY KEY (id)",
+    "user_sessions_session_token_key": "UNIQUE (session_token)",
+}
+_ON = "ON public.user_sessions USING btree"
+UUID_INDEXES = {
+    f"CREATE UNIQUE INDEX user_sessions_pkey {_ON} (id)",
+    f"CREATE UNIQUE INDEX user_sessions_session_token_key {_ON} (session_token)",
+    f"CREATE INDEX idx_user_sessions_token {_ON} (session_token)",
+    f"CREATE INDEX idx_user_sessions_user_id {_ON} (user_id)",
+    f"CREATE INDEX idx_user_sessions_expires_at {_ON} (expires_at)",
+    f"CREATE INDEX idx_user_sessions_session_token {_ON} (session_token)",
+    f"CREATE INDEX idx_user_sessions_user_active {_ON} (user_id, is_active)"
+    " WHERE (is_active = true)",
+    f"CREATE INDEX idx_user_sessions_device_user {_ON} (device_id, user_id)",
+    f"CREATE INDEX idx_user_sessions_ip_created {_ON} (ip_address, created_at DESC)",
+    f"CREATE INDEX idx_user_sessions_token_active {_ON} (session_token)"
+    " WHERE (is_active = true)",
+    f"CREATE INDEX idx_user_sessions_user_device_active {_ON}"
+    " (user_id, device_id, is_active)",
+}
+
 COLUMNS_OF = """
     select attname,
         replace(format_type(atttypid, atttypmod), 'character varying', 'varchar'),
@@ -258,6 +295,51 @@ async def test_the_search_path_decides_the_schema(empty_dsn: str) -> None:
         made = await connection.fetchval("select 'app.user_sessions'::regclass::text")
     assert {outcome.state for outcome in outcomes} == {"created"}
     assert made == "user_sessions"
+
+
+async def test_the_uuid_columns_are_the_documented_ones(each_uuid_dsn: str) -> None:
+    """Every column has the documented name, type, default and nullability."""
+    async with connected(each_uuid_dsn) as connection:
+        rows = await connection.fetch(COLUMNS_OF, "user_sessions")
+    assert [tuple(row) for row in rows] == UUID_COLUMNS
+
+
+async def test_the_uuid_constraints_are_the_documented_ones(each_uuid_dsn: str) -> None:
+    """Both, and no foreign key: the table refers to nothing."""
+    async with connected(each_uuid_dsn) as connection:
+        rows = await connection.fetch(
+            "select conname, pg_get_constraintdef(oid) from pg_constraint "
+            "where conrelid = 'user_sessions'::regclass and contype <> 'n'"
+        )
+    assert dict(map(tuple, rows)) == UUID_CONSTRAINTS
+
+
+async def test_the_uuid_indexes_are_the_eleven_documented_ones(each_uuid_dsn: str) -> None:
+    """The redundant ones too."""
+    async with connected(each_uuid_dsn) as connection:
+        rows = await connection.fetch(
+            "select pg_get_indexdef(indexrelid) from pg_index "
+            "where indrelid = 'user_sessions'::regclass"
+        )
+    assert {row[0] for row in rows} == UUID_INDEXES
+    assert len(rows) == 11
+
+
+async def test_the_uuid_table_has_no_trigger_and_no_function(each_uuid_dsn: str) -> None:
+    """Unless they are asked for."""
+    async with connected(each_uuid_dsn) as connection:
+        triggers = await connection.fetchval("select count(*) from pg_trigger")
+        functions = await connection.fetchval(
+            "select count(*) from pg_proc where pronamespace = 'public'::regnamespace"
+        )
+    assert (triggers, functions) == (0, 0)
+
+
+async def test_installing_the_uuid_table_twice_creates_nothing(each_uuid_dsn: str) -> None:
+    """Everything is found the second time."""
+    async with connected(each_uuid_dsn) as connection:
+        outcomes = await install(connection, "uuid")
+    assert {outcome.state for outcome in outcomes} == {"found"}
 
 
 def test_each_statement_is_named() -> None:

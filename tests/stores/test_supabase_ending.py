@@ -19,14 +19,12 @@ from tests.support.supabase import (
     SECOND,
     Supabase,
     assert_gotrue_can_read,
+    somebody_waits,
     supabase,
 )
 
 V2: dict[str, Any] = {"algorithm_version": 2}
 DAY = timedelta(hours=24)
-WAITING = """
-    select count(*) from pg_stat_activity
-    where datname = current_database() and wait_event_type = 'Lock'"""
 
 
 class Listener:
@@ -221,8 +219,7 @@ async def test_whoever_ends_several_locks_them_in_the_order_of_their_ids(
             async with gotrue.transaction():
                 await gotrue.execute(one, low)
                 task = asyncio.create_task(auth.store.revoke_user(user, reason="x"))
-                while await auth.psql.fetchval(WAITING) < 1:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                await somebody_waits(auth.psql)
                 free = await auth.psql.fetchval(one + " skip locked", high)
         finally:
             await gotrue.close()

@@ -20,8 +20,10 @@ from handstamp.stores.supabase_outcomes import Outcome, Refreshed, Refused
 from tests.support.supabase import (
     LAPTOP,
     SECOND,
+    WAITING,
     Supabase,
     assert_gotrue_can_read,
+    somebody_waits,
     supabase,
 )
 from tests.support.waiting import until
@@ -30,9 +32,6 @@ V2: dict[str, Any] = {"algorithm_version": 2, "reuse_interval": 10 * SECOND}
 KINDS = pytest.mark.parametrize("rules", [{}, V2], ids=["v1", "v2"])
 PATIENT = {"retry_budget": timedelta(seconds=60), "budget": timedelta(seconds=60)}
 BRIEF = {"retry_budget": timedelta(milliseconds=1)}
-WAITING = """
-    select count(*) from pg_stat_activity
-    where datname = current_database() and wait_event_type = 'Lock'"""
 
 
 @asynccontextmanager
@@ -299,8 +298,7 @@ async def test_a_ban_older_than_the_lock_is_not_overlooked(
         async with elsewhere(auth) as gotrue:
             await gotrue.execute("select pg_advisory_xact_lock(7)")
             task = asyncio.create_task(auth.store.refresh(created.refresh_token, LAPTOP))
-            while await auth.psql.fetchval(WAITING) < 1:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await somebody_waits(auth.psql)
             await gotrue.execute("update auth.users set banned_until = 'infinity'")
         outcome = await task
         assert isinstance(outcome, Refused)
@@ -317,8 +315,7 @@ async def test_a_logout_waits_for_a_refresh_and_ends_what_it_made(
         async with elsewhere(auth) as gotrue:
             await gotrue.execute("update auth.sessions set refreshed_at = now()")
             task = asyncio.create_task(auth.store.revoke(created.session.id, reason="x"))
-            while await auth.psql.fetchval(WAITING) < 1:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await somebody_waits(auth.psql)
         ended = await task
         assert ended is not None
         assert ended.id == created.session.id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -14,6 +15,7 @@ from ulid import ULID
 from handstamp.config import Policy
 from handstamp.core.records import Record, Touch
 from handstamp.stores.listening import QUIETLY
+from handstamp.stores.shapes import UUID_PLAIN
 from handstamp.stores.sql.install import install
 from handstamp.stores.table import TableStore
 from tests.support.tables import DAY, POLICY, new_session, successor
@@ -358,3 +360,128 @@ async def test_two_processes_may_install_it_at_once(dsn: str) -> None:
             await connection.close()
     states = [{o.state for o in some if "notify" in str(o.statement)} for some in outcomes]
     assert sorted(map(sorted, states)) == [["created"], ["found"]]
+
+
+# The table with UUIDs.
+
+
+class Hamlet(Town):
+    """The same around a table with UUIDs, which refers to no users."""
+
+    async def add_user(self, user: str | None = None) -> str:
+        return user or str(uuid.uuid4())
+
+    async def login(self, user: str) -> Record:
+        new = new_session(
+            user,
+            id=str(uuid.uuid4()),
+            refresh_digest=None,
+            session_ttl=POLICY.refresh_ttl,
+        )
+        return (await self.store.create(new, POLICY)).record
+
+
+@pytest.fixture
+async def hamlet(uuid_dsn: str) -> AsyncIterator[Hamlet]:
+    """A table with UUIDs and the trigger."""
+    psql = await asyncpg.connect(uuid_dsn)
+    await install(psql, "uuid", trigger=True)
+    store = TableStore(uuid_dsn, shape=UUID_PLAIN, budget=timedelta(seconds=20))
+    hamlet = Hamlet(store, psql)
+    await hamlet.listen()
+    yield hamlet
+    hamlet.leave()
+    await store.close()
+    await psql.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "is_active = false",
+        "is_active = null",
+        "deleted_at = now()",
+        "expires_at = expires_at - interval '1 second'",
+        "created_at = created_at - interval '1 second'",
+        "user_id = gen_random_uuid()",
+        "trust_level = -1",
+    ],
+)
+async def test_whoever_ends_or_lowers_a_uuid_session_is_heard(
+    hamlet: Hamlet, change: str
+) -> None:
+    """Once for each row that is changed, and for no other."""
+    one, two, _ = [await hamlet.login(await hamlet.add_user()) for _ in range(3)]
+    said = await hamlet.run(
+        f"update user_sessions set {change} where id::text = any($1)", [one.id, two.id]
+    )
+    assert sorted(said) == sorted([f"s:{one.id}", f"s:{two.id}"])
+
+
+async def test_the_deletion_of_a_live_uuid_row_is_heard(hamlet: Hamlet) -> None:
+    """And of one that was over it is not."""
+    record, other = [await hamlet.login(await hamlet.add_user()) for _ in range(2)]
+    await hamlet.store.revoke(other.id, reason="x")
+    assert await hamlet.heard() == [f"s:{other.id}"]
+    assert await hamlet.run("delete from user_sessions") == [f"s:{record.id}"]
+
+
+async def test_an_emptied_uuid_table_is_heard(hamlet: Hamlet) -> None:
+    """No row of a TRUNCATE has a name."""
+    await hamlet.login(await hamlet.add_user())
+    assert set(await hamlet.run("truncate user_sessions")) == {"all"}
+
+
+async def test_c129_a_living_uuid_session_never_fires_it(hamlet: Hamlet) -> None:
+    """Login, activity that moves the expiry, and a token replaced in place are silent."""
+    record = await hamlet.login(await hamlet.add_user())
+    later = Policy(refresh_ttl=POLICY.refresh_ttl + DAY)
+    touch = Touch(session_id=record.id, token_digest=record.token_digest, at=record.read_at)
+    await hamlet.psql.execute("update user_sessions set updated_at = null")
+    assert await hamlet.store.touch([touch], later) == 1
+    after = await hamlet.store.find_by_id(record.id)
+    assert after is not None
+    assert after.expires_at > record.expires_at
+    assert await hamlet.run("update user_sessions set session_token = 'in clear'") == []
+    assert await hamlet.heard() == []
+
+
+async def test_a_uuid_revocation_with_the_trigger_is_one_message(hamlet: Hamlet) -> None:
+    """One by one, or all of a user: never twice."""
+    user = await hamlet.add_user()
+    one, _, _ = [await hamlet.login(user) for _ in range(3)]
+    await hamlet.store.revoke(one.id, reason="x")
+    assert await hamlet.heard() == [f"s:{one.id}"]
+    await hamlet.store.revoke_user(user, reason="x")
+    assert await hamlet.heard() == [f"u:{user}"]
+
+
+async def test_pruning_uuid_rows_is_not_heard(hamlet: Hamlet) -> None:
+    """They were over long ago."""
+    await hamlet.login(await hamlet.add_user())
+    await hamlet.psql.execute(
+        "update user_sessions set created_at = now() - interval '400 days',"
+        " updated_at = now() - interval '390 days',"
+        " expires_at = now() - interval '380 days'"
+    )
+    await hamlet.heard()
+    assert await hamlet.store.prune(POLICY, batch=10) == 1
+    assert await hamlet.heard() == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "covered"),
+    [
+        ("select 1", True),
+        ("drop trigger handstamp_session_changed on user_sessions", False),
+        ("drop trigger handstamp_session_deleted on user_sessions", False),
+        ("drop trigger handstamp_sessions_truncated on user_sessions", False),
+        ("alter table user_sessions disable trigger handstamp_session_changed", False),
+    ],
+)
+async def test_the_uuid_trigger_covers_everybody_or_nobody(
+    hamlet: Hamlet, sql: str, covered: bool
+) -> None:
+    """Where there is no table of users, the one of sessions is all there is to watch."""
+    await hamlet.psql.execute(sql)
+    assert await hamlet.covers() is covered

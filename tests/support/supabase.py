@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -31,6 +32,9 @@ LAPTOP = Client(address="198.51.100.7", user_agent="Laptop")
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 STEP = timedelta(microseconds=1)
+WAITING = """
+    select count(*) from pg_stat_activity
+    where datname = current_database() and wait_event_type = 'Lock'"""
 _DDL = (Path(__file__).parent / "supabase.sql").read_text(encoding="utf-8")
 _ROLE = """
     do $body$ begin create role supabase_auth_admin;
@@ -201,6 +205,13 @@ async def supabase(dsn: str, **settings: Any) -> AsyncIterator[Supabase]:
             yield world
         finally:
             await world.close()
+
+
+async def somebody_waits(connection: asyncpg.Connection) -> None:
+    """Return when a connection of this database waits for a lock."""
+    async with asyncio.timeout(15):
+        while await connection.fetchval(WAITING) < 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 # What GoTrue's Go types need although the columns allow NULL. It reads with `select *`.

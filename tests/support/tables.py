@@ -18,7 +18,7 @@ from ulid import ULID
 from handstamp.config import Policy
 from handstamp.core.records import Client, NewSession, Successor
 from handstamp.stores.base import Store
-from handstamp.stores.fitting import Spelling
+from handstamp.stores.fitting import Spelling, capabilities_of
 from handstamp.stores.memory import MemoryStore, MemoryUser
 from handstamp.stores.shapes import PREFIX, ULID_HASHED, UUID_PLAIN, TableShape, quoted
 from handstamp.stores.table import TableStore
@@ -41,6 +41,26 @@ DEFINITIONS = {"memory": ULID_TABLE, "ulid": ULID_TABLE, "uuid": UUID_TABLE, **F
 """Every table there is a contract for, by name."""
 
 
+def has(name: str, word: str) -> bool:
+    """Whether the table of this name has a capability, or a column for a field.
+
+    Three more words: ``own_ids`` are unique and not the token's digest, ``user_table`` is
+    where users can be deleted, and of sessions that ended a ``kept`` row stays.
+    """
+    definition = DEFINITIONS[name]
+    shape, users = definition.shape, definition.shape.users
+    if word == "own_ids":
+        return shape.id != shape.token and name != "partitioned"
+    if word == "user_table":
+        return definition.delete_user is not None
+    if word == "kept":
+        return shape.is_active is not None or shape.revoked_at is not None
+    if word == "locked_until":
+        return users is not None and users.locked_until is not None
+    able = capabilities_of(shape)
+    return bool(getattr(able if hasattr(able, word) else shape, word))
+
+
 class Table(Protocol):
     """One table of sessions, whatever it is made of.
 
@@ -54,6 +74,9 @@ class Table(Protocol):
 
     @property
     def shape(self) -> TableShape: ...
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def now(self) -> datetime: ...
@@ -75,6 +98,7 @@ class MemoryTable:
     """The reference implementation."""
 
     shape = ULID_HASHED
+    name = "memory"
 
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -121,6 +145,7 @@ class PostgresTable:
         self.frozen = frozen
         self.store = store
         self.shape = definition.shape
+        self.name = next((n for n, d in DEFINITIONS.items() if d is definition), "")
         self._definition = definition
 
     @property

@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 from handstamp.cli.demo import demo
+from handstamp.cli.doctor import doctor
 from handstamp.cli.init import init
+from handstamp.cli.migrate_tokens import migrate_tokens
 
 app = typer.Typer(
     name="handstamp",
@@ -16,7 +18,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(demo)
+app.command()(doctor)
 app.command()(init)
+app.command("migrate-tokens")(migrate_tokens)
 
 
 @app.callback()

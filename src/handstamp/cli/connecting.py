@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import asyncpg
 import typer
+
+from handstamp.stores.database import FAULTS
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -19,6 +22,17 @@ def complain(text: str, *, status: int) -> typer.Exit:
     """Write one line to stderr; gives the exception that ends the command."""
     typer.echo(f"handstamp: {' '.join(text.split())}", err=True)
     return typer.Exit(status)
+
+
+def reason(error: BaseException) -> str:
+    """Why the database refused, in words that hold no data of a row.
+
+    The driver's own text may quote what a row holds; only where it cannot, it is used.
+    """
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return str(error).partition("\n")[0]
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+    return words.removesuffix(" error")
 
 
 @asynccontextmanager
@@ -37,7 +51,8 @@ async def connected(dsn: str) -> AsyncIterator[Connection]:
 
 async def _connect(dsn: str) -> Connection:
     try:
-        return await asyncpg.connect(dsn, timeout=_PATIENCE)
+        # Without the cache of statements it works through PgBouncer, too.
+        return await asyncpg.connect(dsn, timeout=_PATIENCE, statement_cache_size=0)
     except ValueError:
         # Its text may quote a piece of the password.
         problem = "expected postgresql://user:password@host:port/name"
@@ -46,5 +61,5 @@ async def _connect(dsn: str) -> Connection:
     except TimeoutError:
         problem = f"no answer within {_PATIENCE:.0f} seconds"
         raise complain(f"cannot reach the database: {problem}", status=2) from None
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except FAULTS as error:
         raise complain(f"cannot reach the database: {error}", status=2) from None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-import asyncpg
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from handstamp.cli.connecting import complain, connected
+from handstamp.stores.database import FAULTS
 from handstamp.stores.sql import script, shapes
 from handstamp.stores.sql.install import Outcome, install
 
@@ -58,7 +58,7 @@ async def _install(dsn: str, shape: str, trigger: bool) -> list[Outcome]:
     async with connected(dsn) as connection:
         try:
             return await install(connection, shape, trigger=trigger)
-        except asyncpg.PostgresError as error:
+        except FAULTS as error:
             raise complain(f"nothing was changed: {error}", status=1) from None
 
 

@@ -15,7 +15,7 @@ credential: no query string, form, path or other header.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from handstamp.config import Cookies
@@ -36,13 +36,16 @@ class Credentials:
 
     ``sent`` says that the request carried one of our cookies, well formed or not.
     ``ambient`` says that a browser attached them by itself, so that another site's
-    page could have caused the request.
+    page could have caused the request. ``claims`` are what a cookie with an inside holds,
+    one for each of ``session``; ``came`` are the cookies by which it came.
     """
 
     session: tuple[bytes, ...] = field(default=(), repr=False)
     refresh: tuple[bytes, ...] = field(default=(), repr=False)
     sent: bool = False
     ambient: bool = False
+    claims: tuple[object, ...] = field(default=(), repr=False)
+    came: Mapping[str, str | None] = field(default_factory=dict, repr=False)
 
     def __bool__(self) -> bool:
         return bool(self.session or self.refresh)
@@ -100,6 +103,10 @@ class CookieReader:
             sent=True,
             ambient=True,
         )
+
+    def came(self, headers: RawHeaders) -> Mapping[str, str | None]:
+        """The cookies that a writer has to know of: none, ours are written over."""
+        return {}
 
 
 def _pattern(name: str) -> re.Pattern[bytes]:

@@ -127,6 +127,8 @@ def _ended(record: Record, policy: Policy) -> Reason | None:
 def _limits(
     record: Record, policy: Policy, active_at: datetime | None
 ) -> list[tuple[Reason, datetime]]:
+    if record.unlimited:
+        return [(Reason.EXPIRED, record.expires_at)]
     created = record.created_at or record.read_at
     limits = [(Reason.ABSOLUTE, created + policy.absolute_ttl)]
     if record.refresh_digest is None or record.refresh_expires_at is None:

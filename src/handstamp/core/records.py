@@ -44,7 +44,8 @@ class Record:
 
     All times are aware. ``token_digest`` and ``refresh_digest`` are SHA-256 hex
     digests, never tokens. ``slides`` says that activity moves ``expires_at`` ahead,
-    ``dateless`` that the table does not keep when a session was created.
+    ``dateless`` that the table does not keep when a session was created, ``unlimited``
+    that ``expires_at`` is the only limit there is.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Record:
     level: int | None = None
     slides: bool = False
     dateless: bool = False
+    unlimited: bool = False
 
     @property
     def client(self) -> Client:

@@ -12,7 +12,7 @@ set ours, one of the application's of that name gives way.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from handstamp.core.cookies import cookie_name
 
@@ -40,7 +40,10 @@ def vary_on_cookie(headers: Headers) -> Headers:
 
 
 def with_cookies(
-    headers: Headers, set_cookies: Sequence[bytes], names: Collection[bytes]
+    headers: Headers,
+    set_cookies: Sequence[bytes],
+    names: Container[bytes],
+    no_store: Iterable[tuple[bytes, bytes]] = ((b"cache-control", b"private, no-store"),),
 ) -> Headers:
     """``headers`` with our cookies on them, uncacheable (rules 2 and 3)."""
     kept = [
@@ -48,7 +51,7 @@ def with_cookies(
         for key, value in headers
         if not _is_for_caches(key.lower()) and not sets_cookie((key, value), names)
     ]
-    kept.append((b"cache-control", b"private, no-store"))
+    kept.extend(no_store)
     kept.extend((b"set-cookie", cookie) for cookie in set_cookies)
     return kept
 
@@ -58,6 +61,6 @@ def _is_for_caches(name: bytes) -> bool:
     return name in _FOR_CACHES or name.endswith(b"-cache-control")
 
 
-def sets_cookie(header: tuple[bytes, bytes], names: Collection[bytes]) -> bool:
+def sets_cookie(header: tuple[bytes, bytes], names: Container[bytes]) -> bool:
     """Whether this response header sets a cookie of one of these names."""
     return header[0].lower() == b"set-cookie" and cookie_name(header[1]) in names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -28,6 +29,8 @@ class Issued:
     session_lifetime: timedelta | None
     refresh_lifetime: timedelta | None
     deliver_until: float
+    body: Mapping[str, object] | None = field(default=None, repr=False)
+    """The tokens as an authorization server answers them, where one has its own words."""
 
     @classmethod
     def of(

@@ -117,6 +117,10 @@ class Authentication:
             return answer
         return await self._refreshing.refresh(credentials.refresh, client, passive=passive)
 
+    def _ends(self, entry: Entry) -> float:
+        """How long an entry may serve where there is nobody to ask."""
+        return entry.deadline
+
     def _still_believed(self, texts: Sequence[bytes]) -> Entry | None:
         """During an outage: what data inside the staleness bound says, and within
         ``stale_while_down`` of it. It may allow; it never denies."""
@@ -124,7 +128,7 @@ class Authentication:
         found: dict[str, Entry] = {}
         for text in texts:
             entry = self._get(sha256(text).digest())
-            if entry is None or now >= entry.deadline:
+            if entry is None or now >= self._ends(entry):
                 continue
             bound = max(entry.confirmed, self._bus.proven_until)
             if now < bound + self._stale:
@@ -178,7 +182,9 @@ class Authentication:
         keys = {k.hex(): k for k in digests if not self._strangers.knows(k, before)}
         if not keys:
             return []
-        records = await self._lookup.find(list(keys), self._in_clear(texts))
+        in_clear = self._in_clear(texts)
+        asked = (list(keys), in_clear) if in_clear else (list(keys),)
+        records = await self._lookup.find(*asked)
         read = Read(before, self._clock())
         if records:
             self._database_clock.saw(records[0].read_at, read.after)

@@ -127,6 +127,13 @@ class Cache:
                     entry.hard = min(entry.hard, until)
                     entry.deadline = min(entry.deadline, until)
 
+    def thin(self, session_id: str, *, keep: bytes, most: int) -> None:
+        """Leave room for ``keep`` among at most ``most`` entries of one session."""
+        with self._lock:
+            others = [k for k in self._by_session.get(session_id, ()) if k != keep]
+            for key in others[most - 1 :]:
+                self._order.pop(key, None)
+
     def drop(self, key: bytes) -> None:
         """Forget one digest, without a fence: fresh data said so."""
         with self._lock:

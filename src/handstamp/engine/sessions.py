@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 from ulid import ULID
 
 from handstamp.clock import Clock, uptime
-from handstamp.config import Policy
+from handstamp.config import Cookies, Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.core.records import Client, NewSession, Record, Session
@@ -37,6 +37,7 @@ from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
 from handstamp.engine.reporting import Subscriber
+from handstamp.engine.speech import Speech, pair_of
 from handstamp.engine.watch import Watch
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
@@ -136,13 +137,20 @@ class Sessions:
         )
         self._background = Background(parts, self._bus, self._watch)
         self._refreshing = Refreshing(parts, ended=self._ended)
-        self._authentication = Authentication(parts, self._refreshing, self._bus)
+        self._authentication = self._authenticating(parts)
         self.hit = self._authentication.hit
         """The cached entry of a session token, or None: a plain call without I/O."""
         self.is_forged = self._authentication.is_forged
         """Whether no credential of a request is of our making: another plain call."""
 
         start_over_in_children(self)
+
+    def _authenticating(self, parts: Parts) -> Authentication:
+        return Authentication(parts, self._refreshing, self._bus)
+
+    def speech(self, cookies: Cookies | None) -> Speech:
+        """Which cookies carry these sessions; for middleware."""
+        return pair_of(cookies or Cookies())
 
     def __repr__(self) -> str:
         return f"Sessions({self.store!r})"

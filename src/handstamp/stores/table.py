@@ -139,8 +139,17 @@ class TableStore:
 
     async def close(self) -> None:
         """Let go of every connection, after at most a second."""
+        await self._stop_upgrading()
         await self._listening.close()
         await self._database.close()
+
+    async def _stop_upgrading(self) -> None:
+        loop = asyncio.get_running_loop()
+        tasks = [task for task in self._upgrading if task.get_loop() is loop]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._upgrading.clear()
 
     def start_over(self) -> None:
         """See :meth:`Store.start_over`."""
@@ -174,7 +183,8 @@ class TableStore:
 
     async def _upgrade(self, plain: Sequence[str]) -> None:
         sql = await self.statements()
-        with suppress(SessionsUnavailable):  # the next use tries again
+        # A database that may only be read, say: the next use tries again.
+        with suppress(SessionsUnavailable):
             async with self._database.working() as connection:
                 self._database.queries += 1
                 await connection.execute(
@@ -241,7 +251,7 @@ class TableStore:
         """
         for _ in range(2):
             try:
-                return await act(connection, True)
+                return await _moved(lambda: act(connection, True))
             except asyncpg.ProgramLimitExceededError:
                 self._database.queries += 1
                 await connection.execute(QUEUE_USAGE)
@@ -335,7 +345,7 @@ class TableStore:
         if sql.rotate is None or not self._is_id(sql, "id", step.id):
             return None
         return self._one(
-            await self._fetch(
+            await self._change(
                 sql.rotate,
                 step.id,
                 step.presented,
@@ -352,7 +362,7 @@ class TableStore:
         sql = await self.statements()
         if sql.redate is None or not self._is_id(sql, "id", step.id):
             return None
-        rows = await self._fetch(sql.redate, step.id, step.presented, step.session_ttl)
+        rows = await self._change(sql.redate, step.id, step.presented, step.session_ttl)
         return self._one(rows)
 
     async def raise_level(self, session_id: str, level: int) -> Record | None:
@@ -360,7 +370,11 @@ class TableStore:
         sql = await self.statements()
         if sql.raise_level is None or not self._is_id(sql, "id", session_id):
             return None
-        return self._one(await self._fetch(sql.raise_level, session_id, level))
+        async with self._database.working() as connection:
+            self._database.queries += 1
+            return self._one(
+                await _moved(lambda: connection.fetch(sql.raise_level, session_id, level))
+            )
 
     async def revoke(
         self, session_id: str, *, reason: str, user_id: str | None = None
@@ -427,13 +441,12 @@ class TableStore:
         )
         async with self._database.working() as connection:
             self._database.queries += 1
-            status = await connection.execute(
-                sql.touch,
+            values = (
                 [touch.session_id for touch in ordered],
                 [_storable(touch.token_digest) for touch in ordered],
                 [touch.at for touch in ordered],
-                *limits,
             )
+            status = await _moved(lambda: connection.execute(sql.touch, *values, *limits))
         return _count(status)
 
     async def prune(self, policy: Policy, *, batch: int) -> int:
@@ -441,13 +454,8 @@ class TableStore:
         sql = await self.statements()
         async with self._database.working() as connection:
             self._database.queries += 1
-            status = await connection.execute(
-                sql.prune,
-                policy.retention,
-                policy.absolute_ttl,
-                policy.idle_ttl,
-                batch,
-            )
+            limits = policy.retention, policy.absolute_ttl, policy.idle_ttl
+            status = await _moved(lambda: connection.execute(sql.prune, *limits, batch))
         return _count(status)
 
     async def ping(self) -> None:
@@ -478,8 +486,25 @@ class TableStore:
     async def _fetch(self, sql: str, *values: object) -> list[asyncpg.Record]:
         return await self._database.fetch(sql, *map(_bindable, values))
 
+    async def _change(self, sql: str, *values: object) -> list[asyncpg.Record]:
+        """Rows of a write on a condition; none if somebody else was first."""
+        try:
+            return await self._fetch(sql, *values)
+        except SessionsUnavailable as exc:
+            if exc.cause != asyncpg.SerializationError.__name__:
+                raise
+            return []  # the row is in another partition by now, so its token is another
+
     async def _look_up(self, sql: str, *values: object) -> list[asyncpg.Record]:
         return await self._database.look_up(sql, *map(_bindable, values))
+
+
+async def _moved(act: Callable[[], Awaitable[T]]) -> T:
+    """Do something again whose row moved to another partition meanwhile: it is there."""
+    for _ in range(3):
+        with suppress(asyncpg.SerializationError):
+            return await act()
+    return await act()
 
 
 def _address(value: object) -> str | None:

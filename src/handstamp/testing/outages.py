@@ -46,7 +46,8 @@ def _silent(store: object) -> Iterator[None]:
         finally:
             store.down = was
         return
-    databases = [v for v in vars(store).values() if isinstance(v, Database)]
+    inner = getattr(store, "auth", store)  # of SupabaseTable
+    databases = [v for v in vars(inner).values() if isinstance(v, Database)]
     if not databases:
         raise ConfigError(f"no outage can be simulated for {type(store).__name__}")
     with ExitStack() as ending:

@@ -108,7 +108,7 @@ def _give(client: object, issued: Issued, sessions: Sessions, cookies: Cookies) 
     put_tokens(
         client,
         issued.session_token,
-        issued.refresh_token,
+        issued.refresh_token or "",
         cookies,
         lifetimes=(issued.session_lifetime, issued.refresh_lifetime),
     )

@@ -1,0 +1,152 @@
+"""`handstamp doctor`: what handstamp can do with a table, and what stands in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from handstamp.cli.connecting import complain, connected, reason
+from handstamp.cli.diagnosis import Diagnosis, diagnose, in_order
+from handstamp.errors import ConfigError
+from handstamp.stores.comparing import NAMES, as_python, capabilities
+from handstamp.stores.database import FAULTS
+from handstamp.stores.examining import candidates
+from handstamp.stores.findings import Finding, Level
+from handstamp.stores.proposing import PRESETS
+
+_STYLES = {
+    Level.OK: "green",
+    Level.NOTICE: "cyan",
+    Level.WARNING: "yellow",
+    Level.DANGER: "bold red",
+}
+_SUPABASE = "auth.sessions"
+
+
+def doctor(
+    dsn: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DATABASE_URL",
+            metavar="URL",
+            help="The database, as your app reaches it and with its role: "
+            "postgresql://user:password@host:port/name",
+        ),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="The table of sessions; else it is looked for.")
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="The preset to start from: ulid or uuid; else the nearest."),
+    ] = None,
+    listen_dsn: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where the bus listens, if --dsn is a pooler."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Warnings fail, too; for CI.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Look at a table of sessions: propose its shape, and find what is wrong with it.
+
+    Changes nothing. Exit status: 0 when all is well, 1 when there are dangers, 2 when
+    it could not look.
+    """
+    if not dsn:
+        raise complain("which database? give --dsn or set DATABASE_URL", status=2)
+    if shape is not None and shape not in PRESETS:
+        raise typer.BadParameter(f"there is only: {', '.join(PRESETS)}")
+    found = asyncio.run(_look(dsn, listen_dsn or dsn, table, shape))
+    failed = found.worst() is Level.DANGER or (strict and found.worst() is Level.WARNING)
+    if as_json:
+        typer.echo(json.dumps(_as_dict(found, status=int(failed)), ensure_ascii=False))
+    else:
+        _show(found)
+    raise typer.Exit(int(failed))
+
+
+async def _look(
+    dsn: str, listen_dsn: str, table: str | None, preset: str | None
+) -> Diagnosis:
+    async with connected(dsn) as connection, connected(listen_dsn) as listening:
+        try:
+            name = table or _only(await candidates(connection))
+            if name.lower() == _SUPABASE:
+                text = f"{_SUPABASE} belongs to Supabase Auth: it needs no shape of yours"
+                raise complain(text, status=2)
+            return await diagnose(connection, listening, name, preset)
+        except ConfigError as error:
+            raise complain(f"could not look: {error}", status=2) from None
+        except FAULTS as error:
+            raise complain(f"could not look: {reason(error)}", status=2) from None
+
+
+def _only(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        problem = "no table looks like one of sessions: name it with --table"
+    else:
+        problem = f"which table? name it with --table: {', '.join(names)}"
+    raise complain(problem, status=2)
+
+
+def _as_dict(found: Diagnosis, *, status: int) -> dict[str, object]:
+    proposal = found.proposal
+    return {
+        "table": found.table,
+        "role": found.facts.role,
+        "server": found.facts.version,
+        "preset": None if proposal is None else NAMES[proposal.preset],
+        "shape": None if proposal is None else as_python(proposal.shape),
+        "capabilities": {} if proposal is None else capabilities(proposal.shape),
+        "bound": found.bound,
+        "findings": [
+            {"level": f.level, "about": f.about, "text": f.text, "mend": f.mend}
+            for f in in_order(found.findings)
+        ],
+        "status": status,
+    }
+
+
+def _show(found: Diagnosis) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for line in _lines(found):
+        console.print(line)
+
+
+def _lines(found: Diagnosis) -> Iterator[Text]:
+    facts, proposal = found.facts, found.proposal
+    yield Text(f"table {found.table}, PostgreSQL {facts.version}, role {facts.role}")
+    if proposal is not None:
+        yield Text(f"\nProposed shape, nearest to {NAMES[proposal.preset]}:\n")
+        yield from map(Text, as_python(proposal.shape).splitlines())
+        yield Text("\nWhat this table can do:\n")
+        for words, able in capabilities(proposal.shape).items():
+            yield Text(f"  {'yes' if able else 'no ':<3}  {words}", "" if able else "dim")
+    yield Text("\nFindings:\n")
+    for finding in in_order(found.findings):
+        yield from _finding(finding)
+    yield Text(f"\n{_sum(found)}")
+
+
+def _finding(finding: Finding) -> Iterator[Text]:
+    level = Text(f"  {finding.level:<7}", style=_STYLES[finding.level])
+    yield level + Text(f"  {finding.about}: {finding.text}")
+    if finding.mend:
+        lines = f"{finding.mend};".splitlines()
+        yield from (Text(f"             {line}".rstrip(), "dim") for line in lines)
+
+
+def _sum(found: Diagnosis) -> str:
+    levels = [finding.level for finding in in_order(found.findings)]
+    counts = (f"{levels.count(level)} {level}" for level in reversed(Level))
+    return ", ".join(counts)

@@ -1,0 +1,317 @@
+"""Who makes this request, by the cookie or the bearer token of Supabase Auth.
+
+Rule 1. An access token is verified once, under the project's keys, and remembered by its
+digest; who it is for is judged by the row of the session that it names, read as any other
+row is: in groups, behind the fence, invalidated by the bus.
+Rule 2. Whoever has fewer than 90 seconds left gets new tokens before the application runs,
+as ``@supabase/ssr`` would do it, but in the database and by GoTrue's rules. A refresh token
+is looked at only beside an access token that is genuine, whatever its age, and of the same
+session: so a flood of made-up ones reaches nothing, and no two sessions become one.
+Rule 3. A refresh that is refused, or has no answer, takes nothing from an access token that
+is still live.
+Rule 4. A level of assurance counts only as far as both the token and the row have it.
+Rule 5. Among several cookies a live one decides; nothing is refreshed before it is certain
+whose session it is. Cookies of two sessions that stand are none.
+Rule 6. A token of an OAuth client is that client's, with its scopes, and no sign-in to this
+application, unless the client is listed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from hashlib import sha256
+from typing import cast
+
+from cachetools import LRUCache
+
+from handstamp.core.credentials import Credentials
+from handstamp.core.lifetime import Invalid, Reason, judge_family
+from handstamp.core.records import Client
+from handstamp.core.supabase_cookies import CookieSession
+from handstamp.core.supabase_records import AuthSession
+from handstamp.core.supabase_rules import Refusal
+from handstamp.engine.answers import Authenticated, Issued
+from handstamp.engine.authentication import Authentication
+from handstamp.engine.bus import Bus
+from handstamp.engine.cache import NEVER, Entry
+from handstamp.engine.entries import Read, make_entry, refresh_key
+from handstamp.engine.lookup import Lookup
+from handstamp.engine.parts import Parts
+from handstamp.engine.refreshing import Refreshing
+from handstamp.engine.supabase_minting import Minting, bounded
+from handstamp.errors import SessionsUnavailable
+from handstamp.events import DuplicateCookies, Refreshed, Reissued, Replayed
+from handstamp.stores.base import Ended
+from handstamp.stores.supabase_jwt import AccessToken
+from handstamp.stores.supabase_outcomes import Refreshed as RefreshOutcome
+from handstamp.stores.supabase_outcomes import Refused
+from handstamp.stores.supabase_tokens import read_v2
+
+MARGIN = timedelta(seconds=90)
+"""How much life an access token must have left not to be replaced (``@supabase/ssr``)."""
+DELIVERY = 30.0
+"""Seconds for which a response may hand out new tokens; whoever misses them gets them
+again, one step behind."""
+VERIFIED = 10_000
+"""Access tokens that are remembered as verified."""
+COPIES = 8
+"""Cache entries of one session: its holder can write any number of different cookies
+around one access token, and they must not push other people's entries out."""
+
+
+@dataclass(slots=True)
+class _Presented:
+    """One candidate: the text it is cached under, and what it says."""
+
+    text: bytes = field(repr=False)
+    claim: CookieSession
+    token: AccessToken
+
+
+class SupabaseAuthentication(Authentication):
+    """Credentials in, an answer out, for Supabase Auth."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        refreshing: Refreshing,
+        bus: Bus,
+        minting: Minting,
+        ended: Callable[[Ended, str], None],
+        oauth_clients: Container[str] = (),
+    ) -> None:
+        super().__init__(parts, refreshing, bus)
+        self._minting = minting
+        self._ended = ended
+        self._oauth_clients = oauth_clients
+        self._connections = parts.connections
+        self._rows = Lookup(parts.store)
+        self._verified: LRUCache[bytes, AccessToken] = LRUCache(VERIFIED)
+        self._flights: dict[bytes, asyncio.Task[Issued | None]] = {}
+
+    def _note(self, entry: Entry, now: float) -> None:
+        """These tables have no place for activity; so that a hit is not asked again."""
+        entry.touched = now
+
+    def _pass(self, entry: Entry, now: float) -> None:
+        """Nor for a first use."""
+
+    def _ends(self, entry: Entry) -> float:
+        """The margin is for refreshing; without a database there is no refresh."""
+        return entry.hard if entry.deadline > NEVER else NEVER
+
+    def is_forged(self, credentials: Credentials) -> bool:
+        """Whether nothing of this could be a session: a plain call without I/O."""
+        return not credentials.claims
+
+    async def _ask(
+        self, credentials: Credentials, client: Client, passive: bool
+    ) -> Authenticated | Invalid:
+        claims = cast("tuple[CookieSession, ...]", credentials.claims)
+        if not claims:
+            return Invalid(Reason.ABSENT)
+        hits: dict[str, Entry] = {}
+        shown: list[_Presented] = []
+        for text, claim in zip(credentials.session, claims, strict=True):
+            entry = self.hit(text, passive)
+            token = None if entry else self._verify(claim.access_token)
+            if entry is not None:
+                hits[entry.session.id] = entry
+            elif token is not None:
+                shown.append(_Presented(text, claim, token))
+        if len(claims) > 1:
+            return await self._several(hits, shown, client, passive, len(claims))
+        if hits:
+            return Authenticated(session=next(iter(hits.values())).session)
+        if not shown:
+            return Invalid(Reason.FORGED)
+        return await self._one(shown[0], client, passive)
+
+    async def _several(
+        self,
+        hits: dict[str, Entry],
+        shown: Sequence[_Presented],
+        client: Client,
+        passive: bool,
+        candidates: int,
+    ) -> Authenticated | Invalid:
+        """Whose session it is by several cookies (rule 5)."""
+        now = self._database_clock.now()
+        standing = await self._standing(shown)
+        live = [each for each in standing if each.token.is_live(now)]
+        if not live and not hits and not passive:
+            live = [each for each in standing if self._is_renewable(each)]
+        ids = {*hits, *(each.token.session_id for each in live)}
+        conflict = len(ids) > 1
+        self._reports.publish(DuplicateCookies(candidates=candidates, conflict=conflict))
+        if conflict:
+            return Invalid(Reason.CONFLICT)
+        if hits:
+            return Authenticated(session=next(iter(hits.values())).session)
+        if not live:
+            return Invalid(Reason.NOT_FOUND if shown else Reason.FORGED)
+        latest = max(live, key=lambda each: each.token.expires_at)
+        return await self._one(latest, client, passive)
+
+    async def _standing(self, shown: Sequence[_Presented]) -> list[_Presented]:
+        """Those whose session is not over, whatever became of their access token."""
+        if not shown:
+            return []
+        found = await self._rows.find([each.token.session_id for each in shown])
+        owners = {
+            record.id: record.user_id
+            for record in found
+            if not isinstance(judge_family(record, self._policy), Invalid)
+        }
+        tokens = ((each, each.token) for each in shown)
+        return [each for each, t in tokens if owners.get(t.session_id) == t.user_id]
+
+    async def _one(
+        self, shown: _Presented, client: Client, passive: bool
+    ) -> Authenticated | Invalid:
+        now, token = self._database_clock.now(), shown.token
+        live, renewable = token.is_live(now), self._is_renewable(shown)
+        if live and (passive or not renewable or token.is_live(now + MARGIN)):
+            return await self._look(shown)
+        if passive or not renewable:
+            return Invalid(Reason.EXPIRED)
+        return await self._renew(shown, client, live)
+
+    def _is_renewable(self, shown: _Presented) -> bool:
+        refresh_token = shown.claim.refresh_token
+        if not refresh_token or not self._minting.tokens.can_mint:
+            return False
+        named = read_v2(refresh_token)
+        return named is None or named.session_id == shown.token.session_id
+
+    def _verify(self, text: str) -> AccessToken | None:
+        key = sha256(text.encode()).digest()
+        known = self._verified.get(key)
+        if known is None:
+            known = self._minting.tokens.read(text)
+            if known is None or not self._is_for_us(known):
+                return None
+            # Without the claims, which hold whatever a user put into the metadata.
+            known = self._verified[key] = replace(known, claims={})
+        return known
+
+    def _is_for_us(self, token: AccessToken) -> bool:
+        return token.client_id is None or token.client_id in self._oauth_clients
+
+    async def _look(self, shown: _Presented) -> Authenticated | Invalid:
+        token, stranger = shown.token, shown.token.session_id.encode()
+        ticket, before = self._cache.ticket(), self._clock()
+        if self._strangers.knows(stranger, before):
+            return Invalid(Reason.NOT_FOUND)
+        self.misses += 1
+        rows = await self._rows.find([token.session_id])
+        read = Read(before, self._clock())
+        if not rows:
+            self._strangers.meet(stranger, read.after)
+            return Invalid(Reason.NOT_FOUND)
+        self._database_clock.saw(rows[0].read_at, read.after)
+        if rows[0].user_id != token.user_id:
+            return Invalid(Reason.FORGED)
+        key = sha256(shown.text).digest()
+        record = bounded(rows[0], token.expires_at, token.aal)
+        entry = make_entry(record, self._policy, key, read)
+        if isinstance(entry, Invalid):
+            self._cache.drop(key)
+            return entry
+        if self._is_renewable(shown):
+            # Believed until it wants to be replaced; after that it is read each time.
+            entry.deadline -= MARGIN.total_seconds()
+        self._cache.thin(record.id, keep=key, most=COPIES)
+        self._cache.put(ticket, entry)
+        return Authenticated(session=entry.session)
+
+    async def _renew(
+        self, shown: _Presented, client: Client, live: bool
+    ) -> Authenticated | Invalid:
+        # Whoever can do without leaves time to be looked up (rule 3).
+        patience = self._budget / 2 if live else None
+        try:
+            async with asyncio.timeout(patience):
+                issued = await self._fly(shown.claim.refresh_token, client)
+        except (SessionsUnavailable, TimeoutError):
+            if not live:
+                raise
+            issued = None
+        if issued is None:
+            return await self._look(shown) if live else Invalid(Reason.REFRESH_EXPIRED)
+        if issued.session.id != shown.token.session_id:
+            return Invalid(Reason.CONFLICT)
+        return Authenticated(session=issued.session, issued=issued)
+
+    async def _fly(self, refresh_token: str, client: Client) -> Issued | None:
+        """Whoever presents one token at one time shares one refresh, and no client that
+        goes away takes the others along."""
+        key = refresh_key(sha256(refresh_token.encode()).digest())
+        if self._strangers.knows(key, self._clock()):
+            return None  # refused a moment ago
+        flight = self._flights.get(key)
+        if flight is None or flight.get_loop() is not asyncio.get_running_loop():
+            flight = asyncio.create_task(self.refresh(refresh_token, client))
+            self._flights[key] = flight
+            flight.add_done_callback(lambda done: self._land(key, done))
+        return await asyncio.shield(flight)
+
+    def _land(self, key: bytes, done: asyncio.Task[Issued | None]) -> None:
+        if self._flights.get(key) is done:
+            del self._flights[key]
+        if done.cancelled() or done.exception() is not None:
+            return  # retrieved: its passengers may all be gone
+        if done.result() is None:
+            self._strangers.meet(key, self._clock())
+
+    async def refresh(self, refresh_token: str, client: Client) -> Issued | None:
+        """New tokens for a refresh token, or None if it was refused."""
+        before = self._clock()
+        outcome = await self._minting.table.auth.refresh(refresh_token, client)
+        if isinstance(outcome, Refused):
+            self._report_refusal(outcome, client)
+            return None
+        session = outcome.session
+        self._database_clock.saw(session.read_at, self._clock())
+        self._report_refresh(outcome, session, client)
+        return self._minting.issue(outcome, before + DELIVERY)
+
+    def _report_refresh(
+        self, outcome: RefreshOutcome, session: AuthSession, client: Client
+    ) -> None:
+        facts = {"session_id": session.id, "user_id": session.user_id}
+        self._reports.publish(
+            Reissued(**facts, client=client, redated=False)
+            if outcome.reused
+            else Refreshed(**facts, client=client)
+        )
+
+    def _report_refusal(self, refused: Refused, client: Client) -> None:
+        session = refused.session
+        if refused.refusal is Refusal.ALREADY_USED and session is not None:
+            self._report_replay(session, client)
+        if refused.family_revoked and session is not None:
+            # The row stays, as GoTrue has it; what hangs on it need not.
+            self._cache.doubt_session(session.id)
+            self._connections.close(session.id)
+        for ended in refused.ended:
+            self._ended(ended, "refresh token replayed")
+
+    def _report_replay(self, session: AuthSession, client: Client) -> None:
+        signed_in = Client(address=session.address, user_agent=session.user_agent)
+        self._reports.publish(
+            Replayed(
+                session_id=session.id,
+                user_id=session.user_id,
+                presented_by=client,
+                signed_in_by=signed_in,
+            )
+        )
+
+    def start_over(self) -> None:
+        """In a forked child: no flight of the parent's will ever land here."""
+        self._flights = {}
+        self._verified = LRUCache(VERIFIED)

@@ -1,0 +1,129 @@
+"""Hash the tokens that a table still holds in clear, batch by batch, in place.
+
+Rule 1. A row is found by either form of its token, so replacing one signs nobody out.
+Rule 2. A batch is one short transaction over rows in id order. It waits for nobody:
+locked rows are skipped, and come in the next pass.
+Rule 3. What is hashed is left alone, so a run that was killed is simply started again.
+Rule 4. Tokens never leave the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from handstamp.errors import ConfigError
+from handstamp.stores.catalog import Table
+from handstamp.stores.lanes import Connection
+from handstamp.stores.shapes import PREFIX, TableShape, quoted
+
+_DIGEST = 64
+PAUSE = 0.1
+"""Seconds before the next pass, where the last one found nothing but locked rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one batch did: rows that now hold a digest, and rows that cannot, because
+    another row holds that digest already."""
+
+    hashed: int
+    clashing: int = 0
+
+
+class Hashing:
+    """The statements for one table.
+
+    Raises :class:`ConfigError` for a table that cannot hold digests.
+    """
+
+    def __init__(self, shape: TableShape, table: Table) -> None:
+        _check(shape, table)
+        name, id = quoted(shape.table), quoted(shape.id)
+        self._count = f"select count(*) from {name} s where {_clear(shape)}"  # noqa: S608
+        self._first = _statement(shape, table, "true", size="$1")
+        beyond = f"s.{id} > $1::text::{_cast(table, shape.id)}"
+        self._next = _statement(shape, table, beyond, size="$2")
+
+    async def count(self, connection: Connection) -> int:
+        """Rows that hold a token in clear."""
+        return int(await connection.fetchval(self._count))
+
+    async def run(self, connection: Connection, *, size: int) -> AsyncIterator[Batch]:
+        """Hash until no row is left that can be hashed, ``size`` rows a batch.
+
+        Yields after each batch, also after an empty one: whoever wants to stop stops.
+        """
+        last: str | None = None
+        clashing = hashed = 0
+        while True:
+            row = await self._step(connection, last, size)
+            last = row["last"]
+            clashing += row["seen"] - row["hashed"]
+            hashed += row["hashed"]
+            yield Batch(hashed=row["hashed"], clashing=clashing)
+            if last is not None:
+                continue
+            if await self.count(connection) <= clashing:
+                return
+            if not hashed:
+                await asyncio.sleep(PAUSE)
+            clashing = hashed = 0
+
+    async def _step(self, connection: Connection, last: str | None, size: int) -> Any:
+        async with connection.transaction():
+            if last is None:
+                return await connection.fetchrow(self._first, size)
+            return await connection.fetchrow(self._next, last, size)
+
+
+def _clear(shape: TableShape) -> str:
+    return f"not starts_with(s.{quoted(shape.token)}::text collate \"C\", '{PREFIX}')"
+
+
+def _statement(shape: TableShape, table: Table, where: str, *, size: str) -> str:
+    """One batch. The digest is made of the row as it is when it is written, and only
+    if it is still in clear then: whatever was hashed meanwhile is not hashed again."""
+    name, id, token = map(quoted, (shape.table, shape.id, shape.token))
+    digest = f"'{PREFIX}' || encode(sha256(convert_to(s.{token}::text, 'UTF8')), 'hex')"
+    return (
+        f"with batch as (select s.{id} as id from {name} s"  # noqa: S608
+        f" where {where} and {_clear(shape)}"
+        f" order by s.{id} limit {size} for update skip locked),"
+        f" done as (update {name} s set {token} = {digest} from batch"
+        f" where s.{id} = batch.id and {_clear(shape)} and not exists (select from {name} o"
+        f" where o.{token} = ({digest})::{_cast(table, shape.token)})"
+        f" returning 1)"
+        " select (select count(*) from batch) as seen,"
+        " (select count(*) from done) as hashed,"
+        " (select id::text from batch order by id desc limit 1) as last"
+    )
+
+
+def _cast(table: Table, column: str) -> str:
+    type = table.columns[column].type
+    return "text" if type == "varchar" else type
+
+
+def _check(shape: TableShape, table: Table) -> None:
+    for field in ("id", "token"):
+        if getattr(shape, field) not in table.columns:
+            raise ConfigError(f"{shape.table} has no column {getattr(shape, field)}")
+    if shape.id == shape.token:
+        raise ConfigError(
+            f"{shape.table}.{shape.id} is both id and token: hashing it would give every "
+            "session another id"
+        )
+    token = table.columns[shape.token]
+    place = f"{shape.table}.{token.name}"
+    if token.type not in ("text", "varchar", "bpchar"):
+        raise ConfigError(f"{place} is of type {token.type}, and digests are text")
+    needed = len(PREFIX) + _DIGEST
+    if token.length is not None and token.length < needed:
+        raise ConfigError(
+            f"{place} takes {token.length} characters and a digest needs {needed}. Mend it "
+            f"with: alter table {quoted(shape.table)} alter column {quoted(token.name)} "
+            "type varchar(255);"
+        )

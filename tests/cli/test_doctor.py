@@ -1,0 +1,486 @@
+"""`handstamp doctor`, as a developer and as CI run it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from handstamp import Sessions
+from handstamp.core.credentials import Credentials
+from handstamp.core.records import Client
+from handstamp.engine.answers import Authenticated
+from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, TableShape
+from handstamp.stores.sql.install import install
+from tests.faults.pooler import pooled, program
+
+SECRET = "the secret of the tests of the doctor: 32 bytes"
+LOGINS = """
+    create table logins (
+        key bigint generated always as identity primary key,
+        "accountId" uuid not null, token_digest text not null unique,
+        expires timestamp not null, "createdAt" timestamp, revoked_at timestamp, ip inet);
+    create index on logins ("accountId")"""
+
+
+@dataclass
+class Told:
+    """What the command said."""
+
+    status: int
+    text: str
+    errors: str
+    told: dict[str, Any]
+
+    def of(self, about: str) -> dict[str, str]:
+        """The findings about something: level by text."""
+        return {f["text"]: f["level"] for f in self.told["findings"] if f["about"] == about}
+
+    def mends(self, about: str) -> list[str]:
+        """The SQL that is offered for it."""
+        found = self.told["findings"]
+        return [f["mend"] for f in found if f["about"] == about and f["mend"]]
+
+    def bad(self) -> list[str]:
+        """The texts of warnings and dangers."""
+        bad = ("warning", "danger")
+        return [f["text"] for f in self.told["findings"] if f["level"] in bad]
+
+    def shape(self) -> TableShape:
+        """What somebody gets who pastes the proposal."""
+        names: dict[str, Any] = {}
+        exec(self.told["shape"], names)
+        return names["shape"]
+
+
+def run(dsn: str, *arguments: str, as_json: bool = True) -> Told:
+    kept = {name: os.environ[name] for name in os.environ if name != "DATABASE_URL"}
+    options = ["--json"] if as_json else []
+    done = subprocess.run(
+        [sys.executable, "-m", "handstamp", "doctor", "--dsn", dsn, *arguments, *options],
+        capture_output=True,
+        text=True,
+        env=kept,
+        timeout=60,
+    )
+    told = json.loads(done.stdout) if as_json and done.stdout else {}
+    return Told(done.returncode, done.stdout, done.stderr, told)
+
+
+async def ask(dsn: str, *arguments: str, as_json: bool = True) -> Told:
+    """Run it without holding up the test's own connections."""
+    return await asyncio.to_thread(run, dsn, *arguments, as_json=as_json)
+
+
+@asynccontextmanager
+async def connection_to(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def sql(dsn: str, *statements: str) -> None:
+    async with connection_to(dsn) as connection:
+        for statement in statements:
+            await connection.execute(statement)
+
+
+@pytest.fixture(params=["ulid", "uuid"])
+def preset(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """The name of a preset, and a database with its table."""
+    name = request.param
+    yield name, request.getfixturevalue("dsn" if name == "ulid" else "uuid_dsn")
+
+
+async def test_the_documented_tables_are_well(preset: tuple[str, str]) -> None:
+    """With the trigger of init there is nothing to say, not even for --strict, and the
+    shape is the preset."""
+    name, dsn = preset
+    async with connection_to(dsn) as connection:
+        await install(connection, name, trigger=True)
+    told = await ask(dsn, "--strict")
+    assert (told.status, told.errors, told.bad()) == (0, "", [])
+    assert told.shape() == {"ulid": ULID_HASHED, "uuid": UUID_PLAIN}[name]
+    assert told.told["bound"] == "pushed"
+    assert told.of("trigger") == {
+        "the trigger is there and complete: every writer is heard": "ok"
+    }
+
+
+async def test_it_looks_and_changes_nothing(uuid_dsn: str) -> None:
+    """It is content with a connection that may write nothing at all."""
+    told = await ask(f"{uuid_dsn}?default_transaction_read_only=on")
+    assert (told.status, told.bad()) == (0, [])
+
+
+async def test_the_proposal_for_a_table_nobody_has_seen_works(empty_dsn: str) -> None:
+    """Pasted as it is: sign-in, look-up and revocation."""
+    await sql(empty_dsn, LOGINS)
+    told = await ask(empty_dsn)
+    assert (told.status, told.told["table"]) == (0, "logins")
+    shape = told.shape()
+    assert (shape.token, shape.at_rest, shape.id) == ("token_digest", "digest", "key")
+    async with Sessions(empty_dsn, secret=SECRET, shape=shape) as sessions:
+        issued = await sessions.create("00000000-0000-0000-0000-000000000007")
+        credentials = Credentials(session=(issued.session_token.encode(),), sent=True)
+        answer = await sessions.authenticate(credentials, Client())
+        assert isinstance(answer, Authenticated)
+        assert await sessions.revoke(issued.session.id)
+
+
+async def test_the_proposal_is_shown_for_people(empty_dsn: str) -> None:
+    """The text has the same shape, capabilities and findings."""
+    await sql(empty_dsn, LOGINS)
+    told = await ask(empty_dsn)
+    shown = await ask(empty_dsn, as_json=False)
+    assert told.told["shape"] in shown.text
+    for words, able in told.told["capabilities"].items():
+        assert f"  {'yes' if able else 'no '}  {words}\n" in shown.text
+    for finding in told.told["findings"]:
+        if finding["about"] != "clock":
+            assert finding["text"] in shown.text
+    assert "nothing rotates" in shown.text
+
+
+DANGERS = {
+    "drop constraint user_sessions_session_token_key": "no unique index",
+    "alter session_token drop not null": "may be null",
+    "alter session_token type varchar(64)": "takes 64 characters",
+    "add column tenant int not null": "no session could be written",
+    "alter deleted_at set default now(), alter deleted_at set not null": "may not be null",
+}
+
+
+@pytest.mark.parametrize("change", DANGERS)
+async def test_a_danger_fails_and_its_ddl_mends_it(uuid_dsn: str, change: str) -> None:
+    """Status 1; after the printed DDL it is 0."""
+    await sql(uuid_dsn, f"alter table user_sessions {change}")
+    told = await ask(uuid_dsn)
+    assert told.status == 1
+    (text,) = told.of("table")
+    assert DANGERS[change] in text
+    assert told.of("table")[text] == "danger"
+    await sql(uuid_dsn, *told.mends("table"))
+    again = await ask(uuid_dsn)
+    assert (again.status, again.bad()) == (0, [])
+
+
+async def test_every_danger_is_told_at_once(uuid_dsn: str) -> None:
+    """Nobody has to run it once for each."""
+    for change in list(DANGERS)[:3]:
+        await sql(uuid_dsn, f"alter table user_sessions {change}")
+    told = await ask(uuid_dsn)
+    assert len(told.of("table")) == 3
+    await sql(uuid_dsn, *told.mends("table"))
+    assert (await ask(uuid_dsn)).status == 0
+
+
+async def test_a_column_that_is_needed_and_not_there(uuid_dsn: str) -> None:
+    """It says what is missing, and what to name."""
+    await sql(uuid_dsn, "alter table user_sessions drop column expires_at")
+    told = await ask(uuid_dsn)
+    assert (told.status, told.told["shape"]) == (1, None)
+    (text,) = told.of("table")
+    assert "TableShape(expires_at=…)" in text
+
+
+async def test_the_trigger_is_offered_for_the_table_s_own_columns(empty_dsn: str) -> None:
+    """Run as printed, twice, it is complete, and says the id of what ends."""
+    await sql(empty_dsn, LOGINS)
+    told = await ask(empty_dsn)
+    (text,) = told.of("trigger")
+    assert "no trigger" in text
+    assert told.told["bound"] == "max_staleness"
+    (ddl,) = told.mends("trigger")
+    await sql(empty_dsn, ddl, ddl)
+    again = await ask(empty_dsn)
+    assert again.told["bound"] == "pushed"
+    said = await heard(
+        empty_dsn,
+        'insert into logins ("accountId", token_digest, expires) values'
+        " (gen_random_uuid(), 'a', now() + interval '1 day'),"
+        " (gen_random_uuid(), 'b', now() + interval '1 day'),"
+        " (gen_random_uuid(), 'c', now() - interval '1 day')",
+        "update logins set expires = expires + interval '1 hour'",
+        "update logins set revoked_at = now() where key = 1",
+        "delete from logins where key in (2, 3)",
+        "truncate logins",
+    )
+    assert said == ["s:1", "s:2", "all"]
+    async with Sessions(empty_dsn, secret=SECRET, shape=told.shape()) as sessions:
+        async with asyncio.timeout(15):
+            while not sessions.stats().foreign_writers_heard:
+                await asyncio.sleep(0.001)
+
+
+async def heard(dsn: str, *statements: str) -> list[str]:
+    """What is said on the channel meanwhile."""
+    said: list[str] = []
+    end = asyncio.Event()
+
+    def listen(*notice: Any) -> None:
+        if notice[3] == "end":
+            end.set()
+        else:
+            said.append(notice[3])
+
+    async with connection_to(dsn) as listening:
+        await listening.add_listener("handstamp", listen)
+        await sql(dsn, *statements, "select pg_notify('handstamp', 'end')")
+        async with asyncio.timeout(15):
+            await end.wait()
+    return said
+
+
+INCOMPLETE = {
+    "create or replace trigger handstamp_session_changed after update of is_active"
+    " on user_sessions for each row execute function handstamp_notify_session()": (
+        "danger",
+        "a change of user_sessions.trust_level",
+    ),
+    "create or replace trigger handstamp_session_changed after update on user_sessions"
+    " for each row when (old.is_active is distinct from new.is_active)"
+    " execute function handstamp_notify_session()": (
+        "danger",
+        "a change of user_sessions.deleted_at",
+    ),
+    "alter table user_sessions disable trigger handstamp_session_changed": (
+        "warning",
+        "handstamp_session_changed is disabled",
+    ),
+    "drop trigger handstamp_sessions_truncated on user_sessions": (
+        "warning",
+        "a truncation of user_sessions",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", INCOMPLETE, ids=lambda text: text[:40])
+async def test_an_incomplete_trigger_is_told(uuid_dsn: str, change: str) -> None:
+    """It is a danger where handstamp would rely on it; the DDL completes it."""
+    async with connection_to(uuid_dsn) as connection:
+        await install(connection, "uuid", trigger=True)
+    await sql(uuid_dsn, change)
+    told = await ask(uuid_dsn)
+    level, text = INCOMPLETE[change]
+    ((said, found),) = told.of("trigger").items()
+    assert found == level
+    assert text in said
+    assert (told.status, told.told["bound"]) == (int(level == "danger"), "max_staleness")
+    await sql(uuid_dsn, *told.mends("trigger"))
+    if "disable" not in change:
+        assert (await ask(uuid_dsn)).told["bound"] == "pushed"
+
+
+ALL_GRANTS = (
+    "select, insert, update, delete on user_sessions",
+    "select (id, is_active, locked_until, last_password_change) on users",
+)
+LESS = {
+    "revoke delete on user_sessions": ("warning", "pruning needs DELETE"),
+    "revoke insert on user_sessions": ("danger", "sign-in needs INSERT"),
+    "revoke update on user_sessions": ("danger", "revocation needs UPDATE (is_active)"),
+    "revoke select on user_sessions": ("danger", "everything needs SELECT"),
+    "revoke select (is_active) on users": ("danger", "needs SELECT (is_active) on users"),
+}
+
+
+@pytest.fixture
+async def role(dsn: str) -> AsyncIterator[tuple[str, str]]:
+    """A role with the documented grants, and its address."""
+    name, password = f"app_{secrets.token_hex(6)}", secrets.token_hex(16)
+    await sql(
+        dsn,
+        f"create role {name} login password '{password}'",
+        *(f"grant {grant} to {name}" for grant in ALL_GRANTS),
+    )
+    url = urlsplit(dsn)
+    host = url.netloc.rpartition("@")[2]
+    yield name, urlunsplit(url._replace(netloc=f"{name}:{password}@{host}"))
+    await sql(dsn, f"drop owned by {name}", f"drop role {name}")
+
+
+async def test_the_documented_grants_are_enough(role: tuple[str, str]) -> None:
+    """It says for which role."""
+    name, address = role
+    told = await ask(address, "--strict")
+    assert told.of("grants") == {f"the role {name} may do all that is needed": "ok"}
+    assert (told.status, told.told["role"]) == (0, name)
+    assert urlsplit(address).password not in told.text + told.errors
+
+
+@pytest.mark.parametrize("less", LESS)
+async def test_a_missing_grant_is_told_and_its_ddl_mends_it(
+    dsn: str, role: tuple[str, str], less: str
+) -> None:
+    """With the feature that needs it."""
+    name, address = role
+    await sql(dsn, f"{less} from {name}")
+    told = await ask(address)
+    level, text = LESS[less]
+    found = told.of("grants")
+    assert [found[said] for said in found if text in said] == [level]
+    await sql(dsn, *told.mends("grants"))
+    assert (await ask(address, "--strict")).status == 0
+
+
+async def test_the_sequence_of_the_ids_needs_a_grant(
+    dsn: str, role: tuple[str, str]
+) -> None:
+    """Where handstamp takes the next number from it."""
+    name, address = role
+    await sql(dsn, LOGINS, f"grant select, insert, update, delete on logins to {name}")
+    told = await ask(address, "--table", "logins")
+    assert any("USAGE of the sequence" in text for text in told.of("grants"))
+    await sql(dsn, *told.mends("grants"))
+    assert (await ask(address, "--table", "logins")).status == 0
+
+
+async def test_row_level_security_is_told(dsn: str, role: tuple[str, str]) -> None:
+    """To the role it applies to, and to no other."""
+    await sql(dsn, "alter table user_sessions enable row level security")
+    told = await ask(role[1])
+    assert any("row level security" in text for text in told.bad())
+    assert not any("row level security" in text for text in (await ask(dsn)).bad())
+
+
+async def test_a_missing_index_is_told_and_its_ddl_mends_it(empty_dsn: str) -> None:
+    """For each frequent statement that would read the whole table."""
+    await sql(empty_dsn, LOGINS, 'drop index "logins_accountId_idx"')
+    told = await ask(empty_dsn)
+    ((text, level),) = told.of("indexes").items()
+    assert (told.status, level) == (0, "warning")
+    assert "a list of a user's sessions reads all of logins" in text
+    assert (await ask(empty_dsn, "--strict")).status == 1
+    await sql(empty_dsn, *told.mends("indexes"))
+    assert (await ask(empty_dsn)).of("indexes") == {
+        "every frequent statement uses an index": "ok"
+    }
+
+
+FILL = """
+    insert into user_sessions (user_id, session_token, expires_at, user_agent, ip_address)
+    select gen_random_uuid(), 'a token in clear ' || n, now(), 'an odd browser',
+        '203.0.113.' || n from generate_series(1, 9) n"""
+
+
+async def test_tokens_in_clear_are_counted_and_none_is_shown(uuid_dsn: str) -> None:
+    """Nor anything else of a row."""
+    await sql(uuid_dsn, FILL)
+    for told in (await ask(uuid_dsn), await ask(uuid_dsn, as_json=False)):
+        assert "9 rows still hold a token in clear" in told.text
+        for data in ("a token in clear ", "an odd browser", "203.0.113."):
+            assert data not in told.text + told.errors
+
+
+async def test_a_big_table_is_estimated(uuid_dsn: str) -> None:
+    """A sample is called one, and proves nothing: tokens in clear stay honoured."""
+    digest = "'sha256:' || encode(sha256(n::text::bytea), 'hex')"
+    await sql(
+        uuid_dsn,
+        "insert into user_sessions (user_id, session_token, expires_at)"
+        f" select gen_random_uuid(), {digest}, now() from generate_series(1, 2000) n",
+        "update pg_class set reltuples = 2e6 where relname = 'user_sessions'",
+    )
+    told = await ask(uuid_dsn)
+    assert told.of("tokens") == {"about 0 rows hold a token in clear": "ok"}
+    assert told.shape().at_rest == "plain"
+
+
+async def test_no_token_in_clear_is_left(uuid_dsn: str) -> None:
+    """Then the shape says so."""
+    await sql(
+        uuid_dsn,
+        FILL,
+        "update user_sessions set session_token ="
+        " 'sha256:' || encode(sha256(session_token::bytea), 'hex')",
+    )
+    told = await ask(uuid_dsn)
+    assert told.shape().at_rest == "prefixed"
+    assert any('at_rest="prefixed"' in text for text in told.of("tokens"))
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level"), [("0.1 s", "ok"), ("-20 s", "notice"), ("5 min", "warning")]
+)
+async def test_the_database_s_clock_is_compared(
+    uuid_dsn: str, ahead: str, level: str
+) -> None:
+    """With this machine's."""
+    await sql(
+        uuid_dsn,
+        "create function public.clock_timestamp() returns timestamptz language sql"
+        f" as $$ select pg_catalog.clock_timestamp() + interval '{ahead}' $$",
+    )
+    told = await ask(f"{uuid_dsn}?search_path=public,pg_catalog")
+    ((text, found),) = told.of("clock").items()
+    assert found == level
+    assert ("ahead of" if "-" not in ahead else "behind") in text
+
+
+@pytest.mark.skipif(program() is None, reason="pgbouncer is not installed")
+async def test_a_pooler_in_between_is_noticed(uuid_dsn: str) -> None:
+    """And that nothing is heard through it, unless the server itself is listened to."""
+    with pooled(uuid_dsn) as address:
+        deaf = await ask(address)
+        assert sorted(deaf.of("pooler").values()) == ["notice", "warning"]
+        assert "listen_dsn=" in " ".join(deaf.of("pooler"))
+        assert deaf.told["bound"] == "max_staleness"
+        hearing = await ask(address, "--listen-dsn", uuid_dsn)
+        assert list(hearing.of("pooler").values()) == ["notice"]
+    assert (await ask(uuid_dsn)).of("pooler") == {}
+
+
+async def test_triggers_of_the_application_are_named(uuid_dsn: str) -> None:
+    """One that dates every UPDATE would make every session look used."""
+    await sql(
+        uuid_dsn,
+        "create function set_updated_at() returns trigger language plpgsql as"
+        " $$ begin new.updated_at = now(); return new; end $$",
+        "create trigger dates before update on user_sessions for each row"
+        " execute function set_updated_at()",
+    )
+    told = await ask(uuid_dsn)
+    assert any("fire at an UPDATE: dates" in text for text in told.of("trigger"))
+
+
+async def test_what_it_could_not_look_at_is_status_2(dsn: str, empty_dsn: str) -> None:
+    """With one line that says why, and no password."""
+    url = urlsplit(dsn)
+    port = url._replace(netloc=f"app:hidden@{url.hostname}:1").geturl()
+    wrong = url._replace(netloc=f"app:hidden@{url.hostname}:{url.port}").geturl()
+    for address, arguments, text in (
+        (port, (), "cannot reach the database"),
+        (wrong, (), "cannot reach the database"),
+        (dsn, ("--table", "nowhere"), "there is no table nowhere"),
+        (dsn, ("--table", "auth.sessions"), "belongs to Supabase Auth"),
+        (dsn, ("--table", 'x"; drop'), "no SQL name"),
+        (empty_dsn, (), "no table looks like one of sessions"),
+        ("", (), "which database?"),
+    ):
+        told = await ask(address, *arguments)
+        assert (told.status, told.text) == (2, "")
+        assert text in told.errors
+        assert told.errors.count("\n") == 1
+        assert "hidden" not in told.errors
+
+
+async def test_which_table_is_asked_where_there_are_several(uuid_dsn: str) -> None:
+    """With the names to choose from."""
+    await sql(uuid_dsn, LOGINS)
+    told = await ask(uuid_dsn)
+    assert told.status == 2
+    assert "logins, user_sessions" in told.errors
