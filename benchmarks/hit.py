@@ -26,6 +26,7 @@ from benchmarks.database import SECRET
 from benchmarks.environment import environment
 from benchmarks.hearing import listening
 from benchmarks.rounds import Options, over, ratio, turns
+from benchmarks.shaped import Shaped, shaped
 from benchmarks.table import Report, Row
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.config import Policy
@@ -131,6 +132,8 @@ def run(options: Options) -> Report:
         drive = by_hand if options.loop == "none" else partial(on_loop, runner)
         sessions = Sessions(MemoryStore(), secret=SECRET, policy=POLICY)
         variants = runner.run(_variants(sessions))
+        others = list(shaped(POLICY))
+        variants += map(_variant_of, others)
         for variant in variants:
             drive(variant.app, _scopes(variant.cookie, count))
         before, queries = sessions.stats().hits, sessions.store.queries
@@ -138,6 +141,7 @@ def run(options: Options) -> Report:
         hits = sessions.stats().hits - before
         queries = sessions.store.queries - queries
         runner.run(sessions.close())
+    _check(others, (rounds + 1) * count)
     requests = 2 * rounds * count
     if (hits, queries) != (requests, 0):
         raise RuntimeError(f"{hits} hits, {queries} queries in {requests} requests")
@@ -149,6 +153,19 @@ def run(options: Options) -> Report:
         rows=_rows(costs),
         facts={**_ratios(costs), "requests": requests, "hits": hits, "queries": queries},
     )
+
+
+def _variant_of(other: Shaped) -> Variant:
+    cookie = OTHER_COOKIE.encode() + b"; " + other.cookie
+    return Variant(other.name, SessionAuthMiddleware(bare, other.sessions), cookie)
+
+
+def _check(others: list[Shaped], requests: int) -> None:
+    """All of them, with the first look before the clock starts, were hits."""
+    for other in others:
+        stats = other.sessions.stats()
+        if (stats.hits, stats.misses, stats.queries) != (requests, 0, 0):
+            raise RuntimeError(f"{other.name}: {stats.hits} hits in {requests} requests")
 
 
 async def _variants(sessions: Sessions) -> list[Variant]:
@@ -281,6 +298,11 @@ def _ratios(costs: dict[str, list[float]]) -> Row:
     extra = {name: over(values, costs["bare app"]) for name, values in costs.items()}
     ours, asked = extra["handstamp"], extra["handstamp, asked"]
     return {
+        **{
+            f"{name}, of ulid": ratio(values, ours)
+            for name, values in extra.items()
+            if name.startswith(("uuid", "supabase"))
+        },
         "times_the_floor": ratio(ours, extra["floor"]),
         "of_SessionMiddleware": ratio(ours, extra["SessionMiddleware"]),
         "asked_times_the_floor": ratio(asked, extra["floor"]),

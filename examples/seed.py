@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 USERS = {"alice": "wonderland", "bob": "builder"}
 SQL = Path(__file__).parent / "sql"
 
+_ONE_AT_A_TIME = "select pg_advisory_xact_lock(hashtext('handstamp seed'))"
 _THERE_IS = "select to_regclass('users') is not null"
 _THERE_IS_AUTH = "select to_regnamespace('auth') is not null"
 _ADD = """
@@ -44,11 +45,11 @@ async def seed() -> None:
     connection = await asyncpg.connect(settings.database_url(), timeout=10)
     try:
         async with connection.transaction():
+            await connection.execute(_ONE_AT_A_TIME)
             await _make_tables(connection, shape)
-        for username, password in USERS.items():
-            async with connection.transaction():
+            for username, password in USERS.items():
                 added = await _add(connection, shape, username, hasher.hash(password))
-            _say(added, f"user {username} / {password}")
+                _say(added, f"user {username} / {password}")
     finally:
         await connection.close()
 

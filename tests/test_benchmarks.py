@@ -41,6 +41,9 @@ MISS_KEYS = {
     "lookup_ratio",
     "queries_per_miss",
 }
+MIGRATE_KEYS = {
+    *("load", "requests", "failed", "per_second", "p50_ms", "p99_ms", "worst_ms"),
+}
 REVOKE_KEYS = {
     "way",
     "revocations",
@@ -299,3 +302,14 @@ def test_the_text_lines_up_and_reminds_of_the_ratios() -> None:
     lines = text.splitlines()
     assert lines[4:7] == ["name  cost ns", "x       1,234", "long        -"]
     assert lines[-1].startswith("Compare the ratios")
+
+
+async def test_no_request_fails_while_tokens_are_migrated(empty_dsn: str) -> None:
+    """And no token in clear is left."""
+    report = run("migrate", dsn=empty_dsn)
+    check(report, "migrate", MIGRATE_KEYS)
+    assert [row["load"] for row in report["rows"]] == ["before", "migrating"]
+    assert [row["failed"] for row in report["rows"]] == [0, 0]
+    assert all(row["requests"] > 0 for row in report["rows"])
+    assert (report["facts"]["rows"], report["facts"]["left_in_clear"]) == (20_000, 0)
+    assert await leftovers(empty_dsn) == []

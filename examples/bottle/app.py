@@ -11,7 +11,7 @@ from bottle import Bottle, HTTPError, HTTPResponse, request, response
 from examples import settings
 from examples.accounts import Accounts, AccountsUnavailable, WrongPassword
 from examples.answers import health, summary
-from handstamp import LoginRefused, Session, Sessions
+from handstamp import LoginRefused, Session
 from handstamp.blocking import call
 from handstamp.bottle import SessionAuthPlugin
 from handstamp.wsgi import Handle

@@ -13,7 +13,7 @@ from falcon.asgi.multipart import MultipartForm
 from examples import settings
 from examples.accounts import Accounts, AccountsUnavailable, WrongPassword
 from examples.answers import health, summary
-from handstamp import LoginRefused, Sessions
+from handstamp import LoginRefused
 from handstamp.falcon import session_auth, wrap
 
 accounts = Accounts(settings.database_url())

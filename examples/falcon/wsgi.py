@@ -11,7 +11,7 @@ from falcon.media.multipart import MultipartForm
 from examples import settings
 from examples.accounts import Accounts, AccountsUnavailable, WrongPassword
 from examples.answers import health, summary
-from handstamp import LoginRefused, Sessions
+from handstamp import LoginRefused
 from handstamp.blocking import call
 from handstamp.falcon import session_auth, wrap
 

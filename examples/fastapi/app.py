@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from examples import settings
 from examples.accounts import Accounts, AccountsUnavailable, WrongPassword
 from examples.answers import health
-from handstamp import LoginRefused, Session, Sessions
+from handstamp import LoginRefused, Session
 from handstamp.fastapi import CurrentSession, SessionAuth, wrap
 
 accounts = Accounts(settings.database_url())

@@ -7,7 +7,7 @@ from flask import Flask, abort, request
 from examples import settings
 from examples.accounts import Accounts, AccountsUnavailable, WrongPassword
 from examples.answers import health, summary
-from handstamp import LoginRefused, Sessions
+from handstamp import LoginRefused
 from handstamp.blocking import call
 from handstamp.flask import SessionAuth, current_session, login_required, session_auth
 

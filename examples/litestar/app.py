@@ -12,7 +12,7 @@ from litestar.exceptions import NotAuthorizedException, NotFoundException
 from examples import settings
 from examples.accounts import Accounts, AccountsUnavailable, WrongPassword
 from examples.answers import health, summary
-from handstamp import LoginRefused, Sessions
+from handstamp import LoginRefused
 from handstamp.litestar import (
     CurrentSession,
     Handle,

@@ -20,7 +20,7 @@ from pyramid.view import exception_view_config, view_config
 from examples import settings
 from examples.accounts import Accounts, AccountsUnavailable, WrongPassword
 from examples.answers import health, summary
-from handstamp import LoginRefused, Sessions
+from handstamp import LoginRefused
 from handstamp.blocking import call
 
 accounts = Accounts(settings.database_url())

@@ -7,7 +7,7 @@ from quart import Quart, abort, request, websocket
 from examples import settings
 from examples.accounts import Accounts, AccountsUnavailable, WrongPassword
 from examples.answers import health, summary
-from handstamp import LoginRefused, Sessions
+from handstamp import LoginRefused
 from handstamp.quart import SessionAuth, current_session, login_required, session_auth
 
 accounts = Accounts(settings.database_url())

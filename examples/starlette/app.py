@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from examples import settings
 from examples.accounts import Accounts, AccountsUnavailable, WrongPassword
 from examples.answers import health, summary
-from handstamp import LoginRefused, Sessions
+from handstamp import LoginRefused
 from handstamp.starlette import session_auth, wrap
 
 accounts = Accounts(settings.database_url())

@@ -13,7 +13,7 @@ from handstamp.core.records import Client as Client
 from handstamp.core.records import Session as Session
 from handstamp.engine.answers import Issued as Issued
 from handstamp.engine.sessions import Sessions as Sessions
-from handstamp.engine.sessions import Stats as Stats
+from handstamp.engine.stats import Stats as Stats
 from handstamp.errors import AuthenticationRequired as AuthenticationRequired
 from handstamp.errors import ConfigError as ConfigError
 from handstamp.errors import CrossSiteRequest as CrossSiteRequest
@@ -24,11 +24,14 @@ from handstamp.errors import SessionsUnavailable as SessionsUnavailable
 from handstamp.errors import StepUpRequired as StepUpRequired
 from handstamp.stores.memory import MemoryStore as MemoryStore
 from handstamp.stores.shapes import ULID_HASHED as ULID_HASHED
+from handstamp.stores.shapes import UUID_PLAIN as UUID_PLAIN
 from handstamp.stores.shapes import TableShape as TableShape
+from handstamp.stores.shapes import UsersTable as UsersTable
 from handstamp.stores.table import TableStore as TableStore
 
 __all__ = (
     "ULID_HASHED",
+    "UUID_PLAIN",
     "AuthenticationRequired",
     "Client",
     "ConfigError",
@@ -48,5 +51,6 @@ __all__ = (
     "TableShape",
     "TableStore",
     "TrustedProxies",
+    "UsersTable",
 )
 __version__ = "0.1.0"

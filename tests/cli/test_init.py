@@ -58,7 +58,7 @@ created trigger handstamp_users_truncated
 def found(created: str) -> str:
     """What the second run says of what the first one created."""
     return "".join(
-        line.replace("created", "found  ") + ", left as it is\n"
+        line.replace("created", "found  ", 1) + ", left as it is\n"
         for line in created.splitlines()
     )
 
@@ -100,6 +100,18 @@ async def test_init_creates_everything_once(empty_dsn: str) -> None:
     made = await catalog(empty_dsn)
     second = handstamp("init", DATABASE_URL=empty_dsn)
     assert (second.returncode, second.stdout, second.stderr) == (0, FOUND, "")
+    assert await catalog(empty_dsn) == made
+
+
+async def test_the_table_with_uuids_is_made_too(empty_dsn: str) -> None:
+    """One table with its eleven indexes and its trigger; and once only."""
+    first = handstamp("init", "--shape", "uuid", "--trigger", "--dsn", empty_dsn)
+    assert (first.returncode, first.stderr) == (0, "")
+    made = await catalog(empty_dsn)
+    assert len([entry for entry in made if entry[0] == "index"]) == 11
+    assert len([entry for entry in made if entry[0] == "trigger"]) == 3
+    second = handstamp("init", "--shape", "uuid", "--trigger", "--dsn", empty_dsn)
+    assert (second.returncode, second.stdout) == (0, found(first.stdout))
     assert await catalog(empty_dsn) == made
 
 

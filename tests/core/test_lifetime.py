@@ -301,3 +301,40 @@ def test_rule_6_is_bounded_whatever_the_row(
     assert end >= row.expires_at
     if row.created_at is not None:
         assert end <= max(row.expires_at, row.created_at + policy.absolute_ttl)
+
+
+@pytest.mark.parametrize("judged", [judge, judge_family])
+@pytest.mark.parametrize("policy", [POLICY, IDLE])
+def test_an_unlimited_record_has_no_limit_but_its_expiry(
+    judged: Any, policy: Policy
+) -> None:
+    """Neither age nor idleness nor a refresh limit of ours ends it."""
+    years = timedelta(days=3650)
+    record = make_record(
+        unlimited=True,
+        created_at=NOW - years,
+        last_activity_at=NOW - years,
+        refresh_expires_at=NOW - years,
+        expires_at=NOW + TICK,
+    )
+    assert Valid(TICK) == judged(record, policy)
+    ended = Invalid(Reason.EXPIRED)
+    assert ended == judged(replace(record, expires_at=NOW), policy)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"is_active": False}, Reason.REVOKED),
+        ({"revoked_at": NOW}, Reason.REVOKED),
+        ({"user_is_active": False}, Reason.USER_DISABLED),
+        ({"created_at": None}, Reason.ABSOLUTE),
+    ],
+)
+def test_an_unlimited_record_still_ends_by_what_is_no_limit(
+    change: dict[str, Any], reason: Reason
+) -> None:
+    """A revocation, its user, and not knowing when it began."""
+    record = make_record(unlimited=True, expires_at=FAR, **change)
+    assert Invalid(reason) == judge(record, POLICY)
+    assert Invalid(reason) == judge_family(record, POLICY)

@@ -228,6 +228,25 @@ def test_retiring_never_extends_a_life() -> None:
     assert (old.hard, old.deadline) == (70.0, 50.0)
 
 
+def test_one_session_is_thinned_and_no_other() -> None:
+    """At most so many entries, with room for the one that is to stay."""
+    cache = Cache(100)
+    put(cache, *(entry(str(n).encode()) for n in range(10)), entry(b"b", "two", "bob"))
+    cache.thin("one", keep=b"0", most=3)
+    assert (len(cache), cache.get(b"0") is None, cache.get(b"b") is None) == (
+        4,
+        False,
+        False,
+    )
+    cache.thin("one", keep=b"new", most=3)
+    put(cache, entry(b"new"))
+    assert len(cache) == 4
+    cache.thin("nobody", keep=b"x", most=3)
+    cache.forget_user("alice")
+    cache.forget_user("bob")
+    assert is_empty_inside(cache)
+
+
 def test_p12_an_entry_shows_no_digest() -> None:
     """Neither as bytes nor in hex."""
     shown = repr(entry(b"\xaa\xbb\xcc\xdd"))

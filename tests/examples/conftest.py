@@ -5,7 +5,7 @@ tests that want it with the same settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,27 +14,42 @@ import pytest
 from tests.examples.serving import EXAMPLES, Example, Server, database, seed, serving
 
 Start = Callable[..., Server]
+Copy = Callable[[str], AbstractContextManager[str]]
 
 
 @pytest.fixture(scope="session")
-def seeded_dsn(postgres: Any) -> Iterator[str]:
-    """A database as `python -m examples.seed` leaves it; connect to copies only."""
-    with database(postgres.dsn()) as dsn:
-        seed(dsn)
-        yield dsn
+def copy_of(postgres: Any) -> Iterator[Copy]:
+    """A copy of the database as `python -m examples.seed` leaves it in this shape."""
+    seeded: dict[str, str] = {}
+    with ExitStack() as stack:
+
+        def copy_of(shape: str) -> AbstractContextManager[str]:
+            if shape not in seeded:
+                seeded[shape] = stack.enter_context(database(postgres.dsn()))
+                seed(seeded[shape], HANDSTAMP_SHAPE=shape)
+            return database(postgres.dsn(), urlsplit(seeded[shape]).path[1:])
+
+        yield copy_of
 
 
 @pytest.fixture
-def seeded_copy(postgres: Any, seeded_dsn: str) -> Iterator[str]:
+def shape(request: pytest.FixtureRequest) -> str:
+    """The shape of the tables: the example's, if the test has one."""
+    if "example" not in request.fixturenames:
+        return "ulid"
+    example: Example = request.getfixturevalue("example")
+    return example.shape
+
+
+@pytest.fixture
+def seeded_copy(copy_of: Copy, shape: str) -> Iterator[str]:
     """A seeded database for one test."""
-    with database(postgres.dsn(), urlsplit(seeded_dsn).path[1:]) as dsn:
+    with copy_of(shape) as dsn:
         yield dsn
 
 
 @pytest.fixture(scope="session")
-def start(
-    postgres: Any, seeded_dsn: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Start]:
+def start(copy_of: Copy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start an example with these settings, or give the one that runs already."""
     running: dict[tuple[Any, ...], Server] = {}
     with ExitStack() as stack:
@@ -42,9 +57,9 @@ def start(
         def start(example: Example, **settings: str) -> Server:
             key = (example, *sorted(settings.items()))
             if key not in running:
-                copy = database(postgres.dsn(), urlsplit(seeded_dsn).path[1:])
+                copy = stack.enter_context(copy_of(example.shape))
                 log = tmp_path_factory.mktemp("server") / "log"
-                server = serving(example, stack.enter_context(copy), log, **settings)
+                server = serving(example, copy, log, **settings)
                 running[key] = stack.enter_context(server)
             return running[key]
 
@@ -75,8 +90,9 @@ def secure_server(start: Start, example: Example) -> Iterator[Server]:
 
 @pytest.fixture
 def hasty_server(start: Start, example: Example) -> Iterator[Server]:
-    """The example with session tokens that live for two seconds."""
+    """The example with session tokens that live for two seconds, or, where they are
+    replaced when 90 seconds are left, for 92."""
     short = {"HANDSTAMP_INSECURE_COOKIES": "1", "HANDSTAMP_SESSION_TTL": "2"}
-    server = start(example, **short)
+    server = start(example, **short, HANDSTAMP_ACCESS_TOKEN_TTL="92")
     yield server
     assert server.leaks() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import secrets
@@ -10,18 +11,21 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
+import jwt
 import pytest
 
 import handstamp
+from handstamp.core.supabase_cookies import decode_session, encode_session
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = Path(handstamp.__file__).parents[1]
@@ -49,9 +53,52 @@ class Example:
     @property
     def module(self) -> str:
         """Where its application is. A framework with both transports has a file each."""
-        both = sum(e.framework == self.framework for e in EXAMPLES) > 1
+        both = sum(e.framework == self.framework for e in ULID_EXAMPLES) > 1
         name = "wsgi" if both and self.transport == "wsgi" else "app"
         return f"examples.{self.framework}.{name}"
+
+    @property
+    def rotates(self) -> bool:
+        """Whether a refresh token travels, so that cookies are replaced now and then."""
+        return self.shape != "uuid"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the refresh token has a cookie of its own."""
+        return self.shape == "ulid"
+
+    @property
+    def clears_blindly(self) -> bool:
+        """Whether a sign-out removes cookies that the request did not have."""
+        return self.shape != "supabase"
+
+    @property
+    def session_cookie(self) -> str:
+        """The name of the cookie with the session token, on plain http."""
+        return "sb-127-auth-token" if self.shape == "supabase" else "session"
+
+    @property
+    def no_store(self) -> str:
+        """The Cache-Control of an answer that sets cookies."""
+        if self.shape == "supabase":  # in the words of @supabase/ssr
+            return "private, no-cache, no-store, must-revalidate, max-age=0"
+        return "private, no-store"
+
+    @property
+    def some_id(self) -> str:
+        """The id of a session that there is not."""
+        ulid, uuid = "01HZY3J8Z8Z8Z8Z8Z8Z8Z8Z8Z8", "018f3c1e-6d2b-7c44-9a51-0f6e2d9b7a10"
+        return ulid if self.shape == "ulid" else uuid
+
+    def ages(self, *, remember: bool) -> list[str]:
+        """The Max-Age of each cookie of a new session, as attributes; none for a cookie
+        that ends with the browser. Supabase's always lives for 400 days."""
+        if self.shape == "supabase":
+            return [f"Max-Age={400 * 86400}"]
+        if not remember:
+            return []
+        long = {"uuid": 90 * 86400}.get(self.shape, 900)
+        return [f"Max-Age={long}", *([f"Max-Age={30 * 86400}"] if self.pairs else [])]
 
     def command(self, port: int) -> list[str]:
         """How to serve it."""
@@ -64,7 +111,7 @@ class Example:
         return [sys.executable, "-m", *serve]
 
 
-EXAMPLES = [
+ULID_EXAMPLES = [
     Example("starlette"),
     Example("fastapi"),
     Example("litestar"),
@@ -77,6 +124,23 @@ EXAMPLES = [
     Example("pyramid", "wsgi"),
     Example("bottle", "wsgi"),
 ]
+OTHER_SHAPES = ["uuid", "supabase"]
+_IN_EVERY_SHAPE = ("starlette", "flask")  # one of each transport
+
+EXAMPLES = ULID_EXAMPLES + [
+    replace(example, shape=shape)
+    for shape in OTHER_SHAPES
+    for example in ULID_EXAMPLES
+    if example.framework in _IN_EVERY_SHAPE
+]
+"""Those that the whole contract suite is run over."""
+SMOKED = [
+    replace(example, shape=shape)
+    for shape in OTHER_SHAPES
+    for example in ULID_EXAMPLES
+    if example.framework not in _IN_EVERY_SHAPE
+]
+"""All others: one test shows that each of them works."""
 SOCKETS = [example for example in EXAMPLES if example.transport == "asgi"]
 """Those that have WebSockets."""
 
@@ -98,10 +162,12 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def cookie_names(self) -> tuple[str, str]:
-        """The names of the session and the refresh cookie."""
-        names = ("session", "refresh")
-        return names if self.insecure else ("__Host-session", "__Host-refresh")
+    def cookie_names(self) -> tuple[str, ...]:
+        """The names of the cookies of a new session, that of the session token first."""
+        if self.example.shape == "supabase":
+            return (self.example.session_cookie,)
+        names = ("session", "refresh") if self.example.pairs else ("session",)
+        return names if self.insecure else tuple(f"__Host-{name}" for name in names)
 
     def note(self, response: httpx.Response) -> None:
         """Remember the tokens that a response sets, for the leak check."""
@@ -118,14 +184,43 @@ class Server:
     def leaks(self, *, tracebacks: bool = True) -> list[str]:
         """What stands in the log that must not: tokens or parts, and tracebacks."""
         text = self.log.read_text("utf-8", "replace")
-        parts = {part for token in self.tokens for part in _telling(token)}
+        parts = {part for token in self.tokens for part in telling(token)}
         found = [f"a token: {part[:6]}…" for part in parts if part in text]
         return found + (re.findall(r"Traceback(?s:.*)", text) if tracebacks else [])
 
 
-def _telling(token: str) -> list[str]:
+def telling(token: str) -> list[str]:
     """The token and its secret parts, each of which would be a leak in itself."""
+    found = decode_session(token) if token.startswith("base64-") else None
+    if found is not None:
+        return [token, found.refresh_token, *telling(found.access_token)]
     return [token, *(part for part in token.split(".") if len(part) > 30)]
+
+
+def due(cookies: dict[str, str], left: float = 60) -> dict[str, str]:
+    """These cookies as they are when time has come to replace them: without the one of
+    the session, which has run out. In Supabase's, the access token has ``left`` seconds.
+    """
+    if "refresh" in cookies:
+        return {"refresh": cookies["refresh"]}
+    return {name: _aged(value, left) for name, value in cookies.items()}
+
+
+def _aged(value: str, left: float) -> str:
+    if not value.startswith("base64-"):
+        return value  # nothing replaces it
+    held = json.loads(urlsafe_b64decode(value.removeprefix("base64-") + "==="))
+    claims = jwt.decode(held["access_token"], options={"verify_signature": False})
+    ends = int(time.time() + left)
+    held["access_token"] = jwt.encode({**claims, "exp": ends}, SECRET)
+    return encode_session({**held, "expires_at": ends})
+
+
+def make_due(client: httpx.Client, left: float = 60) -> None:
+    """See :func:`due`: a client in that state."""
+    aged = due(dict(client.cookies), left)
+    client.cookies.clear()
+    client.cookies.update(aged)
 
 
 @contextmanager
@@ -179,7 +274,7 @@ def serving(example: Example, dsn: str, log: Path, **settings: str) -> Iterator[
     """One example as a process of its own, ready to answer."""
     port = free_port()
     insecure = settings.get("HANDSTAMP_INSECURE_COOKIES") == "1"
-    settings["HANDSTAMP_SHAPE"] = example.shape
+    settings = {"HANDSTAMP_SHAPE": example.shape, **settings}
     with log.open("wb") as output:
         process = subprocess.Popen(
             example.command(port),

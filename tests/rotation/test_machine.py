@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.conftest import execute
 from tests.rotation.machine import RotationMachine
-from tests.rotation.worlds import MemoryBase, PostgresBase
+from tests.rotation.worlds import INTEGERS, IntegersBase, MemoryBase, PostgresBase
+from tests.support.foreign_tables import ddl
 
 NIGHTLY = os.environ.get("HANDSTAMP_HYPOTHESIS") == "nightly"
 SETTINGS = settings(
@@ -40,14 +42,32 @@ def test_memory_and_postgres_agree_and_keep_every_promise_of_rotation(
 ) -> None:
     """Whatever browsers, thieves and crashes do, both stores end in the same rows and
     answers, one successor exists, and no honest client is signed out."""
-    postgres = PostgresBase(dsn)
+    agree(runner, MemoryBase(), PostgresBase(dsn), SETTINGS)
+
+
+@pytest.mark.timeout(7200 if NIGHTLY else 300)
+def test_a_table_of_integers_rotates_like_ours(
+    empty_dsn: str, runner: asyncio.Runner
+) -> None:
+    """The same over ids that are numbers, sessions that end at a time, and a client of
+    whom less is kept."""
+    runner.run(execute(empty_dsn, ddl("integers")))
+    memory, postgres = MemoryBase(names=INTEGERS), IntegersBase(empty_dsn)
+    fewer = settings(SETTINGS, max_examples=SETTINGS.max_examples // 4)
+    agree(runner, memory, postgres, fewer)
+
+
+def agree(
+    runner: asyncio.Runner, memory: MemoryBase, postgres: PostgresBase, how: settings
+) -> None:
+    """Let the machine run over both."""
     runner.run(postgres.open())
 
     class TwoWorlds(RotationMachine):
-        bases = (MemoryBase(), postgres)
+        bases = (memory, postgres)
 
     TwoWorlds.runner = runner
     try:
-        run_state_machine_as_test(TwoWorlds, settings=SETTINGS)
+        run_state_machine_as_test(TwoWorlds, settings=how)
     finally:
         runner.run(postgres.close())

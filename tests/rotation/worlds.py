@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
@@ -21,14 +21,41 @@ from handstamp.core.tokens import Tokens
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import Event, Refreshed, Replayed
 from handstamp.stores.memory import MemoryStore, MemoryUser
+from handstamp.stores.shapes import ULID_HASHED
 from handstamp.stores.table import NOWHERE, TableStore
 from tests.support.clock import FakeClock
+from tests.support.foreign_tables import FOREIGN
 from tests.support.frozen_postgres import FrozenPostgres, frozen_postgres
 
 START = datetime(2026, 1, 5, 9, 0, 0, 123457, tzinfo=UTC)
 SECRET = "one secret of the tests, long enough to be one"
 WRONG_SECRET = "another secret, which none of the processes has"
 USERS = ("01JGQ0000000000000000ALICE", "01JGQ00000000000000000BOBB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What ids look like, and what a table does not keep of a session."""
+
+    users: tuple[str, str] = USERS
+    id: str = "01JGQ{:021d}"
+    forgets: frozenset[str] = frozenset()
+    longest_reason: int = 100
+
+    def kept(self, row: Row) -> Row:
+        """The row without what such a table forgets."""
+        reason = row.revoked_reason and row.revoked_reason[: self.longest_reason]
+        nothing: dict[str, Any] = dict.fromkeys(self.forgets)
+        return replace(row, **nothing | {"revoked_reason": reason})
+
+
+ULIDS = Names()
+INTEGERS = Names(
+    users=("1", "2"),
+    id="10000{:05d}",
+    forgets=frozenset({"user_agent_hash", "fingerprint"}),
+    longest_reason=20,
+)
 
 _COLUMNS = {
     "id": "id",
@@ -80,6 +107,7 @@ class Base(Protocol):
     """What a world's table offers beyond the store: a look at it, and its users."""
 
     store: Any
+    names: Names
 
     async def reset(self) -> None:
         """Forget everything of the last example."""
@@ -107,8 +135,11 @@ def silent(store: type[S]) -> type[S]:
 class MemoryBase:
     """The reference store as a database."""
 
-    def __init__(self, store: type[MemoryStore] = MemoryStore) -> None:
+    def __init__(
+        self, store: type[MemoryStore] = MemoryStore, names: Names = ULIDS
+    ) -> None:
         self._make = store
+        self.names = names
         self._at = START
         self.store = silent(store)(lambda: self._at)
 
@@ -123,7 +154,7 @@ class MemoryBase:
     async def rows(self) -> Rows:
         """See :meth:`Base.rows`."""
         return {
-            r.id: Row(**{name: getattr(r, name) for name in _COLUMNS})
+            r.id: self.names.kept(Row(**{name: getattr(r, name) for name in _COLUMNS}))
             for r in self.store.rows.values()
         }
 
@@ -135,19 +166,28 @@ class MemoryBase:
 class PostgresBase:
     """A real database whose clock is the test's."""
 
+    names = ULIDS
+    shape = ULID_HASHED
+    rows_sql = ROWS_SQL
+    add_user = (
+        "insert into users (id, username, password_hash) values ($1::text, $1::text, '')"
+    )
+    empty = "delete from user_sessions; update users set is_active = true"
+    switch = "update users set is_active = $2 where id = $1"
+
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._open = AsyncExitStack()
-        self.store = silent(TableStore)(dsn, connect=FrozenPostgres.connect)
+        self.store = silent(TableStore)(
+            dsn, shape=self.shape, connect=FrozenPostgres.connect
+        )
 
     async def open(self) -> None:
         """Connect, stop the clock, make the users."""
         self._frozen = await self._open.enter_async_context(frozen_postgres(self._dsn))
         self._control = self._frozen.connection
-        await self._control.executemany(
-            "insert into users (id, username, password_hash) values ($1, $2, '')",
-            [(user, user) for user in USERS],
-        )
+        for user in self.names.users:
+            await self._control.execute(self.add_user, user)
         await self.store.open()
 
     async def close(self) -> None:
@@ -157,9 +197,7 @@ class PostgresBase:
 
     async def reset(self) -> None:
         """See :meth:`Base.reset`; as cheap as can be, for it is done for each example."""
-        await self._control.execute(
-            "delete from user_sessions; update users set is_active = true"
-        )
+        await self._control.execute(self.empty)
 
     async def set_clock(self, now: datetime) -> None:
         """See :meth:`Base.set_clock`."""
@@ -167,18 +205,40 @@ class PostgresBase:
 
     async def rows(self) -> Rows:
         """See :meth:`Base.rows`."""
-        rows = [dict(row) for row in await self._control.fetch(ROWS_SQL)]
+        rows = [dict(row) for row in await self._control.fetch(self.rows_sql)]
         for row in rows:
             address = str(row["address"]).partition("/")[0]
             row["address"] = None if address == NOWHERE else address
-            row["fingerprint"] = str(row["fingerprint"]).rstrip()  # it is a character(64)
+            if row["fingerprint"] is not None:
+                row["fingerprint"] = row["fingerprint"].rstrip()  # it is a character(64)
         return {row["id"]: Row(**row) for row in rows}
 
     async def enable(self, user_id: str, active: bool) -> None:
         """See :meth:`Base.enable`."""
-        await self._control.execute(
-            "update users set is_active = $2 where id = $1", user_id, active
-        )
+        await self._control.execute(self.switch, user_id, active)
+
+
+class IntegersBase(PostgresBase):
+    """The same with a table of somebody's own, whose ids are integers and which ends a
+    session by a time."""
+
+    names = INTEGERS
+    shape = FOREIGN["integers"].shape
+    rows_sql = """
+        select session_no::text as id, member_no::text as user_id,
+            token_sha256 as token_digest, refresh_sha256 as refresh_digest,
+            created as created_at, valid_until as expires_at,
+            refresh_until as refresh_expires_at, last_seen as last_activity_at,
+            ended is null as is_active, ended as revoked_at,
+            ended_because as revoked_reason, ip as address,
+            null as user_agent_hash, null as fingerprint
+        from member_sessions order by session_no"""
+    add_user = (
+        "insert into members (member_no, login) overriding system value"
+        " values ($1::text::integer, $1::text)"
+    )
+    empty = "delete from member_sessions; update members set enabled = true"
+    switch = "update members set enabled = $2 where member_no::text = $1"
 
 
 class Wire:
@@ -203,6 +263,9 @@ class Wire:
             return answer
 
         return through
+
+    async def new_id(self) -> None:
+        """The world gives the ids, the same in each."""
 
     async def open(self) -> None:
         """The world holds the connections."""
@@ -253,7 +316,7 @@ class World:
         return hashlib.shake_256(b"draw %d" % next(self._draws)).digest(size)
 
     def _new_id(self) -> str:
-        return f"01JGQ{next(self._ids):021d}"
+        return self.base.names.id.format(next(self._ids))
 
     async def follow_clock(self) -> None:
         """Let the database know what time it is."""

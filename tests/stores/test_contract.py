@@ -18,8 +18,8 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 
 from handstamp.config import Policy
-from handstamp.core.records import Client, Record, Touch
 from handstamp.core.lifetime import slid
+from handstamp.core.records import Client, Record, Touch
 from handstamp.core.rotation import rotated_at, was_seen
 from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Ended
@@ -46,7 +46,21 @@ from tests.support.tables import (
 
 MINUTE = timedelta(minutes=1)
 TTL = POLICY.session_ttl
-ABSURD_IDS = ["", "x", "x" * 27, "x" * 10_000, "%", "'", "1e3", "-1", "9" * 19, "\x00", "a\x00b", "\ud800", "é"]
+ABSURD_IDS = [
+    "",
+    "x",
+    "x" * 27,
+    "x" * 10_000,
+    "%",
+    "'",
+    "1e3",
+    "-1",
+    "9" * 19,
+    "\x00",
+    "a\x00b",
+    "\ud800",
+    "é",
+]
 
 
 needs = pytest.mark.needs
@@ -855,7 +869,7 @@ async def test_a_token_in_clear_is_found_and_replaced(table: Table, user: str) -
         return bool(await table.store.find([digest_of(token)]))
 
     async with asyncio.timeout(15):
-        while not await is_replaced():
+        while not await is_replaced():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert (await found(table, record.id)).token_digest == digest_of(token)
 

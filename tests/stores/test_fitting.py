@@ -91,7 +91,7 @@ DANGERS = [
     (
         "uuid",
         "alter table user_sessions drop constraint user_sessions_session_token_key;"
-        " create unique index on user_sessions (md5(session_token))",
+        " create unique index on user_sessions (session_token, md5(device_id))",
         "has no unique index",
     ),
     ("uuid", "alter table user_sessions alter session_token drop not null", "may be null"),

@@ -72,7 +72,8 @@ async def test_every_token_becomes_the_digest_that_is_looked_for(
     )
     hashing = await hashing_of(database)
     assert await hashing.count(database) == 30
-    assert await run(hashing, database) == 30
+    batches = [batch.hashed async for batch in hashing.run(database, size=7)]
+    assert batches == [7, 7, 7, 7, 2, 0]
     expected = {n: digest_of(f"in clear {n}") for n in range(1, 31)}
     assert await stored(database) == {**expected, 9: digest_of("schlüssel \U0001f511")}
     assert await hashing.count(database) == 0
@@ -143,6 +144,36 @@ async def test_a_token_that_is_replaced_meanwhile_is_hashed_as_it_is_then(
     assert await stored(database) == {
         n: digest_of(f"new {n}" if n % 2 else f"in clear {n}") for n in range(1, 401)
     }
+
+
+STUCK = """
+    select exists (select from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock')
+    or (select count(*) = 1 from user_sessions where session_token like 'in clear %')"""
+
+
+async def test_a_token_that_is_being_hashed_is_not_hashed_twice(
+    database: asyncpg.Connection, uuid_dsn: str
+) -> None:
+    """Whoever is at the row finishes first, and what they wrote stays."""
+    await database.execute(FILL, 10)
+    hashing = await hashing_of(database)
+    writer, watcher = await asyncpg.connect(uuid_dsn), await asyncpg.connect(uuid_dsn)
+    writing = writer.transaction()
+    await writing.start()
+    await writer.execute(
+        "update user_sessions set session_token = $1 where session_token = 'in clear 3'",
+        digest_of("in clear 3"),
+    )
+    running = asyncio.create_task(run(hashing, database))
+    async with asyncio.timeout(15):
+        while not await watcher.fetchval(STUCK):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await writing.commit()
+    assert await running == 9
+    await writer.close()
+    await watcher.close()
+    assert await stored(database) == {n: digest_of(f"in clear {n}") for n in range(1, 11)}
 
 
 async def test_a_digest_that_is_there_already_is_told(

@@ -9,8 +9,9 @@ import pytest
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Column, Table
 from handstamp.stores.comparing import as_python, differences
+from handstamp.stores.doubting import Users
 from handstamp.stores.findings import Level
-from handstamp.stores.proposing import Proposal, Rows, Users, nearest, propose
+from handstamp.stores.proposing import Proposal, Rows, nearest, propose
 from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, TableShape, UsersTable
 
 

@@ -307,7 +307,7 @@ async def test_a_day_has_24_hours_in_every_time_zone(dsn: str, zone: str) -> Non
             assert record.refresh_expires_at == change + policy.refresh_ttl
             await store.touch(
                 [Touch(session_id=new.id, token_digest=new.token_digest, at=None)],
-                policy.session_ttl,
+                policy,
             )
             seen = await store.find_by_id(new.id)
             assert seen is not None
@@ -486,6 +486,7 @@ async def test_a_table_that_does_not_fit_is_no_answer(
     table: PostgresTable, change: str
 ) -> None:
     """A missing table or column is neither a verdict nor an exception of the driver."""
+    await table.store.ready()
     user = await table.add_user()
     await table.frozen.connection.execute(change)
     with pytest.raises(SessionsUnavailable):
@@ -495,9 +496,9 @@ async def test_a_table_that_does_not_fit_is_no_answer(
 async def test_nobody_listening_is_no_answer() -> None:
     """A refused connection is a SessionsUnavailable, and opening is no error."""
     store = TableStore("postgresql://nobody@127.0.0.1:1/nowhere")
-    await store.open()
     with pytest.raises(SessionsUnavailable) as failure:
         await store.ping()
+    await store.open()
     assert failure.value.cause == "ConnectionRefusedError"
     await store.close()
 

@@ -442,6 +442,7 @@ async def test_c129_a_living_uuid_session_never_fires_it(hamlet: Hamlet) -> None
     after = await hamlet.store.find_by_id(record.id)
     assert after is not None
     assert after.expires_at > record.expires_at
+    assert await hamlet.heard() == []
     assert await hamlet.run("update user_sessions set session_token = 'in clear'") == []
     assert await hamlet.heard() == []
 

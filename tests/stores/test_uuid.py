@@ -8,6 +8,7 @@ import secrets
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 
 import asyncpg
 import pytest
@@ -88,7 +89,7 @@ async def test_a_token_in_clear_is_honoured_and_replaced_at_first_use(
         return stored == "sha256:" + hashlib.sha256(token.encode()).hexdigest()
 
     async with asyncio.timeout(15):
-        while not await replaced():
+        while not await replaced():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     async with Sessions(sessions_dsn(database), secret=SECRET, shape=UUID_PLAIN) as other:
         again = await other.authenticate(presented(token), LAPTOP)
@@ -123,7 +124,8 @@ async def test_activity_moves_the_expiry_ahead_and_not_beyond_the_limit(
     """By refresh_ttl, never past absolute_ttl, and one that is not remembered never past
     browser_ttl."""
     policy = Policy(refresh_ttl=10 * DAY, absolute_ttl=12 * DAY, browser_ttl=DAY)
-    async with Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN, policy=policy) as sessions:
+    engine = partial(Sessions, uuid_dsn, secret=SECRET, shape=UUID_PLAIN, policy=policy)
+    async with engine() as sessions:
         kept = await sessions.create(str(uuid.uuid4()), remember=True)
         brief = await sessions.create(str(uuid.uuid4()))
         await database.execute(
@@ -131,7 +133,7 @@ async def test_activity_moves_the_expiry_ahead_and_not_beyond_the_limit(
             " updated_at = updated_at - interval '20 hours',"
             " expires_at = expires_at - interval '20 hours'"
         )
-    async with Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN, policy=policy) as sessions:
+    async with engine() as sessions:
         for issued in (kept, brief):
             answer = await sessions.authenticate(presented(issued.session_token), LAPTOP)
             assert isinstance(answer, Authenticated)
@@ -180,7 +182,7 @@ async def test_a_trust_level_goes_up_and_every_process_knows(
             return isinstance(answer, Authenticated) and answer.session.level == 2
 
         async with asyncio.timeout(15):
-            while not await known():
+            while not await known():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
     assert await sessions.step_up(str(uuid.uuid4()), 1) is None
     assert await sessions.step_up("no uuid", 1) is None

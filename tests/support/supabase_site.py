@@ -1,4 +1,4 @@
-"""An application on Supabase's sessions, a database of it, and tokens as GoTrue mints them."""
+"""An application on Supabase's sessions, its database, and tokens as GoTrue mints them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from handstamp import Cookies, Event
+from handstamp import Cookies
 from handstamp.core.supabase_cookies import cut, encode_session
 from handstamp.core.supabase_rules import SupabaseRules
+from handstamp.events import Event
 from handstamp.starlette import session_auth, wrap
 from handstamp.supabase import SupabaseSessions
 from tests.support.waiting import until
@@ -158,7 +159,9 @@ class World:
         await until(lambda: sessions.stats().bus == "listening")
         return sessions
 
-    async def browser(self, sessions: SupabaseSessions, **options: Any) -> httpx.AsyncClient:
+    async def browser(
+        self, sessions: SupabaseSessions, **options: Any
+    ) -> httpx.AsyncClient:
         """A client of the application as this process serves it; it keeps no cookies of
         its own accord where a header gives them."""
         app = wrap(site, sessions, **{"cookies": Cookies.insecure(), **options})

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import asyncpg
 
+from handstamp.cli.remarks import (
+    bound_remarks,
+    clock_remarks,
+    facts_remarks,
+    pooler_remarks,
+    tokens_remarks,
+)
 from handstamp.errors import ConfigError
 from handstamp.stores import examining
 from handstamp.stores.catalog import Table, read_table
 from handstamp.stores.comparing import differences
 from handstamp.stores.dangers import refusals
+from handstamp.stores.doubting import Users, columns_of
 from handstamp.stores.findings import Finding, Level
 from handstamp.stores.fitting import Fitted, fit
-from handstamp.stores.needs import Need, samples, sequence_of, wanted
+from handstamp.stores.needs import Need, index_sql, samples, sequence_of, wanted
 from handstamp.stores.proposing import (
-    PRESETS,
     Proposal,
     Rows,
-    Users,
     choose_token,
-    columns_of,
     propose,
 )
 from handstamp.stores.shapes import quoted
@@ -33,8 +38,6 @@ from handstamp.stores.triggering import lacking, trigger_sql
 if TYPE_CHECKING:
     from handstamp.cli.connecting import Connection
 
-_TOLERANCE = timedelta(seconds=1)
-_FAR = timedelta(minutes=1)
 _ORDER = list(Level)
 
 
@@ -73,11 +76,12 @@ async def diagnose(
         found, covered = await _look(connection, proposal, table, users, rows)
     except ConfigError as error:
         found, covered = [_danger(error)], False
-    heard = await examining.is_heard(connection, listening)
+    heard = await examining.is_heard(connection, listening, token_hex(8))
     bound = "pushed" if covered and heard else "max_staleness"
-    found += _pooler(examining.is_pooled(connection, facts.pid), heard)
-    found += [*_facts(facts), *_clock(*await examining.clock_difference(connection))]
-    found += _bound(bound, heard)
+    found += pooler_remarks(examining.is_pooled(connection, facts.pid), heard)
+    found += facts_remarks(facts)
+    found += clock_remarks(*await examining.clock_difference(connection))
+    found += bound_remarks(bound, heard)
     return Diagnosis(
         table=name, facts=facts, proposal=proposal, bound=bound, findings=tuple(found)
     )
@@ -102,7 +106,7 @@ async def _look(
     """What there is to say of the table; and whether every writer of it is heard."""
     shape = proposal.shape
     found = [*differences(shape, proposal.preset), *proposal.doubts]
-    found += _tokens(proposal, rows)
+    found += tokens_remarks(proposal, rows)
     dangers = [_danger(error) for error in refusals(shape, table, columns_of(shape))]
     try:
         fitted = fit(shape, table, None if users is None else users.table)
@@ -132,33 +136,6 @@ async def _count(connection: Connection, name: str, token: str | None) -> Rows |
             return await examining.count_rows(connection, name, token)
     except (asyncpg.InsufficientPrivilegeError, asyncpg.QueryCanceledError):
         return None
-
-
-def _tokens(proposal: Proposal, rows: Rows | None) -> Iterator[Finding]:
-    shape = proposal.shape
-    if rows is None:
-        text = "the rows were not counted: no right to read them, or no answer in time"
-        yield Finding(Level.NOTICE, "tokens", text)
-        return
-    about = "about " if rows.about else ""
-    if shape.at_rest == "digest":
-        if rows.other:
-            text = (
-                f"{about}{rows.other} rows hold something other than a SHA-256 digest in"
-                f" hex in {shape.token}: nobody can sign in with them, and if they are"
-                " tokens in clear, whoever reads the table has them"
-            )
-            yield Finding(Level.WARNING, "tokens", text)
-    elif rows.in_clear:
-        text = f"{about}{rows.in_clear} rows still hold a token in clear: whoever reads"
-        options = f"--table {shape.table} --token {shape.token} --id {shape.id}"
-        text += f" the table has them. Run handstamp migrate-tokens {options}"
-        yield Finding(Level.WARNING, "tokens", text)
-    elif shape.at_rest == "prefixed" and PRESETS[proposal.preset].at_rest == "plain":
-        text = 'no row holds a token in clear any more: say at_rest="prefixed"'
-        yield Finding(Level.NOTICE, "tokens", text)
-    else:
-        yield Finding(Level.OK, "tokens", f"{about}0 rows hold a token in clear")
 
 
 async def _grants(connection: Connection, fitted: Fitted) -> list[Finding]:
@@ -201,8 +178,8 @@ async def _indexes(connection: Connection, fitted: Fitted) -> list[Finding]:
         for table in tables:
             text = f"{sample.feature} reads all of {table}, for want of an index"
             own = sample.column if table == fitted.shape.table.rpartition(".")[2] else None
-            mend = f"create index concurrently on {quoted(fitted.shape.table)} ({own})"
-            found.append(Finding(Level.WARNING, "indexes", text, mend if own else ""))
+            mend = index_sql(fitted, own) if own else ""
+            found.append(Finding(Level.WARNING, "indexes", text, mend))
     return found or [Finding(Level.OK, "indexes", "every frequent statement uses an index")]
 
 
@@ -223,60 +200,6 @@ async def _trigger(connection: Connection, fitted: Fitted) -> tuple[list[Finding
     said = "and handstamp relies on it" if relied else "so handstamp does not rely on it"
     text = f"the trigger is not complete, {said}: unheard would be {', '.join(lacks)}"
     return [Finding(level, "trigger", text, mend)], False
-
-
-def _pooler(pooled: bool, heard: bool) -> Iterator[Finding]:
-    if pooled:
-        text = 'a pooler is in between: say connect={"statement_cache_size": 0}'
-        yield Finding(Level.NOTICE, "pooler", text)
-    if not heard:
-        text = (
-            "LISTEN succeeds and nothing arrives: give an address of the server itself,"
-            " as --listen-dsn here and as listen_dsn= to Sessions"
-        )
-        yield Finding(Level.WARNING, "pooler", text)
-
-
-def _facts(facts: examining.Facts) -> Iterator[Finding]:
-    if facts.standby:
-        text = "the server is a standby: no sign-in, no revocation, and nobody can listen"
-        yield Finding(Level.DANGER, "server", text)
-    if facts.row_security:
-        text = (
-            "row level security applies to this role: rows its policies hide do not exist"
-        )
-        yield Finding(Level.WARNING, "grants", text)
-    if facts.triggers:
-        text = (
-            f"triggers of your own fire at an UPDATE: {', '.join(facts.triggers)}. One that"
-            " sets the column of the last activity makes every write look like a visit"
-        )
-        yield Finding(Level.NOTICE, "trigger", text)
-
-
-def _clock(ahead: timedelta, uncertainty: timedelta) -> Iterator[Finding]:
-    seconds = ahead.total_seconds()
-    text = (
-        f"the database's clock is {abs(seconds):.3f} s"
-        f" {'ahead of' if seconds > 0 else 'behind'} this machine's"
-        f" (± {uncertainty.total_seconds():.3f} s)"
-    )
-    off = max(abs(ahead) - uncertainty, timedelta(0))
-    level = Level.OK if off <= _TOLERANCE else Level.NOTICE
-    yield Finding(Level.WARNING if off > _FAR else level, "clock", text)
-
-
-def _bound(bound: str, heard: bool) -> Iterable[Finding]:
-    if bound == "pushed":
-        text = "a session that anybody ends is refused everywhere within milliseconds"
-    elif heard:
-        text = (
-            "what handstamp ends is refused everywhere within milliseconds, what other"
-            " writers end within max_staleness (5 s)"
-        )
-    else:
-        text = "a session that is ended elsewhere is refused within max_staleness (5 s)"
-    return [Finding(Level.OK, "bound", f"{bound}: {text}")]
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

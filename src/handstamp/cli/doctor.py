@@ -19,6 +19,7 @@ from handstamp.stores.database import FAULTS
 from handstamp.stores.examining import candidates
 from handstamp.stores.findings import Finding, Level
 from handstamp.stores.proposing import PRESETS
+from handstamp.stores.shapes import TableShape
 
 _STYLES = {
     Level.OK: "green",
@@ -79,6 +80,7 @@ async def _look(
     async with connected(dsn) as connection, connected(listen_dsn) as listening:
         try:
             name = table or _only(await candidates(connection))
+            TableShape(table=name)  # only a name that may stand in SQL
             if name.lower() == _SUPABASE:
                 text = f"{_SUPABASE} belongs to Supabase Auth: it needs no shape of yours"
                 raise complain(text, status=2)

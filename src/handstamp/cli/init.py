@@ -26,7 +26,9 @@ def init(
             help="The database: postgresql://user:password@host:port/name",
         ),
     ] = None,
-    shape: Annotated[str, typer.Option(help="What the tables look like.")] = "ulid",
+    shape: Annotated[
+        str, typer.Option(help="What the tables look like: ulid or uuid.")
+    ] = "ulid",
     trigger: Annotated[
         bool,
         typer.Option(

@@ -183,8 +183,10 @@ class Authentication:
         if not keys:
             return []
         in_clear = self._in_clear(texts)
-        asked = (list(keys), in_clear) if in_clear else (list(keys),)
-        records = await self._lookup.find(*asked)
+        if in_clear:
+            records = await self._lookup.find(list(keys), in_clear)
+        else:
+            records = await self._lookup.find(list(keys))
         read = Read(before, self._clock())
         if records:
             self._database_clock.saw(records[0].read_at, read.after)

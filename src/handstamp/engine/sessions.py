@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -30,7 +30,7 @@ from handstamp.engine import janitor
 from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.engine.authentication import Authentication
 from handstamp.engine.background import Background
-from handstamp.engine.bus import Bus, Hearing
+from handstamp.engine.bus import Bus
 from handstamp.engine.cache import Cache, Ticket
 from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.entries import Read, make_entry
@@ -38,6 +38,7 @@ from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
 from handstamp.engine.reporting import Subscriber
 from handstamp.engine.speech import Speech, pair_of
+from handstamp.engine.stats import Stats
 from handstamp.engine.watch import Watch
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
@@ -51,24 +52,6 @@ logger = logging.getLogger("handstamp")
 E = TypeVar("E", bound=Event)
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _NOBODY = Client()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """Figures of this process since it started; ``events`` counts by action."""
-
-    cached: int
-    hits: int
-    misses: int
-    queries: int
-    pending_touches: int
-    written_touches: int
-    dropped_touches: int
-    flushes: int
-    open_connections: int
-    bus: Hearing
-    foreign_writers_heard: bool
-    events: Mapping[str, int]
 
 
 class Sessions:
@@ -191,7 +174,18 @@ class Sessions:
             )
         self._loop = loop
         await self.store.open()
+        self._check_policy()
         self._background.start()
+
+    def _check_policy(self) -> None:
+        """Raise :class:`ConfigError` for a rule that the table cannot keep."""
+        able = self.store.capabilities
+        if self.policy.idle_ttl is not None and not able.activity:
+            self._loop = None
+            raise ConfigError("idle_ttl needs a column for activity: last_activity_at=")
+        if self.policy.end_on_password_change and not able.password_change:
+            self._loop = None
+            raise ConfigError("end_on_password_change needs password_changed_at= of users")
 
     async def close(self) -> None:
         """Write what is pending, end the background work, let go of the database.

@@ -11,7 +11,7 @@ _FIELDS: Mapping[str, str] = {
     "token": "session_token_hash session_token_digest hashed_session_token token_hash"
     " token_digest hashed_token session_hash session_digest session_token token"
     " session_key secret access_token sid",
-    "id": "id session_id sid uuid",
+    "id": "id session_id sid uuid pk key",
     "user_id": "user_id account_id member_id customer_id owner_id person_id login_id"
     " identity_id principal_id subject_id authenticatable_id user",
     "expires_at": "expires_at expires expires_on expiry expiry_at expiry_date expire_date"

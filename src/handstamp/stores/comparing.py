@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
+from handstamp.stores.doubting import columns_of
 from handstamp.stores.findings import Finding, Level
 from handstamp.stores.fitting import capabilities_of
-from handstamp.stores.proposing import NEEDED, PRESETS, columns_of
+from handstamp.stores.proposing import NEEDED, PRESETS
 from handstamp.stores.shapes import TableShape, UsersTable
 
 NAMES: Mapping[str, str] = {"ulid": "ULID_HASHED", "uuid": "UUID_PLAIN"}
 
 _WITHOUT: Mapping[str, str] = {
-    "refresh_token": "nothing rotates: a session has one token for life, and its expiry"
-    " moves ahead with activity",
+    "refresh_token": "nothing rotates: a session has one token for life",
     "refresh_expires_at": "",
     "created_at": "nothing says when a session began: it has no absolute limit, and its"
     " expiry stays where the sign-in put it",

@@ -64,7 +64,7 @@ def _dangers(
         yield from _token_dangers(field, shape, column, alter)
     if field == "token":
         yield from _identity_dangers(shape, table, column, alter)
-    if field == "id" and shape.id != shape.token:
+    if field == "id" and not shape.id_is_token:
         yield from _id_dangers(shape, column, alter)
     if field == "revoked_at":
         drop = f"{alter} drop not null"

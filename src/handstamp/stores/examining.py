@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,11 +12,12 @@ from typing import Any
 
 from handstamp.stores.catalog import read_table
 from handstamp.stores.channel import CHANNEL
+from handstamp.stores.covering import TRIGGERS as RELIED
+from handstamp.stores.doubting import Users
 from handstamp.stores.lanes import Connection
 from handstamp.stores.listening import SPEAK
-from handstamp.stores.proposing import Rows, Users
+from handstamp.stores.proposing import Rows
 from handstamp.stores.shapes import PREFIX, quoted
-from handstamp.stores.statements import TRIGGERS as RELIED
 from handstamp.stores.triggering import TRIGGERS, Trigger
 
 BIG = 1_000_000
@@ -206,9 +206,9 @@ async def clock_difference(connection: Connection) -> tuple[timedelta, timedelta
     return ahead, uncertainty
 
 
-async def is_heard(speaking: Connection, listening: Connection) -> bool:
+async def is_heard(speaking: Connection, listening: Connection, nonce: str) -> bool:
     """Whether a notification arrives: behind some poolers LISTEN delivers nothing."""
-    nonce, heard = secrets.token_hex(8), asyncio.Event()
+    heard = asyncio.Event()
 
     def listen(*said: object) -> None:
         if said[3] == f"c:{nonce}":

@@ -194,7 +194,7 @@ def _conversion(table: str, field: str, column: Column, *, is_time: bool) -> str
 
 
 def _next_id(shape: TableShape, column: Column) -> str | None:
-    if shape.new_id != "database" or shape.id == shape.token:
+    if shape.new_id != "database" or shape.id_is_token:
         return None
     if column.sequence is not None:
         literal = column.sequence.replace("'", "''")

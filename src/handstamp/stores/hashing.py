@@ -111,9 +111,10 @@ def _check(shape: TableShape, table: Table) -> None:
     for field in ("id", "token"):
         if getattr(shape, field) not in table.columns:
             raise ConfigError(f"{shape.table} has no column {getattr(shape, field)}")
-    if shape.id == shape.token:
+    key, holder = shape.id, shape.token
+    if key == holder:
         raise ConfigError(
-            f"{shape.table}.{shape.id} is both id and token: hashing it would give every "
+            f"{shape.table}.{key} is both id and token: hashing it would give every "
             "session another id"
         )
     token = table.columns[shape.token]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from handstamp.stores.fitting import Fitted, Spelling
+from handstamp.stores.shapes import quoted
 from handstamp.stores.statements import Statements
 
 _WRITTEN = (
@@ -121,6 +122,11 @@ def samples(sql: Statements) -> list[Sample]:
             column=columns["user_id"].name,
         ),
     ]
+
+
+def index_sql(fitted: Fitted, column: str) -> str:
+    """The index that a sample wants."""
+    return f"create index concurrently on {quoted(fitted.shape.table)} ({column})"
 
 
 def _nobody(cast: str) -> str:

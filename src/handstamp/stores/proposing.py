@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Column, Table
 from handstamp.stores.column_names import (
-    BANS,
-    ENDS,
     FIELDS,
     USER_FIELDS,
     plain,
     says_digest,
 )
+from handstamp.stores.doubting import Users, columns_of, doubts_about
 from handstamp.stores.findings import Finding, Level
 from handstamp.stores.fitting import types_of
 from handstamp.stores.shapes import (
@@ -33,12 +32,10 @@ from handstamp.stores.shapes import (
     NewId,
     TableShape,
     UsersTable,
-    quoted,
 )
 
 PRESETS: Mapping[str, TableShape] = {"ulid": ULID_HASHED, "uuid": UUID_PLAIN}
 NEEDED = ("id", "user_id", "token", "expires_at")
-_APART = frozenset({"table", "at_rest", "new_id", "users"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
 _DIGEST = 64
 
@@ -60,27 +57,12 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Users:
-    """The table that the sessions' user_id refers to, and the column there."""
-
-    name: str
-    id: str
-    table: Table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
     """A shape for a table, the preset it is nearest to, and the doubts about it."""
 
     shape: TableShape
     preset: str
     doubts: tuple[Finding, ...]
-
-
-def columns_of(shape: TableShape | UsersTable) -> dict[str, str]:
-    """The columns that a shape names, by its fields."""
-    named = {f.name: getattr(shape, f.name) for f in fields(shape) if f.name not in _APART}
-    return {field: column for field, column in named.items() if column is not None}
 
 
 def nearest(table: Table) -> str:
@@ -121,7 +103,7 @@ def propose(
         new_id=_new_id(table.columns[chosen["id"]]),
         users=_users(users),
     )
-    doubts = [*doubt, *_ends(shape, table), *_types(shape, table), *_bans(shape, users)]
+    doubts = [*doubt, *doubts_about(shape, table, users)]
     return Proposal(shape=shape, preset=preset, doubts=tuple(doubts))
 
 
@@ -133,7 +115,8 @@ def choose_token(table: Table, preset: str | None = None) -> str | None:
 def _choose(table: Table, preset: TableShape) -> dict[str, str]:
     chosen: dict[str, str] = {}
     free = {plain(name): name for name in table.columns if _NAME.fullmatch(name)}
-    named = columns_of(preset) if preset.token in table.columns else {}
+    named = columns_of(preset)
+    named = named if named["token"] in table.columns else {}
     for field, words in FIELDS.items():
         names = ([named[field]] if field in named else []) + list(words)
         found = [free[plain(n)] for n in names if plain(n) in free]
@@ -162,7 +145,11 @@ def _with_one_for_both(chosen: dict[str, str], table: Table) -> dict[str, str]:
         if own.type in types_of("token") and own.default is None:
             return {**chosen, "token": own.name}
     if "id" not in chosen and "token" in chosen:
-        return {**chosen, "id": chosen["token"]}
+        keys = [n for (n, *more) in sorted(table.unique) if not more and _NAME.fullmatch(n)]
+        usable = types_of("id") - {"text"}
+        ids = [n for n in keys if table.columns[n].type in usable]
+        ids = [n for n in ids if n not in chosen.values()]
+        return {**chosen, "id": ids[0] if ids else chosen["token"]}
     return chosen
 
 
@@ -184,7 +171,7 @@ def _at_rest(
         return ("prefixed" if only_prefixed else "digest"), ()
     if only_prefixed:
         return "prefixed", ()
-    is_preset = preset.at_rest == "plain" and token.name == preset.token
+    is_preset = preset.at_rest == "plain" and token.name == columns_of(preset)["token"]
     room = token.length is None or token.length >= _DIGEST + len(PREFIX)
     if rows.other or rows.prefixed or is_preset or not (rows.hex or not room):
         return "plain", ()
@@ -221,67 +208,3 @@ def _users(users: Users | None) -> UsersTable | None:
     if not any(found.values()):
         return None
     return UsersTable(table=users.name, id=users.id, **found)
-
-
-def _ends(shape: TableShape, table: Table) -> list[Finding]:
-    """Columns by which the application may end a session unheard."""
-    used = set(columns_of(shape).values())
-    left = [c for n, c in table.columns.items() if n not in used]
-    flags = [c.name for c in left if plain(c.name) in ENDS and c.type == "bool"]
-    times = set(map(plain, FIELDS["revoked_at"]))
-    dates = [c.name for c in left if plain(c.name) in times]
-    mend = f"alter table {quoted(shape.table)} add column revoked_at timestamptz"
-    return [
-        *(
-            Finding(
-                Level.DANGER,
-                "revocation",
-                f"{name} looks like a flag that ends a session, and handstamp does not"
-                " read it: a session your code ends by it alone would stand. Let your"
-                " code set revoked_at as well, or instead",
-                "" if shape.revoked_at or shape.is_active else mend,
-            )
-            for name in flags
-        ),
-        *(
-            Finding(
-                Level.WARNING,
-                "revocation",
-                f"{name} looks like the end of a session too, and handstamp reads only"
-                f" {shape.revoked_at}: end sessions by that column",
-            )
-            for name in dates
-        ),
-    ]
-
-
-def _types(shape: TableShape, table: Table) -> list[Finding]:
-    """Columns that have the right name and a type that will not do."""
-    used = set(columns_of(shape).values())
-    named = columns_of(shape)
-    found = []
-    for field, words in FIELDS.items():
-        for column in table.columns.values():
-            is_named = plain(column.name) in map(plain, words[:4])
-            if field in named or column.name in used or not is_named:
-                continue
-            wanted = ", ".join(sorted(types_of(field)))
-            text = f"{column.name} looks like {field}, but it is of type {column.type}"
-            found.append(Finding(Level.NOTICE, field, f"{text}, not one of {wanted}"))
-    return found
-
-
-def _bans(shape: TableShape, users: Users | None) -> list[Finding]:
-    if users is None:
-        return []
-    used = set() if shape.users is None else set(columns_of(shape.users).values())
-    names = [n for n in users.table.columns if plain(n) in BANS and n not in used]
-    return [
-        Finding(
-            Level.WARNING,
-            "users",
-            f"{users.name}.{name} looks like it shuts a user out, and handstamp does not"
-            " read it: call sessions.revoke_user() where your code sets it",
-        )
-        for name in names
-    ]

@@ -104,6 +104,11 @@ class TableShape:
                 raise ConfigError(f"a shape needs {needed}=")
 
     @property
+    def id_is_token(self) -> bool:
+        """Whether one column is both, so that a session's id is its token's digest."""
+        return len({self.id, self.token}) == 1
+
+    @property
     def rotates(self) -> bool:
         """Whether a refresh token stands in the row, and what its rules ask of a row."""
         needed = self.refresh_token, self.refresh_expires_at

@@ -7,90 +7,27 @@ digests are bound as text and cast to the column's own type, so that its indexes
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
-from handstamp.stores.fitting import Fitted, Spelling
-from handstamp.stores.shapes import PREFIX, quoted
-
-# A rotation must not date itself before activity that is already recorded (it waited for
-# a lock meanwhile), nor follow a timestamp that is far ahead for another reason.
-_DATE = "greatest(now(), least(coalesce({active}, now()), now() + interval '1 minute'))"
-
-# A bound duration becomes an interval of seconds alone. Bound as it is, its days would be
-# days of the connection's time zone, of which some have 23 or 25 hours.
-_DURATION = re.compile(r"(\$[0-9]+)::duration")
-_SECONDS = r"(extract(epoch from \1::interval) * interval '1 second')"
-
-# Where the life of a row ends, for rows with and without a refresh token.
-_END = (
-    "case when {refresh_token} is null then {expires_at}"
-    " else coalesce({refresh_expires_at}, {expires_at}) end"
-)
-# What a rotation leaves until the next activity (contract, rule 5).
-_MARK = (
-    "({last_activity_at} < {expires_at} and extract(microseconds from"
-    " {expires_at} - {last_activity_at})::bigint % 1000000 = 0)"
-)
-# Where activity moves an expiry that slides: $4 ahead, but no further than $6 from the
-# sign-in, or $5 for a session that is not remembered, whose first expiry tells it. A
-# second more or less tells nothing: columns may round. NULL without a sign-in.
-_SLID = (
-    "case when {created_at} is not null then least(locked.at + $4::duration,"
-    " {created_at} + case when {expires_at} > {created_at} + $5::duration"
-    " + interval '1 second' then $6::duration else $5::duration end) end"
-)
-
-_READ = {
-    "id": "text",
-    "user_id": "text",
-    "token": "text",
-    "refresh_token": "text",
-    "created_at": "timestamptz",
-    "expires_at": "timestamptz",
-    "refresh_expires_at": "timestamptz",
-    "last_activity_at": "timestamptz",
-    "revoked_at": "timestamptz",
-    "revoked_reason": "text",
-    "address": "text",
-    "user_agent": "text",
-    "user_agent_hash": "text",
-    "fingerprint": "text",
-    "location": "text",
-    "level": "int8",
-    "is_active": "bool",
-}
-_INTEGERS = frozenset({"int2", "int4", "int8"})
-_AS = {"token": "token_digest", "refresh_token": "refresh_digest"}
-_BLANK = frozenset(
-    {"user_agent", "user_agent_hash", "fingerprint", "location", "revoked_reason"}
-)
-"""Texts about which nothing may be known; "" stands for that where NULL may not."""
-_FIRST = {"revoked_reason": "''", "level": "0"}
-"""What a new row says where it must say something."""
-_USER_READ = {
-    "id": "text",
-    "is_active": "bool",
-    "locked_until": "timestamptz",
-    "password_changed_at": "timestamptz",
-}
+from handstamp.stores.fitting import Fitted
+from handstamp.stores.shapes import PREFIX
+from handstamp.stores.spelling import FIRST, Spelled
 
 
-class Statements:
+class Statements(Spelled):
     """Every statement the table store sends, as text with numbered parameters."""
 
     def __init__(self, fitted: Fitted) -> None:
-        self.fitted = fitted
-        self._columns = fitted.columns
-        self._users = fitted.users
-        self._table = quoted(fitted.shape.table)
-        self._read = {
-            n: _reading("s", n, self._columns.get(n), t) for n, t in _READ.items()
-        }
-        users = fitted.users or {}
-        self._read |= {
-            f"u_{n}": _reading("u", n, users.get(n), t) for n, t in _USER_READ.items()
-        }
+        super().__init__(fitted)
+        self._read_statements()
+        self._login_statements()
+        self._end_statements()
+        self.rotate = self._rotate() if fitted.shape.rotates else None
+        self.redate = self._redate() if fitted.shape.rotates else None
+        self.upgrade = self._upgrade()
+        self.raise_level = self._raise_level()
+        self.touch = self._touch()
+        self.prune = self._prune()
+
+    def _read_statements(self) -> None:
         self.find = self._select(f"{self._bare('token')} = any({self._many(1, 'token')})")
         self.find_by_id = self._select(f"{self._bare('id')} = {self._one(1, 'id')}")
         self.find_many = self._select(f"{self._bare('id')} = any({self._many(1, 'id')})")
@@ -106,14 +43,17 @@ class Statements:
             + " order by coalesce({last_activity_at}, {created_at}) desc nulls last"
             " limit 1000"
         )
+
+    def _login_statements(self) -> None:
         self.create = self._create()
         self.refusal = self._refusal()
         user = f"({self._one(2, 'user_id')})::text"  # "7" and "07" are one user
         self.serialise = f"select pg_advisory_xact_lock(hashtextextended($1 || {user}, 0))"
-        self.next_id = f"select ({fitted.next_id})::text" if fitted.next_id else None
+        next_id = self.fitted.next_id
+        self.next_id = f"select ({next_id})::text" if next_id else None
         self.live = self._live()
-        self.rotate = self._rotate() if fitted.shape.rotates else None
-        self.redate = self._redate() if fitted.shape.rotates else None
+
+    def _end_statements(self) -> None:
         said = (
             "case when $3::boolean then"
             " pg_notify('handstamp', 's:' || rtrim({id}::text)) end"
@@ -127,114 +67,6 @@ class Statements:
         self.revoke_user = self._revoke(
             f"{self._bare('user_id')} = {self._one(1, 'user_id')}"
             f" and ($3::text is null or {self._bare('id')} <> {self._one(3, 'id')})"
-        )
-        self.upgrade = self._upgrade()
-        self.raise_level = self._raise_level()
-        self.touch = self._touch()
-        self.prune = self._prune()
-
-    def _fill(self, text: str) -> str:
-        shape = self.fitted.shape
-        text = text.format(
-            **self._read,
-            sessions=self._table,
-            users=quoted(shape.users.table) if shape.users else "",
-            join=self._join(),
-            record=self._record(),
-            live=self._is_live(),
-            admissible="coalesce({u_is_active}, false)".format(**self._read)
-            if self._has_user("is_active")
-            else "true",
-            date=_DATE.format(active=self._read["last_activity_at"]),
-            end=_END.format(**self._read),
-            mark=_MARK.format(**self._read),
-            slid=_SLID.format(**self._read),
-        )
-        return _DURATION.sub(_SECONDS, text)
-
-    def _is_required(self, name: str) -> bool:
-        return name in self._columns and self._columns[name].required
-
-    def _has_user(self, name: str) -> bool:
-        return self._users is not None and name in self._users
-
-    def _bare(self, name: str) -> str:
-        return f"s.{self._columns[name].name}"
-
-    def _one(self, n: int, name: str) -> str:
-        return f"${n}::text::{self._columns[name].cast}"
-
-    def _many(self, n: int, name: str) -> str:
-        return f"${n}::text[]::{self._columns[name].cast}[]"
-
-    def _join(self) -> str:
-        if self._users is None:
-            return ""
-        assert self.fitted.shape.users is not None  # noqa: S101 - users are its spelling
-        table = quoted(self.fitted.shape.users.table)
-        own, theirs = self._columns["user_id"], self._users["id"]
-        mine = f"s.{own.name}"
-        if own.is_text and theirs.is_text:
-            return f"left join {table} u on u.{theirs.name} = {mine}::{theirs.cast}"
-        # Ids of two kinds (a bigint and its text) are compared as text.
-        alike = own.cast == theirs.cast or {own.cast, theirs.cast} <= _INTEGERS
-        cast = "" if alike else "::text"
-        return f"left join {table} u on u.{theirs.name}{cast} = {mine}{cast}"
-
-    def _is_live(self) -> str:
-        rules = []
-        if "is_active" in self._columns:
-            rules.append(self._bare("is_active"))
-        if "revoked_at" in self._columns:
-            rules.append(f"{self._bare('revoked_at')} is null")
-        return f"({' and '.join(rules)})" if rules else "true"
-
-    def _is_whole(self) -> str:
-        """A row of nobody, or without an end, is no session of ours."""
-        return "".join(
-            f"{self._bare(name)} is not null and "
-            for name in ("user_id", "expires_at")
-            if not self._columns[name].required
-        )
-
-    def _record(self) -> str:
-        columns = [
-            f"{self._read[name]} as {_AS.get(name, name)}"
-            for name in _READ
-            if name != "is_active"
-        ]
-        admissible = "{u_is_active} is true" if self._has_user("is_active") else "true"
-        columns += [
-            f"({self._is_live()}) is true as is_active",
-            f"{admissible.format(**self._read)} as user_is_active",
-            f"{self._read['u_password_changed_at']} as password_changed_at",
-            "now() as read_at",
-        ]
-        return ", ".join(columns)
-
-    def _select(self, where: str) -> str:
-        return self._fill(
-            f"select {{record}} from {{sessions}} s {{join}} where {self._is_whole()}{where}"
-        )
-
-    def _set(self, name: str, value: str) -> str:
-        """The right side of an assignment: in UTC where the column has no zone, cut to
-        what the column takes."""
-        spelling = self._columns[name]
-        if spelling.naive:
-            return f"({value}) at time zone 'utc'"
-        if spelling.length is not None and name not in ("id", "user_id", "token"):
-            value = f"left({value}, {spelling.length})"
-        if spelling.required and name in _BLANK:
-            value = f"coalesce({value}, '')"
-        cast = "" if spelling.cast in ("timestamptz", "bool") else f"::{spelling.cast}"
-        return f"({value}){cast}"
-
-    def _assign(self, **values: str) -> str:
-        return ", ".join(
-            f"{self._columns[name].name} = {self._set(name, value)}"
-            for name, value in values.items()
-            if name in self._columns
         )
 
     def _create(self) -> str:
@@ -254,9 +86,9 @@ class Statements:
             "last_activity_at": "now()",
             "is_active": "true",
             "created_at": "now()",
-            **{name: value for name, value in _FIRST.items() if self._is_required(name)},
+            **{name: value for name, value in FIRST.items() if self._is_required(name)},
         }
-        if self._columns["id"].name == self._columns["token"].name:
+        if self.fitted.shape.id_is_token:
             del values["id"]  # the digest is the id
         there = {n: v for n, v in values.items() if n in self._columns}
         names = ", ".join(self._columns[name].name for name in there)
@@ -275,7 +107,8 @@ class Statements:
         users = "" if self._users is None else self._fill_user()
         return self._fill(
             f"with {users}s as (insert into {{sessions}} ({names})"
-            f" overriding system value select {exprs} from {source} returning *) select {{record}} from s{join}"
+            f" overriding system value select {exprs} from {source} returning *)"
+            f" select {{record}} from s{join}"
         )
 
     def _fill_user(self) -> str:
@@ -475,39 +308,3 @@ class Statements:
             " for update skip locked)"
             f" delete from {{sessions}} s using dead where {self._bare('id')} = dead.id"
         )
-
-
-TRIGGERS = (
-    # Whether triggers of ours make every writer of the tables notify, at an UPDATE, a
-    # DELETE and a TRUNCATE (bits 16, 8 and 32 of ``tgtype``). Where there is no table of
-    # users, $2 is null.
-    "select count(*) = case when $2::text is null then 1 else 2 end as covered"
-    " from (select from pg_trigger t"
-    " join pg_proc p on p.oid = t.tgfoid where t.tgenabled in ('O', 'A')"
-    " and p.proname in ('handstamp_notify_session', 'handstamp_notify_user',"
-    " 'handstamp_notify_all')"
-    " and t.tgrelid in (to_regclass($1), to_regclass($2))"
-    " group by t.tgrelid having bit_or(t.tgtype) & 56 = 56) as heard"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Triggers:
-    """What the bus asks, and of which tables: sessions, and users if there are any."""
-
-    tables: tuple[str, str | None]
-    triggers: str = TRIGGERS
-
-
-def _reading(alias: str, field: str, spelling: Spelling | None, type: str) -> str:
-    """A column as an expression that reads it; NULL of its type where there is none."""
-    if spelling is None:
-        return f"null::{type}"
-    column = f"{alias}.{spelling.name}"
-    if spelling.required and field in _BLANK:
-        return f"nullif({column}::text, '')"
-    if spelling.naive:
-        return f"({column} at time zone 'utc')"
-    if type in ("text", "int8") and spelling.cast != type:
-        return f"{column}::{type}"
-    return column

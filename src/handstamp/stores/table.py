@@ -6,11 +6,8 @@ a stored secret, byte by byte or otherwise.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,25 +19,32 @@ from handstamp.core.clients import canonical_address
 from handstamp.core.records import NewSession, Record, Successor, Touch
 from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Created, Ended
+from handstamp.stores.binding import (
+    LONGEST_HASH,
+    NOWHERE,
+    bindable,
+    count_of,
+    ended_of,
+    reason_of,
+    record_of,
+    storable,
+)
 from handstamp.stores.breaker import Breaker
 from handstamp.stores.catalog import read_table
 from handstamp.stores.channel import CHANNEL, Channel
+from handstamp.stores.covering import Triggers
 from handstamp.stores.database import Database
 from handstamp.stores.fitting import Fitted, capabilities_of, fit, is_value
 from handstamp.stores.lanes import Connection
-from handstamp.stores.listening import QUEUE_USAGE, QUIETLY, SPEAK, PostgresChannel
+from handstamp.stores.listening import QUIETLY, SPEAK, PostgresChannel
 from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape, quoted
-from handstamp.stores.statements import Statements, Triggers
+from handstamp.stores.speaking import moved, said
+from handstamp.stores.statements import Statements
+from handstamp.stores.upgrading import Upgrading
 
 logger = logging.getLogger("handstamp")
 
 T = TypeVar("T")
-
-NOWHERE = "0.0.0.0"  # noqa: S104 - no address to bind: it stands for "unknown"
-"""What stands in a NOT NULL address column for a client without an address."""
-LONGEST_REASON = 100
-LONGEST_HASH = 64
-_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
 
 
 class TableStore:
@@ -74,7 +78,7 @@ class TableStore:
         self._channel = PostgresChannel(
             self._database, self._listening, Triggers((quoted(shape.table), users))
         )
-        self._upgrading: set[asyncio.Task[None]] = set()
+        self._upgrading = Upgrading(self._database, self.statements)
 
     def __repr__(self) -> str:
         return f"TableStore(table={self._shape.table!r})"
@@ -139,17 +143,9 @@ class TableStore:
 
     async def close(self) -> None:
         """Let go of every connection, after at most a second."""
-        await self._stop_upgrading()
+        await self._upgrading.stop()
         await self._listening.close()
         await self._database.close()
-
-    async def _stop_upgrading(self) -> None:
-        loop = asyncio.get_running_loop()
-        tasks = [task for task in self._upgrading if task.get_loop() is loop]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._upgrading.clear()
 
     def start_over(self) -> None:
         """See :meth:`Store.start_over`."""
@@ -168,28 +164,9 @@ class TableStore:
         if self._shape.at_rest == "plain":
             asked += [text for text in texts if not text.startswith(PREFIX)]
         rows = await self._look_up(sql.find, asked)
-        self._replace_plain(rows)
+        if self._shape.at_rest == "plain":
+            self._upgrading.begin(str(row["token_digest"]) for row in rows)
         return list(map(self._record, rows))
-
-    def _replace_plain(self, rows: Sequence[asyncpg.Record]) -> None:
-        if self._shape.at_rest != "plain":
-            return
-        tokens = [str(row["token_digest"]) for row in rows]
-        plain = [token for token in tokens if not token.startswith(PREFIX)]
-        if plain:
-            task = asyncio.get_running_loop().create_task(self._upgrade(plain))
-            self._upgrading.add(task)
-            task.add_done_callback(self._upgrading.discard)
-
-    async def _upgrade(self, plain: Sequence[str]) -> None:
-        sql = await self.statements()
-        # A database that may only be read, say: the next use tries again.
-        with suppress(SessionsUnavailable):
-            async with self._database.working() as connection:
-                self._database.queries += 1
-                await connection.execute(
-                    sql.upgrade, plain, [PREFIX + _digest(token) for token in plain]
-                )
 
     async def find_by_id(self, session_id: str) -> Record | None:
         """See :meth:`Store.find_by_id`."""
@@ -238,31 +215,12 @@ class TableStore:
         if not self._is_id(sql, "user_id", new.user_id):
             raise LoginRefused("unknown_user")
         async with self._database.working() as connection:
-            return await self._said(connection, insert)
-
-    async def _said(
-        self, connection: Connection, act: Callable[[Connection, bool], Awaitable[T]]
-    ) -> T:
-        """Do something that notifies, also while the notification queue is full.
-
-        A full queue fails the COMMIT (54000), and the revocation with it. Asking for its
-        usage frees what nobody needs any more; if that does not help, the change is made
-        without a word, and ``max_staleness`` does the rest.
-        """
-        for _ in range(2):
-            try:
-                return await _moved(lambda: act(connection, True))
-            except asyncpg.ProgramLimitExceededError:
-                self._database.queries += 1
-                await connection.execute(QUEUE_USAGE)
-        async with connection.transaction():
-            await connection.execute(QUIETLY)
-            return await act(connection, False)
+            return await said(self._database, connection, insert)
 
     async def _make_room(
         self, connection: Connection, new: NewSession, policy: Policy, loud: bool
     ) -> tuple[Ended, ...]:
-        leaving = [] if new.replaces is None else [_storable(new.replaces)]
+        leaving = [] if new.replaces is None else [storable(new.replaces)]
         if new.limit is not None:
             leaving += await self._surplus(connection, new, policy, leaving)
         if not leaving:
@@ -271,7 +229,7 @@ class TableStore:
         sql = await self.statements()
         leaving = [id for id in leaving if self._is_id(sql, "id", id)]
         rows = await connection.fetch(sql.revoke, leaving, "replaced by a new login", loud)
-        return tuple(map(_ended, rows))
+        return tuple(map(ended_of, rows))
 
     async def _surplus(
         self,
@@ -284,11 +242,11 @@ class TableStore:
         assert new.limit is not None  # noqa: S101 - the caller asked
         self._database.queries += 2
         sql = await self.statements()
-        user = _storable(new.user_id)
+        user = storable(new.user_id)
         await connection.execute(sql.serialise, f"{self._shape.table}:", user)
         rows = await connection.fetch(
             sql.live,
-            _storable(new.user_id),
+            storable(new.user_id),
             policy.absolute_ttl,
             policy.idle_ttl,
             policy.end_on_password_change,
@@ -310,17 +268,17 @@ class TableStore:
             row = await connection.fetchrow(
                 sql.create,
                 new.id,
-                _storable(new.user_id),
+                storable(new.user_id),
                 new.token_digest,
                 new.refresh_digest,
                 address,
-                _storable(client.user_agent_hash)[:LONGEST_HASH],
-                _storable(client.fingerprint or "")[:LONGEST_HASH] or None,
+                storable(client.user_agent_hash)[:LONGEST_HASH],
+                storable(client.fingerprint or "")[:LONGEST_HASH] or None,
                 new.session_ttl,
                 new.refresh_ttl,
                 new.longest,
-                client.user_agent and _storable(client.user_agent),
-                client.location and _storable(client.location),
+                client.user_agent and storable(client.user_agent),
+                client.location and storable(client.location),
             )
         except asyncpg.ForeignKeyViolationError:
             raise LoginRefused("unknown_user") from None
@@ -334,7 +292,7 @@ class TableStore:
         if sql.refusal is None:
             return LoginRefused("unknown_user")
         self._database.queries += 1
-        row = await connection.fetchrow(sql.refusal, _storable(user_id))
+        row = await connection.fetchrow(sql.refusal, storable(user_id))
         if row is None:
             return LoginRefused("unknown_user")
         return LoginRefused("user_locked" if row["active"] else "user_disabled")
@@ -368,19 +326,19 @@ class TableStore:
     async def raise_level(self, session_id: str, level: int) -> Record | None:
         """See :meth:`Store.raise_level`."""
         sql = await self.statements()
-        if sql.raise_level is None or not self._is_id(sql, "id", session_id):
+        text = sql.raise_level
+        if text is None or not self._is_id(sql, "id", session_id):
             return None
         async with self._database.working() as connection:
             self._database.queries += 1
-            return self._one(
-                await _moved(lambda: connection.fetch(sql.raise_level, session_id, level))
-            )
+            values = session_id, level
+            return self._one(await moved(lambda: connection.fetch(text, *values)))
 
     async def revoke(
         self, session_id: str, *, reason: str, user_id: str | None = None
     ) -> Ended | None:
         """See :meth:`Store.revoke`."""
-        why, sql = _reason(reason), await self.statements()
+        why, sql = reason_of(reason), await self.statements()
         if not self._is_id(sql, "id", session_id):
             return None
         if user_id is not None and not self._is_id(sql, "user_id", user_id):
@@ -393,8 +351,8 @@ class TableStore:
             return await connection.fetch(sql.revoke_own, session_id, why, loud, user_id)
 
         async with self._database.working() as connection:
-            rows = await self._said(connection, end)
-        return _ended(rows[0]) if rows else None
+            rows = await said(self._database, connection, end)
+        return ended_of(rows[0]) if rows else None
 
     async def revoke_user(
         self, user_id: str, *, reason: str, keep: str | None = None
@@ -405,7 +363,7 @@ class TableStore:
             return []
         if keep is not None and not self._is_id(sql, "id", keep):
             keep = None
-        values = user_id, _reason(reason), keep
+        values = user_id, reason_of(reason), keep
 
         async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
             self._database.queries += 3
@@ -413,12 +371,14 @@ class TableStore:
                 await connection.execute(QUIETLY)
                 rows = await connection.fetch(sql.revoke_user, *values)
                 if rows and loud:
-                    await connection.execute(SPEAK, CHANNEL, f"u:{_ended(rows[0]).user_id}")
+                    await connection.execute(
+                        SPEAK, CHANNEL, f"u:{ended_of(rows[0]).user_id}"
+                    )
                 return rows
 
         async with self._database.working() as connection:
-            rows = await self._said(connection, end)
-        return [_ended(row) for row in rows]
+            rows = await said(self._database, connection, end)
+        return [ended_of(row) for row in rows]
 
     async def list_for_user(self, user_id: str) -> Sequence[Record]:
         """See :meth:`Store.list_for_user`; at most a thousand."""
@@ -430,7 +390,8 @@ class TableStore:
     async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
         """See :meth:`Store.touch`."""
         sql = await self.statements()
-        if sql.touch is None:
+        text = sql.touch
+        if text is None:
             return 0
         able = [t for t in touches if self._is_id(sql, "id", t.session_id)]
         ordered = sorted(able, key=lambda touch: touch.session_id)
@@ -443,11 +404,11 @@ class TableStore:
             self._database.queries += 1
             values = (
                 [touch.session_id for touch in ordered],
-                [_storable(touch.token_digest) for touch in ordered],
+                [storable(touch.token_digest) for touch in ordered],
                 [touch.at for touch in ordered],
             )
-            status = await _moved(lambda: connection.execute(sql.touch, *values, *limits))
-        return _count(status)
+            status = await moved(lambda: connection.execute(text, *values, *limits))
+        return count_of(status)
 
     async def prune(self, policy: Policy, *, batch: int) -> int:
         """See :meth:`Store.prune`."""
@@ -455,36 +416,21 @@ class TableStore:
         async with self._database.working() as connection:
             self._database.queries += 1
             limits = policy.retention, policy.absolute_ttl, policy.idle_ttl
-            status = await _moved(lambda: connection.execute(sql.prune, *limits, batch))
-        return _count(status)
+            status = await moved(lambda: connection.execute(sql.prune, *limits, batch))
+        return count_of(status)
 
     async def ping(self) -> None:
         """See :meth:`Store.ping`."""
         await self._look_up("select 1")
 
     def _record(self, row: asyncpg.Record) -> Record:
-        values = dict(row)
-        values.pop("said", None)
-        token = str(values["token_digest"])
-        if self._shape.at_rest != "digest":
-            in_clear = not token.startswith(PREFIX)
-            token = _digest(token) if in_clear else token.removeprefix(PREFIX)
-        able = self.capabilities
-        return Record(
-            **values
-            | {
-                "token_digest": token,
-                "address": _address(values["address"]),
-                "slides": able.sliding,
-                "dateless": not able.absolute,
-            }
-        )
+        return record_of(row, self._shape.at_rest, self.capabilities)
 
     def _one(self, rows: Sequence[asyncpg.Record]) -> Record | None:
         return self._record(rows[0]) if rows else None
 
     async def _fetch(self, sql: str, *values: object) -> list[asyncpg.Record]:
-        return await self._database.fetch(sql, *map(_bindable, values))
+        return await self._database.fetch(sql, *map(bindable, values))
 
     async def _change(self, sql: str, *values: object) -> list[asyncpg.Record]:
         """Rows of a write on a condition; none if somebody else was first."""
@@ -496,44 +442,4 @@ class TableStore:
             return []  # the row is in another partition by now, so its token is another
 
     async def _look_up(self, sql: str, *values: object) -> list[asyncpg.Record]:
-        return await self._database.look_up(sql, *map(_bindable, values))
-
-
-async def _moved(act: Callable[[], Awaitable[T]]) -> T:
-    """Do something again whose row moved to another partition meanwhile: it is there."""
-    for _ in range(3):
-        with suppress(asyncpg.SerializationError):
-            return await act()
-    return await act()
-
-
-def _address(value: object) -> str | None:
-    text = None if value is None else str(value).partition("/")[0]
-    return None if text == NOWHERE else text
-
-
-def _ended(row: asyncpg.Record) -> Ended:
-    return Ended(id=str(row["id"]).rstrip(), user_id=str(row["user_id"]).rstrip())
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _reason(text: str) -> str:
-    return _storable(text)[:LONGEST_REASON]
-
-
-def _storable(text: str) -> str:
-    """``text`` without what PostgreSQL takes in no text at all: NUL and half a pair."""
-    return _UNSTORABLE.sub("?", text)
-
-
-def _bindable(value: object) -> object:
-    if isinstance(value, list):
-        return [_storable(item) for item in value]
-    return _storable(value) if isinstance(value, str) else value
-
-
-def _count(status: str) -> int:
-    return int(status.rpartition(" ")[2])
+        return await self._database.look_up(sql, *map(bindable, values))

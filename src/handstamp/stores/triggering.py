@@ -7,6 +7,7 @@ column of ids, which is an argument of the trigger: so one function serves every
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -142,7 +143,8 @@ def _hears(trigger: Trigger, column: str) -> bool:
     if not trigger.type & _UPDATE or (trigger.columns and column not in trigger.columns):
         return False
     _, when, condition = trigger.definition.partition(" WHEN ")
-    return not when or f".{column} " in f"{condition} ".replace(")", " ").replace('"', "")
+    named = rf"\.{re.escape(column)}(?![\w$])"
+    return not when or bool(re.search(named, condition.replace('"', "")))
 
 
 def _changes(columns: Mapping[str, Spelling]) -> str:

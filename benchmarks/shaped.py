@@ -1,0 +1,126 @@
+"""Cached sessions of the other shapes, for the benchmark of hits.
+
+A hit reads the cache and nothing else, so no database is there: each entry is made by the
+engine's own hand from a row as its store would have read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+
+from handstamp.config import Policy
+from handstamp.core.lifetime import Invalid
+from handstamp.core.records import Record
+from handstamp.core.supabase_cookies import SupabaseCookie, cut, encode_session
+from handstamp.core.supabase_records import AmrEntry, AuthSession, AuthUser
+from handstamp.engine.entries import Read, make_entry
+from handstamp.engine.sessions import Sessions
+from handstamp.stores.shapes import UUID_PLAIN
+from handstamp.stores.supabase_jwt import AccessTokens
+from handstamp.stores.supabase_keys import Keys
+from handstamp.supabase import SupabaseSessions
+
+NOWHERE = "postgresql://nowhere.invalid/none"
+SECRET = "of the benchmark, and of no other place: 32 bytes"
+NAME = "sb-abcdefghijklmnopqrst-auth-token"
+ID, USER_ID = "01890a5d-ac96-774b-bcce-b302099a8057", "3f2b8a4e-9f0c-4a55-8a43-0b7d1d3b6a10"
+TWO_DAYS = timedelta(days=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """An engine that has cached one session, and what a browser of it sends."""
+
+    name: str
+    sessions: Sessions
+    cookie: bytes
+
+
+def shaped(policy: Policy) -> Iterator[Shaped]:
+    """One engine for each of the other shapes."""
+    yield _uuid(policy)
+    for with_user in (False, True):
+        yield _supabase(policy, with_user=with_user)
+
+
+def _uuid(policy: Policy) -> Shaped:
+    sessions = Sessions(NOWHERE, secret=SECRET, shape=UUID_PLAIN, policy=policy)
+    pair = sessions._parts.tokens.mint(ID, bytes(64), remember=True)
+    text = pair.session.encode()
+    _keep(sessions, text, replace(_record(), slides=True))
+    return Shaped("uuid", sessions, b"__Host-session=" + text)
+
+
+def _supabase(policy: Policy, *, with_user: bool) -> Shaped:
+    cookie = SupabaseCookie(name=NAME, http_only=not with_user)
+    options = {"cookie": cookie, "jwt_secret": SECRET, "policy": policy}
+    sessions = SupabaseSessions(NOWHERE, **options)  # type: ignore[arg-type]
+    value = encode_session(_body(with_user=with_user))
+    _keep(sessions, value.encode(), replace(_record(), unlimited=True))
+    pieces = cut(NAME, value)
+    header = "; ".join(f"{name}={piece}" for name, piece in pieces.items())
+    name = "supabase, with the user" if with_user else "supabase, tokens only"
+    return Shaped(name, sessions, header.encode())
+
+
+def _keep(sessions: Sessions, text: bytes, record: Record) -> None:
+    now = sessions.clock()
+    key = sha256(text).digest()
+    entry = make_entry(record, sessions.policy, key, Read(now, now))
+    if isinstance(entry, Invalid):
+        raise RuntimeError(f"the row is no session: {entry.reason}")
+    sessions._parts.cache.put(sessions.ticket(), entry)
+
+
+def _record() -> Record:
+    now = datetime.now(UTC)
+    return Record(
+        id=ID,
+        user_id=USER_ID,
+        token_digest="0" * 64,
+        refresh_digest=None,
+        created_at=now,
+        expires_at=now + TWO_DAYS,
+        refresh_expires_at=None,
+        last_activity_at=now,
+        is_active=True,
+        read_at=now,
+    )
+
+
+def _body(*, with_user: bool) -> dict[str, object]:
+    """As GoTrue answers for a user of a social login, with little metadata."""
+    now = datetime.now(UTC)
+    metadata = {
+        "avatar_url": "https://avatars.example.com/u/1234567?v=4",
+        "email": "ada.lovelace@example.com",
+        "email_verified": True,
+        "full_name": "Ada Lovelace",
+        "iss": "https://api.example.com",
+        "sub": "1234567",
+    }
+    user = AuthUser(
+        id=USER_ID,
+        aud="authenticated",
+        role="authenticated",
+        email="ada.lovelace@example.com",
+        phone="",
+        app_metadata={"provider": "github", "providers": ["github"]},
+        user_metadata=metadata,
+    )
+    session = AuthSession(id=ID, user_id=USER_ID, created_at=now, read_at=now)
+    amr = [AmrEntry(method="oauth", at=now)]
+    tokens = AccessTokens(Keys(secret=SECRET))
+    access = tokens.mint(session, user, amr, issued_at=now, expires_at=now + TWO_DAYS)
+    body: dict[str, object] = {
+        "access_token": access,
+        "token_type": "bearer",
+        "expires_in": int(TWO_DAYS.total_seconds()),
+        "expires_at": int((now + TWO_DAYS).timestamp()),
+        "refresh_token": "a2b3c4d5e6f7",
+    }
+    shown = {"id": USER_ID, "email": user.email, "user_metadata": metadata}
+    return body | {"user": shown} if with_user else body

@@ -1,0 +1,26 @@
+"""Figures of one process, for metrics and health pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from handstamp.engine.bus import Hearing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Figures of this process since it started; ``events`` counts by action."""
+
+    cached: int
+    hits: int
+    misses: int
+    queries: int
+    pending_touches: int
+    written_touches: int
+    dropped_touches: int
+    flushes: int
+    open_connections: int
+    bus: Hearing
+    foreign_writers_heard: bool
+    events: Mapping[str, int]

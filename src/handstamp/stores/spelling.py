@@ -1,0 +1,209 @@
+"""How a fitted table is spelled in SQL: what is read, compared, joined and assigned.
+
+Templates name the fields of a shape in braces; a field without a column reads as NULL of
+its type, and is left out of what is written.
+"""
+
+from __future__ import annotations
+
+import re
+
+from handstamp.stores.fitting import Fitted, Spelling
+from handstamp.stores.shapes import quoted
+
+# A rotation must not date itself before activity that is already recorded (it waited for
+# a lock meanwhile), nor follow a timestamp that is far ahead for another reason.
+_DATE = "greatest(now(), least(coalesce({active}, now()), now() + interval '1 minute'))"
+
+# A bound duration becomes an interval of seconds alone. Bound as it is, its days would be
+# days of the connection's time zone, of which some have 23 or 25 hours.
+_DURATION = re.compile(r"(\$[0-9]+)::duration")
+_SECONDS = r"(extract(epoch from \1::interval) * interval '1 second')"
+
+# Where the life of a row ends, for rows with and without a refresh token.
+_END = (
+    "case when {refresh_token} is null then {expires_at}"
+    " else coalesce({refresh_expires_at}, {expires_at}) end"
+)
+# What a rotation leaves until the next activity (contract, rule 5).
+_MARK = (
+    "({last_activity_at} < {expires_at} and extract(microseconds from"
+    " {expires_at} - {last_activity_at})::bigint % 1000000 = 0)"
+)
+# Where activity moves an expiry that slides: $4 ahead, but no further than $6 from the
+# sign-in, or $5 for a session that is not remembered, whose first expiry tells it. A
+# second more or less tells nothing: columns may round. NULL without a sign-in.
+_SLID = (
+    "case when {created_at} is not null then least(locked.at + $4::duration,"
+    " {created_at} + case when {expires_at} > {created_at} + $5::duration"
+    " + interval '1 second' then $6::duration else $5::duration end) end"
+)
+
+_READ = {
+    "id": "text",
+    "user_id": "text",
+    "token": "text",
+    "refresh_token": "text",
+    "created_at": "timestamptz",
+    "expires_at": "timestamptz",
+    "refresh_expires_at": "timestamptz",
+    "last_activity_at": "timestamptz",
+    "revoked_at": "timestamptz",
+    "revoked_reason": "text",
+    "address": "text",
+    "user_agent": "text",
+    "user_agent_hash": "text",
+    "fingerprint": "text",
+    "location": "text",
+    "level": "int8",
+    "is_active": "bool",
+}
+INTEGERS = frozenset({"int2", "int4", "int8"})
+_AS = {"token": "token_digest", "refresh_token": "refresh_digest"}
+_BLANK = frozenset(
+    {"user_agent", "user_agent_hash", "fingerprint", "location", "revoked_reason"}
+)
+"""Texts about which nothing may be known; "" stands for that where NULL may not."""
+FIRST = {"revoked_reason": "''", "level": "0"}
+"""What a new row says where it must say something."""
+_USER_READ = {
+    "id": "text",
+    "is_active": "bool",
+    "locked_until": "timestamptz",
+    "password_changed_at": "timestamptz",
+}
+
+
+class Spelled:
+    """The vocabulary of one table."""
+
+    def __init__(self, fitted: Fitted) -> None:
+        self.fitted = fitted
+        self._columns = fitted.columns
+        self._users = fitted.users
+        self._table = quoted(fitted.shape.table)
+        self._read = {
+            n: _reading("s", n, self._columns.get(n), t) for n, t in _READ.items()
+        }
+        users = fitted.users or {}
+        self._read |= {
+            f"u_{n}": _reading("u", n, users.get(n), t) for n, t in _USER_READ.items()
+        }
+
+    def _fill(self, text: str) -> str:
+        shape = self.fitted.shape
+        text = text.format(
+            **self._read,
+            sessions=self._table,
+            users=quoted(shape.users.table) if shape.users else "",
+            join=self._join(),
+            record=self._record(),
+            live=self._is_live(),
+            admissible="coalesce({u_is_active}, false)".format(**self._read)
+            if self._has_user("is_active")
+            else "true",
+            date=_DATE.format(active=self._read["last_activity_at"]),
+            end=_END.format(**self._read),
+            mark=_MARK.format(**self._read),
+            slid=_SLID.format(**self._read),
+        )
+        return _DURATION.sub(_SECONDS, text)
+
+    def _is_required(self, name: str) -> bool:
+        return name in self._columns and self._columns[name].required
+
+    def _has_user(self, name: str) -> bool:
+        return self._users is not None and name in self._users
+
+    def _bare(self, name: str) -> str:
+        return f"s.{self._columns[name].name}"
+
+    def _one(self, n: int, name: str) -> str:
+        return f"${n}::text::{self._columns[name].cast}"
+
+    def _many(self, n: int, name: str) -> str:
+        return f"${n}::text[]::{self._columns[name].cast}[]"
+
+    def _join(self) -> str:
+        if self._users is None:
+            return ""
+        assert self.fitted.shape.users is not None  # noqa: S101 - users are its spelling
+        table = quoted(self.fitted.shape.users.table)
+        own, theirs = self._columns["user_id"], self._users["id"]
+        mine = f"s.{own.name}"
+        if own.is_text and theirs.is_text:
+            return f"left join {table} u on u.{theirs.name} = {mine}::{theirs.cast}"
+        # Ids of two kinds (a bigint and its text) are compared as text.
+        alike = own.cast == theirs.cast or {own.cast, theirs.cast} <= INTEGERS
+        cast = "" if alike else "::text"
+        return f"left join {table} u on u.{theirs.name}{cast} = {mine}{cast}"
+
+    def _is_live(self) -> str:
+        rules = []
+        if "is_active" in self._columns:
+            rules.append(self._bare("is_active"))
+        if "revoked_at" in self._columns:
+            rules.append(f"{self._bare('revoked_at')} is null")
+        return f"({' and '.join(rules)})" if rules else "true"
+
+    def _is_whole(self) -> str:
+        """A row of nobody, or without an end, is no session of ours."""
+        return "".join(
+            f"{self._bare(name)} is not null and "
+            for name in ("user_id", "expires_at")
+            if not self._columns[name].required
+        )
+
+    def _record(self) -> str:
+        columns = [
+            f"{self._read[name]} as {_AS.get(name, name)}"
+            for name in _READ
+            if name != "is_active"
+        ]
+        admissible = "{u_is_active} is true" if self._has_user("is_active") else "true"
+        columns += [
+            f"({self._is_live()}) is true as is_active",
+            f"{admissible.format(**self._read)} as user_is_active",
+            f"{self._read['u_password_changed_at']} as password_changed_at",
+            "now() as read_at",
+        ]
+        return ", ".join(columns)
+
+    def _select(self, where: str) -> str:
+        return self._fill(
+            "select {record} from {sessions} s {join} where " + self._is_whole() + where
+        )
+
+    def _set(self, name: str, value: str) -> str:
+        """The right side of an assignment: in UTC where the column has no zone, cut to
+        what the column takes."""
+        spelling = self._columns[name]
+        if spelling.naive:
+            return f"({value}) at time zone 'utc'"
+        if spelling.length is not None and name not in ("id", "user_id", "token"):
+            value = f"left({value}, {spelling.length})"
+        if spelling.required and name in _BLANK:
+            value = f"coalesce({value}, '')"
+        cast = "" if spelling.cast in ("timestamptz", "bool") else f"::{spelling.cast}"
+        return f"({value}){cast}"
+
+    def _assign(self, **values: str) -> str:
+        return ", ".join(
+            f"{self._columns[name].name} = {self._set(name, value)}"
+            for name, value in values.items()
+            if name in self._columns
+        )
+
+
+def _reading(alias: str, field: str, spelling: Spelling | None, type: str) -> str:
+    """A column as an expression that reads it; NULL of its type where there is none."""
+    if spelling is None:
+        return f"null::{type}"
+    column = f"{alias}.{spelling.name}"
+    if spelling.required and field in _BLANK:
+        return f"nullif({column}::text, '')"
+    if spelling.naive:
+        return f"({column} at time zone 'utc')"
+    if type in ("text", "int8") and spelling.cast != type:
+        return f"{column}::{type}"
+    return column
