@@ -111,6 +111,9 @@ def test_every_request_of_hit_is_a_hit_and_none_asks_the_store(loop: str) -> Non
         "of_SessionMiddleware",
         "asked_times_the_floor",
         "asked_of_SessionMiddleware",
+        "uuid, of ulid",
+        "supabase, tokens only, of ulid",
+        "supabase, with the user, of ulid",
     } <= set(facts)
     assert [row["variant"] for row in report["rows"]] == [
         "bare app",
@@ -118,7 +121,26 @@ def test_every_request_of_hit_is_a_hit_and_none_asks_the_store(loop: str) -> Non
         "handstamp",
         "handstamp, asked",
         "SessionMiddleware",
+        "uuid",
+        "supabase, tokens only",
+        "supabase, with the user",
     ]
+
+
+def test_hit_refuses_a_shape_whose_requests_were_no_hits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of the shapes is counted by itself."""
+    measure = hit._measure
+
+    def forgetful(variants: list[hit.Variant], *rest: Any) -> dict[str, list[float]]:
+        costs = measure(variants, *rest)
+        variants[-1].app._door.sessions._authentication.hits -= 1  # type: ignore[attr-defined]
+        return costs
+
+    monkeypatch.setattr(hit, "_measure", forgetful)
+    with pytest.raises(RuntimeError, match="with the user: 99 hits in 100 requests"):
+        hit.run(Options(rounds=1, quick=True, loop="none"))
 
 
 def test_hit_refuses_to_report_requests_that_were_no_hits(

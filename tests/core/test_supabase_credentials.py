@@ -303,8 +303,10 @@ def test_the_short_way_takes_the_requests_of_every_day() -> None:
         f"{NAME}=%7B".encode(),
         ONE + f"; {NAME}-user={VALUE}".encode(),
         b"a=" + b"x" * MOST_BYTES + b"; " + ONE,
+        ONE + b" ; a=b",
+        ONE + b"\t",
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_the_short_way_leaves_the_unusual_to_the_long_one(unusual: bytes) -> None:
     """What it does not take is None, never a guess."""
