@@ -1,9 +1,10 @@
-"""Two commands for a fresh clone, and two for those who work on it.
+"""Two commands for a fresh clone, and three for those who work on it.
 
     python3 run.py demo  [options]       the demo, on a PostgreSQL of its own
     python3 run.py test  [pytest args]   the tests, on a PostgreSQL of their own
     python3 run.py check                 formatting, lint and types
     python3 run.py bench [options]       the benchmarks
+    python3 run.py matrix [words]        each framework, oldest and newest, on each Python
 
 Needs Python 3.11 or newer and nothing else. What a command needs is installed
 into .venv beside this file, once: the next run starts at once. The tests use the
@@ -28,11 +29,13 @@ NEEDS = {
     "test": ALL_WITH_TESTS,
     "bench": ALL_WITH_TESTS,
     "check": [*ALL_WITH_TESTS, "--group", "lint"],
+    "matrix": ["--group", "matrix"],
 }
 RUNS = {
     "demo": ["-m", "handstamp", "demo"],
     "test": ["-m", "pytest"],
     "bench": ["-m", "benchmarks"],
+    "matrix": ["tests/matrix.py"],
 }
 CHECKS = [
     ["ruff", "check", "."],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,12 @@ def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: Any) 
     function = getattr(hypothesis, "inner_test", obj)
     if iscoroutinefunction(function):
         pytest.mark.anyio(obj)
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is in the background of some shells, and every server started here would
+    # inherit that; some are ended by this signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

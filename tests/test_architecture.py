@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import handstamp
-
-ROOT = Path(handstamp.__file__).parent
+ROOT = Path(__file__).parents[1] / "src" / "handstamp"
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 

@@ -57,9 +57,20 @@ async def die() -> None:
     await never()
 
 
+EARLIER: set[threading.Thread] = set()
+"""Threads that other modules' tests have left: blocked for good, by what they tested."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def earlier() -> None:
+    """Know which loops were there before the first test of this module."""
+    EARLIER.update(set(loops()) - {call(where)})
+
+
 def loops() -> list[threading.Thread]:
     """The threads of ours that live."""
-    return [thread for thread in threading.enumerate() if thread.name == "handstamp"]
+    found = [thread for thread in threading.enumerate() if thread.name == "handstamp"]
+    return [thread for thread in found if thread not in EARLIER]
 
 
 def until(condition: Any) -> None:

@@ -1,7 +1,5 @@
 """FastAPI: typed dependencies, an OpenAPI scheme, answers in its own language."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -77,7 +75,9 @@ def outside(engine: Engine) -> Any:
 
 
 def inside(engine: Engine) -> Any:
-    return application(middleware=[Middleware(SessionAuthMiddleware, engine.sessions)])
+    return application(
+        middleware=[Middleware(SessionAuthMiddleware, sessions=engine.sessions)]
+    )
 
 
 @pytest.fixture

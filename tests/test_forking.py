@@ -114,7 +114,7 @@ def held(sessions: Sessions) -> list[int]:
         await sessions.ping()
         database: Any = sessions.store._database  # type: ignore[attr-defined]
         lanes = [*database._reads._all, *database._writes._all]
-        links = [o._connection for o in gc.get_objects() if isinstance(o, PostgresLink)]
+        links = [o._connection for o in gc.get_objects() if type(o) is PostgresLink]
         mine = [c for c in (*lanes, *links) if c._loop is sessions._loop]
         return [c.get_server_pid() for c in mine if not c.is_closed()]
 

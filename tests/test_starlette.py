@@ -121,14 +121,14 @@ def outside(engine: Engine, **options: Any) -> Any:
 
 
 def inside(engine: Engine, **options: Any) -> Any:
-    middleware = [Middleware(SessionAuthMiddleware, engine.sessions, **options)]
+    middleware = [Middleware(SessionAuthMiddleware, sessions=engine.sessions, **options)]
     return Starlette(routes=ROUTES, middleware=middleware)
 
 
 def inside_with_handlers(engine: Engine) -> Any:
     return Starlette(
         routes=ROUTES,
-        middleware=[Middleware(SessionAuthMiddleware, engine.sessions)],
+        middleware=[Middleware(SessionAuthMiddleware, sessions=engine.sessions)],
         exception_handlers=dict(exception_handlers),
     )
 

@@ -1,7 +1,5 @@
 """FastAPI: ``uvicorn examples.fastapi.app:app`` from the repository root."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime

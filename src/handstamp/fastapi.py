@@ -7,7 +7,8 @@ app = FastAPI()
 app = wrap(app, sessions)          # or: uvicorn serves what wrap() returns
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: FastAPI before 0.123 cannot read the
+# annotations of SessionScheme.__call__ when they are text.
 
 from typing import Annotated, Any
 

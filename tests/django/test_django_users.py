@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from asgiref.testing import ApplicationCommunicator
 from channels.exceptions import DenyConnection
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.asgi import get_asgi_application
 from django.test import override_settings
 from django.urls import path
-from starlette.websockets import WebSocketDisconnect
 
 from handstamp.django import AnonymousSessionUser, SessionUser, wrap
 from handstamp.django.users import auser_of, user_of
 from tests.django import django_setup
-from tests.support.browsers import DENIED, browser
+from tests.support.asgi import socket_scope
 from tests.support.engines import Engine
 
 assert django_setup.OURS
@@ -99,31 +99,43 @@ def channels() -> Any:
     return ProtocolTypeRouter({"http": get_asgi_application(), "websocket": sockets})
 
 
-def test_channels_has_the_handle(engine: Engine) -> None:
+def handshake(token: str | None = None, **more: Any) -> ApplicationCommunicator:
+    """A browser that is about to connect, signed in or not."""
+    cookie = [(b"cookie", f"__Host-session={token}".encode())] if token else []
+    scope = socket_scope("/ws", headers=cookie, **more)
+    return ApplicationCommunicator(wrap(channels()), scope)
+
+
+async def answer(browser: ApplicationCommunicator) -> dict[str, Any]:
+    """What a handshake is answered with."""
+    await browser.send_input({"type": "websocket.connect"})
+    return await browser.receive_output()
+
+
+async def test_channels_has_the_handle(engine: Engine) -> None:
     """And a revoked session closes its socket with 4401."""
-    with browser(wrap(channels())) as client:
-        with pytest.raises(DENIED), client.websocket_connect("wss://testserver/ws"):
-            pass
-        issued = client.portal.call(engine.login)
-        client.cookies.set("__Host-session", issued.session_token)
-        with client.websocket_connect("wss://testserver/ws") as ws:
-            assert ws.receive_text() == "alice"
-            client.portal.call(engine.sessions.revoke, issued.session.id)
-            with pytest.raises(WebSocketDisconnect) as closed:
-                ws.receive_text()
-    assert closed.value.code == 4401
+    nobody = handshake()
+    assert (await answer(nobody))["type"] == "websocket.close"
+    await nobody.wait()
+    issued = await engine.login()
+    alice = handshake(issued.session_token)
+    assert (await answer(alice))["type"] == "websocket.accept"
+    assert (await alice.receive_output())["text"] == "alice"
+    await engine.sessions.revoke(issued.session.id)
+    closed = await alice.receive_output()
+    assert (closed["type"], closed["code"]) == ("websocket.close", 4401)
+    await alice.wait()
 
 
-def test_channels_in_an_outage_denies_the_handshake(engine: Engine) -> None:
-    """With the 503 of everybody else, or its close code."""
-    with browser(wrap(channels())) as client:
-        issued = client.portal.call(engine.login)
-        client.cookies.set("__Host-session", issued.session_token)
-        engine.clock.advance(engine.policy.session_ttl / 2)
-        engine.store.down = True
-        refused = pytest.raises(DENIED)
-        with refused as denial, client.websocket_connect("wss://testserver/ws"):
-            pass
-        engine.store.down = False
-    code = getattr(denial.value, "code", None)
-    assert (code, getattr(denial.value, "status_code", None)) in ((1013, None), (None, 503))
+async def test_channels_in_an_outage_denies_the_handshake(engine: Engine) -> None:
+    """With the 503 of everybody else, or its close code where there can be no answer."""
+    issued = await engine.login()
+    engine.clock.advance(engine.policy.session_ttl / 2)
+    engine.store.down = True
+    closing = handshake(issued.session_token)
+    assert (await answer(closing))["code"] == 1013
+    await closing.wait()
+    answering = {"websocket.http.response": {}}
+    denied = handshake(issued.session_token, extensions=answering)
+    assert (await answer(denied))["status"] == 503
+    await denied.wait()

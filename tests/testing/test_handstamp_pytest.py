@@ -38,10 +38,10 @@ def test_importing_it_imports_nothing_else() -> None:
 
 
 def test_pytest_finds_it_by_its_entry_point() -> None:
-    """Under the name that `-p no:handstamp` switches off, and it is in the wheel."""
+    """Under the name that `-p no:handstamp_pytest` switches off, and it is in the wheel."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (entry,) = project["project"]["entry-points"]["pytest11"].items()
-    assert entry == ("handstamp", "handstamp_pytest")
+    assert entry == ("handstamp_pytest", "handstamp_pytest")
     assert importlib.import_module(entry[1]) is handstamp_pytest
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert f"src/{entry[1]}.py" in packages
