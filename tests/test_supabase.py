@@ -360,7 +360,7 @@ async def test_with_the_trigger_gotrue_is_heard_at_once(world: World) -> None:
             assert (await client.get("/secure", headers=cookie)).status_code == 204
         await world.psql.execute(sql)
         async with asyncio.timeout(15):
-            while (await client.get("/secure", headers=cookie)).status_code != status:
+            while (await client.get("/secure", headers=cookie)).status_code != status:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)  # a hit waits for nothing
         await world.psql.execute("update auth.users set banned_until = null")
         await sessions.revoke(held.id)

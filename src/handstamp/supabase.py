@@ -162,7 +162,8 @@ class SupabaseSessions(Sessions):
         """Open a session for a user whose identity is already proven, as GoTrue does.
 
         ``method`` is how, in GoTrue's words. ``remember`` changes nothing: the cookie of
-        ``@supabase/ssr`` always outlives the browser. Raises as :meth:`Sessions.create`.
+        ``@supabase/ssr`` always outlives the browser. Raises as :meth:`Sessions.create`,
+        and :class:`ConfigError` where there is no key to sign with.
         """
         self._minting.check()
         await self.open()
@@ -192,7 +193,10 @@ class SupabaseSessions(Sessions):
     async def refresh(
         self, refresh_token: str, *, client: Client = _NOBODY
     ) -> Issued | None:
-        """See :meth:`Sessions.refresh`; ``Issued.body`` is what GoTrue would answer."""
+        """See :meth:`Sessions.refresh`; ``Issued.body`` is what GoTrue would answer.
+
+        Raises :class:`ConfigError` too, where there is no key to sign with.
+        """
         self._minting.check()
         await self.open()
         return await self._supabase.refresh(refresh_token, client)
