@@ -149,10 +149,10 @@ async def test_p10_a_batch_that_met_a_lock_is_kept(table: PostgresTable, dsn: st
         activity.notice(entry_of(row), 60.0)
     async with Held(dsn, rows[1:2]):
         with pytest.raises(SessionsUnavailable):
-            await activity.flush(hasty, TTL)
+            await activity.flush(hasty, POLICY)
         assert (len(activity), activity.written) == (3, 0)
     # The server may still have done what nobody waited for; then nothing is left to do.
-    await activity.flush(table.store, TTL)
+    await activity.flush(table.store, POLICY)
     assert (len(activity), activity.dropped) == (0, 0)
     after = await table.store.find_many([row.id for row in rows])
     noted = rows[0].read_at + timedelta(seconds=60)
