@@ -25,6 +25,9 @@ class Upgrading:
         self._statements = statements
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def begin(self, stored: Iterable[str]) -> None:
         """Replace those of these column values that are tokens."""
         plain = [token for token in stored if not token.startswith(PREFIX)]
