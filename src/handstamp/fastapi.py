@@ -99,6 +99,7 @@ __all__ = (
     "SessionScheme",
     "current_session",
     "optional_session",
+    "session_auth",
     "session_scheme",
     "wrap",
 )

@@ -79,7 +79,7 @@ class Tab:
         """Evaluate until the value is true; give it."""
         until = time.monotonic() + seconds
         while not (value := self.run(script)):
-            shown = self.run("document.body.innerText")
+            shown = self.run("document.body?.innerText")
             assert time.monotonic() < until, f"never true: {script}\n{shown}"
             time.sleep(0.05)
         return value
