@@ -160,7 +160,10 @@ def django_site(sessions: Sessions) -> Iterator[Any]:
         return view
 
     call_command("migrate", verbosity=0)
-    alice, _ = User.objects.get_or_create(username="alice")
+    alice, created = User.objects.get_or_create(username="alice")
+    if created:  # other modules know her by her password, in the same database
+        alice.set_password("alice's")
+        alice.save()
     urls = (
         path("", both),
         path("ours/in", acting(lambda request: login(request, alice))),
