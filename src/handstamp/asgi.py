@@ -344,11 +344,10 @@ async def _reply(exc: HandstampError, scope: Scope, send: Send) -> None:
 def plain_response(exc: HandstampError) -> list[Message]:
     """An error of ours as an HTTP response: its status, and its text where that is the
     client's business."""
-    text = str(exc) if exc.status < 500 else "temporarily unavailable"
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    if isinstance(exc, SessionsUnavailable):
-        headers.append((b"retry-after", str(exc.retry_after).encode()))
+    headers += [(k.lower().encode(), v.encode()) for k, v in exc.headers.items()]
+    body = exc.told.encode() + b"\n"
     return [
         {"type": "http.response.start", "status": exc.status, "headers": headers},
-        {"type": "http.response.body", "body": text.encode() + b"\n", "more_body": False},
+        {"type": "http.response.body", "body": body, "more_body": False},
     ]

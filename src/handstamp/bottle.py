@@ -24,7 +24,7 @@ from bottle import Bottle, HTTPError, request
 
 from handstamp.core.records import Session
 from handstamp.engine.sessions import Sessions
-from handstamp.errors import ConfigError, HandstampError, SessionsUnavailable
+from handstamp.errors import ConfigError, HandstampError
 from handstamp.wsgi import ENVIRON_KEY, Handle, SessionAuthMiddleware
 
 P = ParamSpec("P")
@@ -177,11 +177,7 @@ def _answering_each(chunks: Iterator[Any]) -> Iterator[Any]:
 def _http_error(exc: HandstampError) -> HTTPError:
     if exc.status == 500:
         raise exc  # the operator's fault, and the operator reads the log
-    text = str(exc) if exc.status < 500 else "temporarily unavailable"
-    error = HTTPError(exc.status, text, exc)
-    if isinstance(exc, SessionsUnavailable):
-        error.set_header("Retry-After", str(exc.retry_after))
-    return error
+    return HTTPError(exc.status, exc.told, exc, **exc.headers)
 
 
 def _requirement(config: Any) -> Callable[[], object]:

@@ -26,6 +26,16 @@ class HandstampError(Exception):
 
     status: int = 500
 
+    @property
+    def told(self) -> str:
+        """What a client may read of it: the text where that is the client's business."""
+        return str(self) if self.status < 500 else "temporarily unavailable"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that belong to an answer of it."""
+        return {}
+
 
 class ConfigError(HandstampError):
     """A setting that cannot work, found before the first request."""
@@ -110,3 +120,8 @@ class SessionsUnavailable(HandstampError):
         self.cause = cause
         self.retry_after = 1
         super().__init__(f"sessions cannot be checked now ({cause}); try again shortly")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """``Retry-After``, in seconds (RFC 9110, section 10.2.3)."""
+        return {"Retry-After": str(self.retry_after)}

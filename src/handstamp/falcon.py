@@ -24,7 +24,7 @@ import falcon.asgi
 from handstamp import asgi, wsgi
 from handstamp.core.records import Session
 from handstamp.engine.sessions import Sessions
-from handstamp.errors import ConfigError, HandstampError, SessionsUnavailable
+from handstamp.errors import ConfigError, HandstampError
 from handstamp.handles import BaseHandle
 
 T = TypeVar("T")
@@ -184,11 +184,7 @@ def answer(
     """An error of handstamp as Falcon's own; raises the operator's, for the log."""
     if exc.status == 500:
         raise exc
-    text = str(exc) if exc.status < 500 else "temporarily unavailable"
-    headers = {}
-    if isinstance(exc, SessionsUnavailable):
-        headers["Retry-After"] = str(exc.retry_after)
-    raise falcon.HTTPError(exc.status, description=text, headers=headers)
+    raise falcon.HTTPError(exc.status, description=exc.told, headers=exc.headers)
 
 
 async def answer_async(

@@ -24,7 +24,7 @@ from handstamp.config import Cookies
 from handstamp.core.records import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import HandstampError
-from handstamp.starlette import SessionAuthMiddleware, retry_after, session_auth
+from handstamp.starlette import SessionAuthMiddleware, session_auth
 from handstamp.starlette import answer as _starlette_answer
 
 
@@ -84,11 +84,10 @@ async def answer(request: Request | WebSocket, exc: Exception) -> Response | Non
         raise exc  # the operator's fault, and the operator reads the log
     if isinstance(request, WebSocket):
         return await _starlette_answer(request, exc)
-    detail = str(exc) if exc.status < 500 else "temporarily unavailable"
-    headers = retry_after(exc)
+    headers = exc.headers
     if exc.status == 401:
         headers["WWW-Authenticate"] = "APIKey"
-    return JSONResponse({"detail": detail}, status_code=exc.status, headers=headers)
+    return JSONResponse({"detail": exc.told}, status_code=exc.status, headers=headers)
 
 
 __all__ = (

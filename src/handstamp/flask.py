@@ -24,7 +24,6 @@ from flask import Flask, current_app, request
 from werkzeug.local import LocalProxy
 
 from handstamp import wsgi
-from handstamp.config import Cookies
 from handstamp.core.records import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, HandstampError
@@ -37,7 +36,7 @@ from handstamp.pallets import (
     Nobody,
     as_http_exception,
     check_names,
-    read_settings,
+    prepare,
     session_revoked,
     user_logged_in,
     user_logged_out,
@@ -129,11 +128,8 @@ class SessionAuth:
     ) -> None:
         """Wrap ``app``, and teach it to answer what handstamp raises. Raises
         :class:`ConfigError`."""
-        if EXTENSION in app.extensions:
-            raise ConfigError("this application has a SessionAuth already")
         given = {**self._options, **options}
-        sessions, chosen = read_settings(app.config, sessions or self._sessions, given)
-        check_names(app.config, app.secret_key, chosen.get("cookies") or Cookies())
+        sessions, chosen = prepare(app, sessions or self._sessions, given)
         middleware = SessionAuthMiddleware(app.wsgi_app, sessions, **chosen)
         middleware.flask = app
         app.wsgi_app = middleware  # type: ignore[method-assign]

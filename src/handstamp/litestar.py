@@ -36,7 +36,7 @@ from handstamp.asgi import SCOPE_KEY, Handle
 from handstamp.asgi import SessionAuthMiddleware as _SessionAuthMiddleware
 from handstamp.config import Cookies
 from handstamp.engine.sessions import Sessions
-from handstamp.errors import ConfigError, HandstampError, SessionsUnavailable
+from handstamp.errors import ConfigError, HandstampError
 from handstamp.litestar_guards import (
     SCHEME,
     CurrentSession,
@@ -87,11 +87,9 @@ def answer(request: Request[Any, Any, Any], exc: HandstampError) -> Response[Any
     """
     if exc.status == 500:
         raise exc
-    detail = str(exc) if exc.status < 500 else "temporarily unavailable"
-    headers = {}
-    if isinstance(exc, SessionsUnavailable):
-        headers["Retry-After"] = str(exc.retry_after)
-    error = HTTPException(detail=detail, status_code=exc.status, headers=headers or None)
+    error = HTTPException(
+        detail=exc.told, status_code=exc.status, headers=exc.headers or None
+    )
     return create_exception_response(request, error)
 
 

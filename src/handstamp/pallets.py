@@ -75,6 +75,20 @@ class Nobody:
 NOBODY = Nobody()
 
 
+def prepare(
+    app: Any, sessions: Sessions | None, given: Mapping[str, Any]
+) -> tuple[Sessions, dict[str, Any]]:
+    """What :func:`read_settings` finds, for an application that can take it.
+
+    Raises :class:`ConfigError`, also for a second SessionAuth.
+    """
+    if EXTENSION in app.extensions:
+        raise ConfigError("this application has a SessionAuth already")
+    sessions, chosen = read_settings(app.config, sessions, given)
+    check_names(app.config, app.secret_key, chosen.get("cookies") or Cookies())
+    return sessions, chosen
+
+
 def read_settings(
     config: Mapping[str, Any], sessions: Sessions | None, given: Mapping[str, Any]
 ) -> tuple[Sessions, dict[str, Any]]:
@@ -130,5 +144,5 @@ def as_http_exception(error: HandstampError) -> HTTPException:
     if error.status == 500:
         raise error
     if isinstance(error, SessionsUnavailable):
-        return ServiceUnavailable("temporarily unavailable", retry_after=error.retry_after)
+        return ServiceUnavailable(error.told, retry_after=error.retry_after)
     return default_exceptions[error.status](str(error))

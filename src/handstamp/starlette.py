@@ -22,7 +22,7 @@ from handstamp.asgi import SCOPE_KEY, Handle
 from handstamp.asgi import SessionAuthMiddleware as _SessionAuthMiddleware
 from handstamp.core.records import Session
 from handstamp.engine.sessions import Sessions
-from handstamp.errors import ConfigError, HandstampError, SessionsUnavailable
+from handstamp.errors import ConfigError, HandstampError
 from handstamp.types import Scope
 
 SCOPE = "authenticated"
@@ -111,15 +111,7 @@ async def answer(request: Request | WebSocket, exc: Exception) -> Response | Non
     if isinstance(request, WebSocket):
         await request.close(1013 if error.status == 503 else 4401, str(error))
         return None
-    text = str(error) if error.status < 500 else "temporarily unavailable"
-    return PlainTextResponse(text, status_code=error.status, headers=retry_after(error))
-
-
-def retry_after(error: HandstampError) -> dict[str, str]:
-    """The header that belongs to a 503."""
-    if isinstance(error, SessionsUnavailable):
-        return {"Retry-After": str(error.retry_after)}
-    return {}
+    return PlainTextResponse(error.told, error.status, error.headers)
 
 
 Handler = Callable[[Any, Exception], Any]

@@ -281,14 +281,12 @@ class SessionAuthMiddleware:
 def plain_response(exc: HandstampError) -> tuple[str, list[tuple[str, str]], bytes]:
     """An error of ours as a status line, headers and a body: its text where that is the
     client's business."""
-    text = str(exc) if exc.status < 500 else "temporarily unavailable"
-    body = text.encode() + b"\n"
+    body = exc.told.encode() + b"\n"
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),
+        *exc.headers.items(),
     ]
-    if isinstance(exc, SessionsUnavailable):
-        headers.append(("Retry-After", str(exc.retry_after)))
     return f"{exc.status} {HTTPStatus(exc.status).phrase}", headers, body
 
 

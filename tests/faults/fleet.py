@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from handstamp import Policy, Sessions
 from handstamp.clock import uptime
 from handstamp.engine.answers import Issued
-from handstamp.testing.postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the secret of the fault tests: 32 bytes and more"
@@ -363,19 +362,22 @@ def _end(worker: Worker) -> None:
 
 @contextmanager
 def frozen(*pids: int) -> Iterator[None]:
-    """These processes stand still: nothing answers, nothing is closed."""
-    processes = [psutil.Process(pid) for pid in pids]
-    for process in processes:
-        process.suspend()
+    """These processes and their children stand still: none of them answers."""
+    halted: list[psutil.Process] = []
     try:
+        for pid in pids:
+            _halt(psutil.Process(pid), halted)
         yield
     finally:
-        for process in processes:
-            if process.is_running():
+        for process in halted:
+            with suppress(psutil.NoSuchProcess):
                 process.resume()
 
 
-def tree(server: EmbeddedPostgres) -> list[int]:
-    """Every process of a server, the one that starts the others first."""
-    root = psutil.Process(server.pid)
-    return [root.pid, *(child.pid for child in root.children(recursive=True))]
+def _halt(process: psutil.Process, halted: list[psutil.Process]) -> None:
+    """The parent first: then it starts no child that would not be seen."""
+    process.suspend()
+    halted.append(process)
+    for child in process.children():
+        with suppress(psutil.NoSuchProcess):  # it had ended before it could be halted
+            _halt(child, halted)

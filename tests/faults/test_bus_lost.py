@@ -23,7 +23,6 @@ from tests.faults.fleet import (
     everywhere,
     frozen,
     traffic,
-    tree,
 )
 
 Loss = Callable[[Fleet, Wires, EmbeddedPostgres], AbstractAsyncContextManager[None]]
@@ -135,7 +134,7 @@ async def test_P4_N5_a_frozen_server_serves_a_revoked_session_only_inside_the_bo
         await flow.flows_on(3)
         with frozen(*await wired.listeners()):
             committed = await wired.revoke_by_sql(ended)
-            with frozen(*tree(own_postgres)):
+            with frozen(own_postgres.pid):
                 await everywhere(wired.workers, _knows_nothing, "to know nothing", other)
         await everywhere(wired.workers, Worker.refuses, "to refuse", ended)
         await everywhere(wired.workers, Worker.accepts, "to serve again", other)

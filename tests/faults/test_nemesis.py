@@ -26,7 +26,6 @@ from tests.faults.fleet import (
     everywhere,
     frozen,
     traffic,
-    tree,
 )
 
 LASTING = 9.0
@@ -103,7 +102,7 @@ class Nemesis:
         await self.some_time()
 
     async def freeze_the_server(self) -> None:
-        with frozen(*tree(self.server)):
+        with frozen(self.server.pid):
             await self.some_time()
 
     async def freeze_a_worker(self) -> None:

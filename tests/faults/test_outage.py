@@ -17,7 +17,7 @@ from handstamp.clock import uptime
 from handstamp.engine.answers import Issued
 from handstamp.testing.postgres import EmbeddedPostgres
 from tests.faults.conftest import Wires
-from tests.faults.fleet import Fleet, Worker, everywhere, frozen, traffic, tree, until
+from tests.faults.fleet import Fleet, Worker, everywhere, frozen, traffic, until
 
 RECOVERY = 10.0
 Silence = Callable[
@@ -106,7 +106,7 @@ async def frozen_server(
     fleet: Fleet, wires: Wires, server: EmbeddedPostgres
 ) -> AsyncIterator[None]:
     """Every process of the server stands still (N5)."""
-    with frozen(*tree(server)):
+    with frozen(server.pid):
         yield
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.http import HttpResponse
 from django.utils.cache import patch_vary_headers
 
-from handstamp.errors import HandstampError, SessionsUnavailable
+from handstamp.errors import HandstampError
 from handstamp.handles import BaseHandle
 
 if TYPE_CHECKING:
@@ -49,11 +49,10 @@ class CookieLine(_Morsel):
 def answer(exc: HandstampError) -> Any:
     """An error of ours as a response: its status, and its text where that is the
     client's business."""
-    text = str(exc) if exc.status < 500 else "temporarily unavailable"
     plain = "text/plain; charset=utf-8"
-    response = HttpResponse(f"{text}\n".encode(), status=exc.status, content_type=plain)
-    if isinstance(exc, SessionsUnavailable):
-        response["Retry-After"] = str(exc.retry_after)
+    response = HttpResponse(f"{exc.told}\n".encode(), status=exc.status, content_type=plain)
+    for name, value in exc.headers.items():
+        response[name] = value
     return response
 
 

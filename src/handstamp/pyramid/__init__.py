@@ -30,7 +30,7 @@ from zope.interface import implementer
 from handstamp.config import Cookies
 from handstamp.core.records import Session
 from handstamp.engine.sessions import Sessions
-from handstamp.errors import ConfigError, HandstampError, SessionsUnavailable
+from handstamp.errors import ConfigError, HandstampError
 from handstamp.pyramid.settings import PREFIX, check_names, read_settings
 from handstamp.wsgi import ENVIRON_KEY, Handle, SessionAuthMiddleware
 
@@ -208,9 +208,8 @@ def answer(exc: HandstampError, request: Request) -> Response:
     if exc.status == 500:
         raise PredicateMismatch(type(exc).__name__)
     response = exception_response(exc.status)
-    response.explanation = str(exc) if exc.status < 500 else "temporarily unavailable"
-    if isinstance(exc, SessionsUnavailable):
-        response.headers["Retry-After"] = str(exc.retry_after)
+    response.explanation = exc.told
+    response.headers.update(exc.headers)
     return response
 
 
