@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ from handstamp.testing.postgres import ephemeral
 from tests.support.supabase import make_tables
 
 SERVER_SETTINGS = {"max_connections": "300"}
+MEMORY = Path("/dev/shm")
+ROOM = 4 * 2**30
+"""What the servers of a whole run may fill, in bytes."""
 
 # Four times as fast without fsync, which is how our own servers run; on a server
 # that is careful with its data it would wait for checkpoints.
@@ -83,7 +87,7 @@ def postgres() -> Iterator[Server]:
     if url:
         yield GivenServer(url)
         return
-    with ephemeral(settings=SERVER_SETTINGS) as server:
+    with ephemeral(settings=SERVER_SETTINGS, inside=_in_memory()) as server:
         yield server
 
 
@@ -100,7 +104,8 @@ def system_bin_dir() -> Path:
 @pytest.fixture(scope="session")
 def system_postgres(system_bin_dir: Path) -> Iterator[Server]:
     """A second server, of the system's own PostgreSQL; skips when there is none."""
-    with ephemeral(settings=SERVER_SETTINGS, bin_dir=system_bin_dir) as server:
+    options = {"bin_dir": system_bin_dir, "inside": _in_memory()}
+    with ephemeral(settings=SERVER_SETTINGS, **options) as server:
         yield server
 
 
@@ -236,7 +241,7 @@ def created(admin_dsn: str, prefix: str, copy_of: str = "template0") -> Iterator
     try:
         yield _beside(admin_dsn, name)
     finally:
-        asyncio.run(execute(admin_dsn, f"drop database {name} with (force)"))
+        asyncio.run(execute(admin_dsn, f"drop database if exists {name} with (force)"))
 
 
 async def execute(dsn: str, sql: str) -> None:
@@ -266,6 +271,13 @@ def _system_bin_dirs() -> Iterator[Path]:
         yield Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip())
     except (OSError, subprocess.CalledProcessError):
         return
+
+
+def _in_memory() -> Path | None:
+    """Where there is room in memory: thousands of databases are copied and dropped."""
+    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ROOM:
+        return None
+    return MEMORY
 
 
 def _major(bin_dir: Path) -> str:

@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.examples.serving import EXAMPLES, Example, Server, database, seed, serving
+from tests.conftest import created
+from tests.examples.serving import EXAMPLES, Example, Server, seed, serving
 
+PREFIX = "handstamp_example"
 Start = Callable[..., Server]
 Copy = Callable[[str], AbstractContextManager[str]]
 
@@ -25,9 +27,9 @@ def copy_of(postgres: Any) -> Iterator[Copy]:
 
         def copy_of(shape: str) -> AbstractContextManager[str]:
             if shape not in seeded:
-                seeded[shape] = stack.enter_context(database(postgres.dsn()))
+                seeded[shape] = stack.enter_context(created(postgres.dsn(), PREFIX))
                 seed(seeded[shape], HANDSTAMP_SHAPE=shape)
-            return database(postgres.dsn(), urlsplit(seeded[shape]).path[1:])
+            return created(postgres.dsn(), PREFIX, urlsplit(seeded[shape]).path[1:])
 
         yield copy_of
 
@@ -64,6 +66,8 @@ def start(copy_of: Copy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             return running[key]
 
         yield start
+        for server in running.values():  # all at once; then each is waited for
+            server.process.terminate()
 
 
 @pytest.fixture(params=EXAMPLES, ids=str)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
-import secrets
 import socket
 import subprocess
 import sys
@@ -17,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
@@ -154,6 +151,7 @@ class Server:
     dsn: str
     log: Path
     insecure: bool
+    process: subprocess.Popen[bytes] = field(repr=False)
     tokens: set[str] = field(default_factory=set, repr=False)
 
     @property
@@ -223,17 +221,6 @@ def make_due(client: httpx.Client, left: float = 60) -> None:
     client.cookies.update(aged)
 
 
-@contextmanager
-def database(admin_dsn: str, copy_of: str = "template0") -> Iterator[str]:
-    """A database of its own, dropped at the end, whoever uses it then."""
-    name = f"handstamp_example_{secrets.token_hex(6)}"
-    asyncio.run(execute(admin_dsn, f"create database {name} template {copy_of}"))
-    try:
-        yield urlunsplit(urlsplit(admin_dsn)._replace(path=f"/{name}"))
-    finally:
-        asyncio.run(execute(admin_dsn, f"drop database if exists {name} with (force)"))
-
-
 async def execute(dsn: str, sql: str, *values: object) -> list[asyncpg.Record]:
     """Run one statement on a connection of its own."""
     connection = await asyncpg.connect(dsn)
@@ -283,17 +270,17 @@ def serving(example: Example, dsn: str, log: Path, **settings: str) -> Iterator[
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-        server = Server(example, port, dsn, log, insecure)
+        server = Server(example, port, dsn, log, insecure, process)
         try:
-            until(lambda: _is_ready(server, process), f"{example} to become ready")
+            until(lambda: _is_ready(server), f"{example} to become ready")
             yield server
         finally:
             process.terminate()
             process.wait(PATIENCE)
 
 
-def _is_ready(server: Server, process: subprocess.Popen[bytes]) -> bool:
-    if process.poll() is not None:
+def _is_ready(server: Server) -> bool:
+    if server.process.poll() is not None:
         pytest.fail(f"{server.example} ended:\n{server.log.read_text()}")
     try:
         return httpx.get(f"{server.url}/healthz").status_code == 200

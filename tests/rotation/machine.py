@@ -39,6 +39,7 @@ POLICY = Policy(
     touch_every=timedelta(seconds=60),
     # The flusher runs on the wall clock and must not run here: rules flush.
     flush_every=timedelta(seconds=29),
+    time_budget=timedelta(minutes=10),  # nor may a slow machine end anything
 )
 IDLE = replace(POLICY, idle_ttl=timedelta(hours=1))
 

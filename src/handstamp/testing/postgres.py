@@ -292,15 +292,20 @@ class EmbeddedPostgres:
 
 @contextlib.contextmanager
 def ephemeral(
-    *, settings: Mapping[str, str] = {}, bin_dir: Path | None = None
+    *,
+    settings: Mapping[str, str] = {},
+    bin_dir: Path | None = None,
+    inside: Path | None = None,
 ) -> Iterator[EmbeddedPostgres]:
     """Run a server in a temporary folder, without any care for its data.
 
     `settings` come on top of the fast ones (no fsync, asynchronous commit, no
-    full pages). On leaving, the server is stopped at once and the folder removed.
+    full pages). `inside` is where the folder is made, such as a file system in
+    memory; else where the system keeps temporary files. On leaving, the server is
+    stopped at once and the folder removed.
     Raises what `EmbeddedPostgres.start` raises.
     """
-    folder = Path(tempfile.mkdtemp(prefix="handstamp-"))
+    folder = Path(tempfile.mkdtemp(prefix="handstamp-", dir=inside))
     folder.chmod(0o711)  # enterable, not listable, for the server's account
     server = EmbeddedPostgres(
         data_dir=folder / "data",
