@@ -133,6 +133,7 @@ def run(options: Options) -> Report:
         sessions = Sessions(MemoryStore(), secret=SECRET, policy=POLICY)
         variants = runner.run(_variants(sessions))
         others = list(shaped(POLICY))
+        variants += map(_floor_of, others)
         variants += map(_variant_of, others)
         for variant in variants:
             drive(variant.app, _scopes(variant.cookie, count))
@@ -156,8 +157,20 @@ def run(options: Options) -> Report:
 
 
 def _variant_of(other: Shaped) -> Variant:
-    cookie = OTHER_COOKIE.encode() + b"; " + other.cookie
-    return Variant(other.name, SessionAuthMiddleware(bare, other.sessions), cookie)
+    app = SessionAuthMiddleware(bare, other.sessions)
+    return Variant(other.name, app, _beside_another(other.cookie))
+
+
+def _floor_of(other: Shaped) -> Variant:
+    """The least that a cookie of this length costs."""
+    name, _, value = other.cookie.partition(b"=")
+    known: dict[bytes, object] = {sha256(value).digest(): None}
+    app = floor(bare, name + b"=", known)
+    return Variant(f"floor, {other.name}", app, _beside_another(other.cookie))
+
+
+def _beside_another(cookie: bytes) -> bytes:
+    return cookie + b"; " + OTHER_COOKIE.encode()
 
 
 def _check(others: list[Shaped], requests: int) -> None:
@@ -302,6 +315,11 @@ def _ratios(costs: dict[str, list[float]]) -> Row:
             f"{name}, of ulid": ratio(values, ours)
             for name, values in extra.items()
             if name.startswith(("uuid", "supabase"))
+        },
+        **{
+            f"{name}, times_the_floor": ratio(values, extra[f"floor, {name}"])
+            for name, values in extra.items()
+            if f"floor, {name}" in extra
         },
         "times_the_floor": ratio(ours, extra["floor"]),
         "of_SessionMiddleware": ratio(ours, extra["SessionMiddleware"]),
