@@ -269,7 +269,6 @@ async def test_wsgi_measures_hits_beside_others_that_do_the_same(empty_dsn: str)
     pytest.importorskip("psycopg")
     report = run("wsgi", dsn=empty_dsn)
     check(report, "wsgi", WSGI_KEYS)
-    others = ["uuid", "supabase, tokens only", "supabase, with the user"]
     assert [row["variant"] for row in report["rows"]] == [
         "bare app",
         "floor",
