@@ -503,6 +503,36 @@ def test_the_middleware_may_change_the_attributes_of_the_cookie() -> None:
     assert line == f"{NAME}=; Max-Age=0; Path=/; Secure; SameSite=Lax".encode()
 
 
+def test_frameworks_are_told_of_this_cookie_and_of_no_other(supabase_dsn: str) -> None:
+    """Whoever compares the name of their own session, describes the cookie in OpenAPI, or
+    asks where it goes; with options for plain http too."""
+    cookie = SupabaseCookie(name=NAME, same_site="Strict", path="/app", domain="a.example")
+    told = sessions_on(supabase_dsn, url=None, cookie=cookie).speech(None).cookies
+    assert (told.session_name, told.refresh_name) == (NAME, f"{NAME}.0")
+    assert (told.same_site, told.path, told.domain) == ("Strict", "/app", "a.example")
+    sessions, plain = sessions_on(supabase_dsn), Cookies.insecure()
+    flask = pytest.importorskip("flask")
+    from handstamp.flask import SessionAuth
+
+    app = flask.Flask("tests", root_path=".")
+    app.secret_key = "of a session of Flask's own, whose cookie is called session"
+    SessionAuth(app, sessions, cookies=plain)
+    litestar = pytest.importorskip("litestar")
+    from handstamp.litestar import wrap as wrap_litestar
+
+    served = litestar.Litestar([])
+    wrap_litestar(served, sessions, cookies=plain)
+    schemes = served.openapi_schema.to_schema()["components"]["securitySchemes"]
+    assert schemes["session"]["name"] == NAME
+    configurator = pytest.importorskip("pyramid.config").Configurator
+    factory = pytest.importorskip("pyramid.session").SignedCookieSessionFactory
+    with configurator() as config:
+        config.include("handstamp.pyramid")
+        config.set_session_auth(sessions, cookies=plain)
+        config.set_session_factory(factory("x" * 32))
+        config.make_wsgi_app()
+
+
 def shown(status: int, headers: list[tuple[str, str]]) -> Any:
     """An answer without what differs from one minted token to the next."""
     names = [

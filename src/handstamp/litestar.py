@@ -106,7 +106,7 @@ def wrap(app: Litestar, sessions: Sessions, **options: Any) -> SessionAuthMiddle
     to serve; ``app`` gets a handler for our errors, unless it has one, and our scheme in
     its OpenAPI document. Raises :class:`ConfigError`.
     """
-    _teach(app, options.get("cookies") or Cookies())
+    _teach(app, sessions.speech(options.get("cookies")).cookies)
     for route in app.routes:
         show_guards(route)
     return SessionAuthMiddleware(cast(Any, app), sessions, **options)
@@ -126,7 +126,8 @@ class SessionAuthPlugin(InitPlugin, ReceiveRoutePlugin):
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Put everything into an application's settings. Raises :class:`ConfigError`."""
         app_config.openapi_config = copy(app_config.openapi_config)
-        _teach(app_config, self._options.get("cookies") or Cookies())
+        speech = self._sessions.speech(self._options.get("cookies"))
+        _teach(app_config, speech.cookies)
         options = {"sessions": self._sessions, **self._options}
         app_config.middleware.insert(0, DefineMiddleware(cast(Any, _Plugged), **options))
         app_config.before_send.append(cast(Any, _edit_what_came_from_further_out))

@@ -85,7 +85,8 @@ def prepare(
     if EXTENSION in app.extensions:
         raise ConfigError("this application has a SessionAuth already")
     sessions, chosen = read_settings(app.config, sessions, given)
-    check_names(app.config, app.secret_key, chosen.get("cookies") or Cookies())
+    cookies = sessions.speech(chosen.get("cookies")).cookies
+    check_names(app.config, app.secret_key, cookies)
     return sessions, chosen
 
 

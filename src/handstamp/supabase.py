@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -36,12 +37,12 @@ from handstamp.engine.sessions import Sessions
 from handstamp.engine.speech import Speech
 from handstamp.engine.supabase import SupabaseAuthentication
 from handstamp.engine.supabase_minting import Minting
-from handstamp.errors import ConfigError, LoginRefused
+from handstamp.errors import ConfigError, HandstampError, LoginRefused
 from handstamp.events import LoggedIn, LoginWasRefused
 from handstamp.stores.supabase import SupabaseStore
 from handstamp.stores.supabase_jwt import AccessTokens, Claims
 from handstamp.stores.supabase_keys import Keys, KeySet
-from handstamp.stores.supabase_outcomes import NewAuthSession
+from handstamp.stores.supabase_outcomes import CreatedAuthSession, NewAuthSession
 from handstamp.stores.supabase_table import SupabaseTable
 from handstamp.stores.supabase_tokens import KeyRing
 
@@ -85,6 +86,7 @@ class SupabaseSessions(Sessions):
     ) -> None:
         if (url is None) == (cookie is None):
             raise ConfigError("give either url= of the project or cookie=")
+        _check_address(database)
         self.cookie = cookie or SupabaseCookie(name=storage_key(url or ""))
         policy = policy or Policy()
         table = SupabaseTable(
@@ -143,9 +145,8 @@ class SupabaseSessions(Sessions):
                 path=cookies.path,
                 domain=cookies.domain,
             )
-        plain = Cookies.insecure() if not cookie.secure else Cookies()
         return Speech(
-            cookies=cookies or plain,
+            cookies=_as_settings(cookie, cookies),
             reader=_Reader(cookie.name),
             writer=_Writer(cookie),
         )
@@ -163,7 +164,8 @@ class SupabaseSessions(Sessions):
 
         ``method`` is how, in GoTrue's words. ``remember`` changes nothing: the cookie of
         ``@supabase/ssr`` always outlives the browser. Raises as :meth:`Sessions.create`,
-        and :class:`ConfigError` where there is no key to sign with.
+        and :class:`ConfigError` where there is no key to sign with. What the claims hook
+        raises comes through, and then no session is left.
         """
         self._minting.check()
         await self.open()
@@ -176,8 +178,7 @@ class SupabaseSessions(Sessions):
             raise
         for ended in created.ended:
             self._ended(ended, "replaced by a new login")
-        lasts = self._minting.table.auth.rules.access_token_ttl.total_seconds()
-        issued = self._minting.issue(created, before + lasts)
+        issued = await self._issue(created, before)
         session = created.session
         self._parts.database_clock.saw(session.read_at, self.clock())
         self.publish(
@@ -190,12 +191,23 @@ class SupabaseSessions(Sessions):
         )
         return issued
 
+    async def _issue(self, created: CreatedAuthSession, before: float) -> Issued:
+        lasts = self._minting.table.auth.rules.access_token_ttl.total_seconds()
+        try:
+            return self._minting.issue(created, before + lasts)
+        except Exception:
+            # The application's hook failed: nobody will ever have these tokens.
+            with suppress(HandstampError):
+                await self.store.revoke(created.session.id, reason="never handed out")
+            raise
+
     async def refresh(
         self, refresh_token: str, *, client: Client = _NOBODY
     ) -> Issued | None:
         """See :meth:`Sessions.refresh`; ``Issued.body`` is what GoTrue would answer.
 
-        Raises :class:`ConfigError` too, where there is no key to sign with.
+        Raises :class:`ConfigError` too, where there is no key to sign with. What the
+        claims hook raises comes through, and the same refresh token stays good.
         """
         self._minting.check()
         await self.open()
@@ -204,6 +216,28 @@ class SupabaseSessions(Sessions):
     async def step_up(self, session_id: str, level: int) -> Session | None:
         """Not here: a second factor, verified at GoTrue, raises the assurance level."""
         raise ConfigError("assurance levels are raised by GoTrue's MFA, not here")
+
+
+def _check_address(database: object) -> None:
+    if not isinstance(database, str):
+        raise ConfigError(
+            "database must be the address of a PostgreSQL with Supabase's tables, also in "
+            f"tests: no {type(database).__name__} stands in for them"
+        )
+
+
+def _as_settings(cookie: SupabaseCookie, given: Cookies | None) -> Cookies:
+    """The cookie as the settings of two: whoever compares names, or asks where a cookie
+    goes, is told of this one."""
+    return replace(
+        given or Cookies(),
+        session_name=cookie.name,
+        refresh_name=f"{cookie.name}.0",
+        same_site=cookie.same_site,
+        secure=cookie.secure,
+        path=cookie.path,
+        domain=cookie.domain,
+    )
 
 
 class _Reader:

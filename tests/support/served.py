@@ -40,7 +40,7 @@ async def socket(websocket: WebSocket) -> None:
 ROUTES = [
     Route("/me", me),
     Route("/public", public),
-    Route("/logout", logout, methods=["POST"]),
+    Route("/logout", logout, methods=["GET", "POST"]),
     WebSocketRoute("/ws", socket),
 ]
 

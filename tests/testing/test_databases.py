@@ -44,6 +44,15 @@ def test_each_test_starts_empty(handstamp_template_dsn: str) -> None:
         add_user(other, "alice")
 
 
+async def test_a_template_may_be_empty(handstamp_postgres: str) -> None:
+    """For tables that are all one's own, or of another server's making."""
+    with template_database(handstamp_postgres, shape=None) as dsn:
+        connection = await asyncpg.connect(dsn)
+        sql = "select count(*) from pg_tables where schemaname = 'public'"
+        assert await connection.fetchval(sql) == 0
+        await connection.close()
+
+
 async def test_only_what_was_made_is_dropped(handstamp_postgres: str) -> None:
     """Also with somebody connected to it."""
     before = await names(handstamp_postgres)

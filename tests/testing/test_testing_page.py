@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from handstamp.testing.databases import database_like
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "testing.md"
 CONFTEST = """
@@ -52,7 +54,9 @@ def wanted(block: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+def outcomes(
+    tmp_path_factory: pytest.TempPathFactory, supabase_template_dsn: str
+) -> Outcomes:
     """How often each block's tests passed and failed, run as a project of their own, and
     what pytest said to it."""
     folder = tmp_path_factory.mktemp("page")
@@ -62,8 +66,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
         if all(map(find_spec, wanted(block))):
             (folder / f"test_{name}.py").write_text(block, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "--junitxml=outcome.xml"]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environ)
+    path = os.pathsep.join(filter(None, sys.path))
+    with database_like(supabase_template_dsn) as dsn:
+        environ = {**os.environ, "PYTHONPATH": path, "SUPABASE_DB_URL": dsn}
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, env=environ
+        )
     return _read(folder / "outcome.xml"), done.stdout + done.stderr
 
 
@@ -103,5 +111,5 @@ def test_every_helper_is_on_the_page() -> None:
     import handstamp.testing
 
     page = PAGE.read_text(encoding="utf-8")
-    unnamed = {"SignedIn", "Stolen", "Recorded"}  # met as what a helper returns
+    unnamed = {"SignedIn", "Stolen"}  # met as what a helper returns
     assert [n for n in handstamp.testing.__all__ if n not in page] == sorted(unnamed)

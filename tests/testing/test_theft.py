@@ -7,9 +7,11 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from werkzeug.test import Client as WerkzeugClient
 
 from handstamp import ConfigError, Sessions
 from handstamp.events import Reissued, Replayed
+from handstamp.stores.shapes import UUID_PLAIN
 from handstamp.testing import (
     FrozenClock,
     Recorded,
@@ -18,8 +20,10 @@ from handstamp.testing import (
     login_as,
     steal,
 )
+from handstamp.testing.crossing import let_go
 from tests.support.browsers import TestClient, browser
-from tests.support.served import over_asgi
+from tests.support.engines import SECRET
+from tests.support.served import over_asgi, over_wsgi
 
 
 @pytest.fixture
@@ -141,3 +145,19 @@ def test_nobody_steals_from_nobody(victim: TestClient) -> None:
     """A client that is not signed in has nothing to copy."""
     with pytest.raises(ConfigError, match="sign it in"):
         steal(victim)
+
+
+def test_without_refresh_tokens_there_is_a_copy_and_no_replay(uuid_dsn: str) -> None:
+    """A table that has none: the one cookie is copied, and the rest is said."""
+    sessions = Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN)
+    app = over_wsgi(sessions)
+    victim, thief = WerkzeugClient(app), WerkzeugClient(app)
+    user = "7d1c1a6e-3f0e-4b0a-9d7e-2f5d6a1b8c90"
+    login_as(victim, user)
+    stolen = steal(victim)
+    assert stolen.refresh_token is None
+    stolen.into(thief)
+    assert thief.get("/me").text == user
+    with pytest.raises(ConfigError, match=r"into\(client\)"):
+        stolen.replay()
+    let_go(sessions)

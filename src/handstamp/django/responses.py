@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 else:
     _Morsel = Morsel
 
-_SPELLED = {b"vary": "Vary", b"cache-control": "Cache-Control"}
-
 
 class CookieLine(_Morsel):
     """A Set-Cookie that leaves as it is, to the byte, and can be looked at as usual."""
@@ -66,15 +64,26 @@ def seal(handle: BaseHandle, response: Any) -> Any:
     after = handle.response_headers(list(before))
     for name in {name for name, _ in before} - {name for name, _ in after}:
         del response[name.decode()]
+    for key, morsel in list(response.cookies.items()):
+        if (b"set-cookie", morsel.OutputString().encode()) not in after:
+            del response.cookies[key]
     for name, value in after:
+        if (name, value) in before:
+            continue
         if name == b"set-cookie":
-            if (name, value) not in before:
-                morsel = CookieLine.of(value.decode())
-                # Not by [], which would make a plain morsel of it.
-                dict.__setitem__(response.cookies, morsel.key, morsel)
-        elif name in _SPELLED:
-            response[_SPELLED[name]] = value.decode()
+            _add(response.cookies, CookieLine.of(value.decode()))
+        else:
+            response[name.decode().title()] = value.decode()
     return response
+
+
+def _add(cookies: Any, morsel: CookieLine) -> None:
+    """Also a second one of a name, for another domain: Django looks at morsels alone."""
+    key = morsel.key
+    while key in cookies:
+        key += "'"
+    # Not by [], which would make a plain morsel of it.
+    dict.__setitem__(cookies, key, morsel)
 
 
 def vary(handle: BaseHandle, response: Any) -> Any:

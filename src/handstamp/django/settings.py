@@ -87,10 +87,13 @@ def read(given: object) -> Configuration:
     options: dict[str, Any] = {
         key.lower(): _value(key, given[key]) for key in _DOOR_KEYS if key in given
     }
-    options["cookies"] = cookies = _cookies(given.get("COOKIES"))
+    options["cookies"] = _cookies(given.get("COOKIES"))
     options["trusted_proxies"] = TrustedProxies(*proxies)
     found = Configuration(
-        sessions=sessions, cookies=cookies, options=options, get_user=get_user
+        sessions=sessions,
+        cookies=sessions.speech(options["cookies"]).cookies,
+        options=options,
+        get_user=get_user,
     )
     SessionAuthMiddleware(_no_app, sessions, **options)  # refuses what cannot work
     return found
@@ -158,9 +161,9 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
-def _cookies(given: Any) -> Cookies:
+def _cookies(given: Any) -> Cookies | None:
     if given is None or isinstance(given, Cookies):
-        return given or Cookies()
+        return given
     return _made(Cookies, "COOKIES", given)
 
 

@@ -7,8 +7,9 @@ Rule 2. Whoever has fewer than 90 seconds left gets new tokens before the applic
 as ``@supabase/ssr`` would do it, but in the database and by GoTrue's rules. A refresh token
 is looked at only beside an access token that is genuine, whatever its age, and of the same
 session: so a flood of made-up ones reaches nothing, and no two sessions become one.
-Rule 3. A refresh that is refused, or has no answer, takes nothing from an access token that
-is still live.
+Rule 3. A refresh that is refused, or fails, or has no answer, takes nothing from an access
+token that is still live. Where the application's own hook failed, the refresh is written
+and its answer alone is lost: at the next request the same token gets the same successor.
 Rule 4. A level of assurance counts only as far as both the token and the row have it.
 Rule 5. Among several cookies a live one decides; nothing is refreshed before it is certain
 whose session it is. Cookies of two sessions that stand are none.
@@ -19,6 +20,7 @@ application, unless the client is listed.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -49,6 +51,8 @@ from handstamp.stores.supabase_jwt import AccessToken
 from handstamp.stores.supabase_outcomes import Refreshed as RefreshOutcome
 from handstamp.stores.supabase_outcomes import Refused
 from handstamp.stores.supabase_tokens import read_v2
+
+logger = logging.getLogger("handstamp")
 
 MARGIN = timedelta(seconds=90)
 """How much life an access token must have left not to be replaced (``@supabase/ssr``)."""
@@ -236,9 +240,11 @@ class SupabaseAuthentication(Authentication):
         try:
             async with asyncio.timeout(patience):
                 issued = await self._fly(shown.claim.refresh_token, client)
-        except (SessionsUnavailable, TimeoutError):
+        except Exception as exc:
             if not live:
                 raise
+            if not isinstance(exc, (SessionsUnavailable, TimeoutError)):
+                logger.exception("a refresh failed", extra={"action": "refresh_failed"})
             issued = None
         if issued is None:
             return await self._look(shown) if live else Invalid(Reason.REFRESH_EXPIRED)

@@ -27,7 +27,6 @@ from pyramid.response import Response
 from pyramid.viewderivers import INGRESS
 from zope.interface import implementer
 
-from handstamp.config import Cookies
 from handstamp.core.records import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, HandstampError
@@ -222,7 +221,7 @@ def _surround(event: ApplicationCreated) -> None:
             "config.set_session_auth(sessions)"
         )
     sessions, options = given
-    check_names(router.registry, options.get("cookies") or Cookies())
+    check_names(router.registry, sessions.speech(options.get("cookies")).cookies)
     policy = router.execution_policy
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

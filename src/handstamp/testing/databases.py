@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 from anyio.from_thread import start_blocking_portal
 
+from handstamp.errors import ConfigError
 from handstamp.stores.sql.install import install
 
 T = TypeVar("T")
@@ -25,7 +26,18 @@ T = TypeVar("T")
 GIVEN_SERVER = "HANDSTAMP_TEST_DATABASE_URL"
 """The variable that names a server to use instead of an embedded one."""
 _PREFIX = "handstamp_test_"
-_ADD_USER = "insert into users (username, password_hash) values ($1, '!') returning id"
+_ADD_USER = {
+    "ulid": "insert into users (username, password_hash) values ($1, '!') returning id",
+    # As GoTrue keeps one: it finds none without the instance, and reads no NULL of these.
+    "supabase": """
+        insert into auth.users (instance_id, id, aud, role, email, encrypted_password,
+            confirmation_token, recovery_token, email_change_token_new, email_change,
+            raw_app_meta_data, raw_user_meta_data, created_at, updated_at)
+        values ('00000000-0000-0000-0000-000000000000', gen_random_uuid(),
+            'authenticated', 'authenticated', $1, '', '', '', '', '',
+            '{"provider": "email", "providers": ["email"]}', '{}', now(), now())
+        returning id""",
+}
 
 
 @contextmanager
@@ -47,10 +59,20 @@ def postgres_server() -> Iterator[str]:
 
 
 @contextmanager
-def template_database(server: str, *, shape: str = "ulid") -> Iterator[str]:
-    """A database with the empty tables of ``shape`` and their trigger, to be copied."""
+def template_database(server: str, *, shape: str | None = "ulid") -> Iterator[str]:
+    """A database with the empty tables of ``shape`` and their trigger, to be copied.
+
+    An empty one for None. Raises :class:`ConfigError` for ``supabase``, whose tables are
+    made by its own server.
+    """
+    if shape == "supabase":
+        raise ConfigError(
+            "the tables of Supabase Auth are made by its own server: give shape=None, and "
+            "load the schema auth from a dump of your development database"
+        )
     with _created(server, "template0") as dsn:
-        _apart(partial(_install, dsn, shape))
+        if shape is not None:
+            _apart(partial(_install, dsn, shape))
         yield dsn
 
 
@@ -63,9 +85,16 @@ def database_like(template: str) -> Iterator[str]:
         yield dsn
 
 
-def add_user(dsn: str, username: str) -> str:
-    """Add a user who cannot sign in by password to handstamp's own tables; their id."""
-    return str(_apart(partial(_fetch_value, dsn, _ADD_USER, username)))
+def add_user(dsn: str, username: str, *, shape: str = "ulid") -> str:
+    """Add a user who cannot sign in by password; their id.
+
+    To handstamp's own table of users, or with ``shape="supabase"`` to ``auth.users``,
+    where ``username`` is the email address. Raises :class:`ConfigError` for a shape that
+    has no table of users.
+    """
+    if shape not in _ADD_USER:
+        raise ConfigError(f"the shape {shape!r} has no table of users: any id will do")
+    return str(_apart(partial(_fetch_value, dsn, _ADD_USER[shape], username)))
 
 
 @contextmanager

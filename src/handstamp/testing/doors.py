@@ -14,7 +14,10 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from handstamp.asgi import SessionAuthMiddleware
+from handstamp.config import Cookies
 from handstamp.door import Door
+from handstamp.engine.sessions import Sessions
+from handstamp.engine.speech import Speech
 from handstamp.errors import ConfigError
 
 # Where test clients and applications keep what they call next.
@@ -26,6 +29,22 @@ _DECLARED = ("user_middleware", "middleware")
 """Where Starlette and Litestar keep what they will build at their first request."""
 _FARTHEST = 500
 """Objects to look at before giving up: a wrapped application is a few steps away."""
+
+
+def find_speech(
+    client: object, sessions: Sessions | None, cookies: Cookies | None
+) -> tuple[Sessions, Speech]:
+    """The engine behind a test client, and how its tokens travel.
+
+    What is given counts before what is found. Raises :class:`ConfigError` where neither
+    is there.
+    """
+    door = find_door(client) if sessions is None else look_for_door(client)
+    if door is None:
+        assert sessions is not None  # noqa: S101 - find_door would have raised
+        return sessions, sessions.speech(cookies)
+    sessions = sessions or door.sessions
+    return sessions, sessions.speech(cookies or door.cookies)
 
 
 def find_door(client: object) -> Door:

@@ -1,4 +1,4 @@
-"""The cookie jars of test clients: the two cookies put in and taken out.
+"""The cookie jars of test clients: what Set-Cookie puts in and takes out.
 
 Rule 1. A cookie enters a jar the way a response's would, with the same name, domain, path
 and attributes. So a rotation replaces it and a logout removes it.
@@ -10,10 +10,9 @@ Rule 3. Clients are known by how they keep cookies: no framework is imported.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
 from email.message import Message
 from http.cookiejar import CookieJar
-from http.cookies import SimpleCookie
+from http.cookies import Morsel, SimpleCookie
 from inspect import iscoroutinefunction
 from typing import Any, Protocol
 from urllib.request import Request
@@ -22,6 +21,8 @@ from handstamp.config import Cookies
 from handstamp.core.cookies import CookieWriter
 from handstamp.errors import ConfigError
 
+Pairs = list[tuple[str, str]]
+
 
 class Jar(Protocol):
     """Where one test client keeps its cookies."""
@@ -29,11 +30,11 @@ class Jar(Protocol):
     def check(self, cookies: Cookies) -> None:
         """Raise :class:`ConfigError` where the client would never send them."""
 
-    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
-        """Take the values of Set-Cookie headers."""
+    def put(self, set_cookie: Iterable[str]) -> None:
+        """Take the values of Set-Cookie headers; what has no age left goes."""
 
-    def get(self, name: str) -> str | None:
-        """The value of the cookie of this name."""
+    def held(self) -> Pairs:
+        """Every cookie in it: name and value, as they would be sent."""
 
 
 def jar_of(client: Any) -> Jar:
@@ -54,26 +55,6 @@ def jar_of(client: Any) -> Jar:
         f"{type(client).__name__} is no test client that handstamp knows, or it keeps no "
         "cookies"
     )
-
-
-def put_tokens(
-    client: object,
-    session_token: str,
-    refresh_token: str,
-    cookies: Cookies,
-    *,
-    lifetimes: tuple[timedelta | None, timedelta | None] = (None, None),
-) -> None:
-    """Give a client both cookies, as a response to its sign-in would.
-
-    ``lifetimes`` are theirs; None ends one with the browser. Raises
-    :class:`ConfigError` where the client would never send them.
-    """
-    jar, writer = jar_of(client), CookieWriter(cookies)
-    jar.check(cookies)
-    session = writer.session(session_token, lifetimes[0])
-    refresh = writer.refresh(refresh_token, lifetimes[1])
-    jar.put([session.decode(), refresh.decode()], cookies)
 
 
 def is_async(client: object) -> bool:
@@ -110,11 +91,11 @@ class _Strict:
         if not request.has_header("Cookie"):
             raise ConfigError(_outside(self._url, cookies))
 
-    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
+    def put(self, set_cookie: Iterable[str]) -> None:
         _respond(self._jar, self._url, set_cookie)
 
-    def get(self, name: str) -> str | None:
-        return _value(self._jar, name)
+    def held(self) -> Pairs:
+        return _pairs(self._jar)
 
 
 class _Unconditional:
@@ -127,11 +108,11 @@ class _Unconditional:
     def check(self, cookies: Cookies) -> None:
         _check_host(self._host, cookies)
 
-    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
+    def put(self, set_cookie: Iterable[str]) -> None:
         _respond(self._jar, f"http://{self._host}/", set_cookie)
 
-    def get(self, name: str) -> str | None:
-        return _value(self._jar, name)
+    def held(self) -> Pairs:
+        return _pairs(self._jar)
 
 
 class _Simple:
@@ -143,12 +124,11 @@ class _Simple:
     def check(self, cookies: Cookies) -> None:
         """It sends whatever it holds."""
 
-    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
-        for text in set_cookie:
-            self._jar.load(text)
+    def put(self, set_cookie: Iterable[str]) -> None:
+        _load(self._jar, set_cookie)
 
-    def get(self, name: str) -> str | None:
-        return self._jar[name].value if name in self._jar else None
+    def held(self) -> Pairs:
+        return _crumbs(self._jar)
 
 
 class _Werkzeug:
@@ -162,21 +142,22 @@ class _Werkzeug:
     def check(self, cookies: Cookies) -> None:
         _check_host(self._host, cookies)
 
-    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
-        domain = (cookies.domain or self._host).removeprefix(".")
-        for text in set_cookie:
-            name, _, rest = text.partition("=")
+    def put(self, set_cookie: Iterable[str]) -> None:
+        for morsel in map(_morsel, set_cookie):
+            domain = (morsel["domain"] or self._host).removeprefix(".")
+            place = {"domain": domain, "path": morsel["path"] or "/"}
+            if _is_gone(morsel):
+                self._client.delete_cookie(morsel.key, **place)
+                continue
             self._client.set_cookie(
-                name,
-                rest.partition(";")[0],
-                domain=domain,
-                origin_only=cookies.domain is None,
-                path=cookies.path,
+                morsel.key,
+                morsel.coded_value,
+                origin_only=not morsel["domain"],
+                **place,
             )
 
-    def get(self, name: str) -> str | None:
-        held = self._client._cookies or {}
-        return next((c.value for key, c in held.items() if key[2] == name), None)
+    def held(self) -> Pairs:
+        return [(c.key, c.value) for c in (self._client._cookies or {}).values()]
 
 
 class _Header:
@@ -188,17 +169,15 @@ class _Header:
     def check(self, cookies: Cookies) -> None:
         """It sends whatever it holds."""
 
-    def put(self, set_cookie: Iterable[str], cookies: Cookies) -> None:
+    def put(self, set_cookie: Iterable[str]) -> None:
         jar = self._read()
-        for text in set_cookie:
-            jar.load(text)
-        pairs = "; ".join(f"{morsel.key}={morsel.value}" for morsel in jar.values())
+        _load(jar, set_cookie)
         kept = {k: v for k, v in self._headers().items() if k.lower() != "cookie"}
-        self._client._default_headers = {**kept, "Cookie": pairs}
+        pairs = "; ".join(f"{name}={value}" for name, value in _crumbs(jar))
+        self._client._default_headers = {**kept, "Cookie": pairs} if pairs else kept
 
-    def get(self, name: str) -> str | None:
-        jar = self._read()
-        return jar[name].value if name in jar else None
+    def held(self) -> Pairs:
+        return _crumbs(self._read())
 
     def _headers(self) -> dict[str, str]:
         return dict(self._client._default_headers or {})
@@ -222,6 +201,27 @@ def _outside(where: str, cookies: Cookies) -> str:
     )
 
 
+def _morsel(set_cookie: str) -> Morsel[str]:
+    (morsel,) = SimpleCookie(set_cookie).values()
+    return morsel
+
+
+def _is_gone(morsel: Morsel[str]) -> bool:
+    return str(morsel["max-age"]) == "0"
+
+
+def _load(jar: SimpleCookie, set_cookie: Iterable[str]) -> None:
+    """Each as a new morsel: `load` would leave it the attributes of the one before."""
+    for morsel in map(_morsel, set_cookie):
+        jar.pop(morsel.key, None)
+        if not _is_gone(morsel):
+            jar[morsel.key] = morsel
+
+
+def _crumbs(jar: SimpleCookie) -> Pairs:
+    return [(morsel.key, morsel.coded_value) for morsel in jar.values()]
+
+
 class _Response:
     """As much of a response as a jar looks at."""
 
@@ -239,8 +239,8 @@ def _respond(jar: CookieJar, url: str, set_cookie: Iterable[str]) -> None:
     jar.extract_cookies(_Response(set_cookie), request)  # type: ignore[arg-type]
 
 
-def _value(jar: CookieJar, name: str) -> str | None:
-    return next((cookie.value for cookie in jar if cookie.name == name), None)
+def _pairs(jar: CookieJar) -> Pairs:
+    return [(cookie.name, cookie.value or "") for cookie in jar]
 
 
 def _webtest_url(client: Any) -> str:

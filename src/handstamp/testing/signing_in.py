@@ -1,6 +1,6 @@
 """Signing in a test client without its sign-in form.
 
-A real session is made by the application's own engine, and both cookies go into the
+A real session is made by the application's own engine, and its cookies go into the
 client's jar. Nothing is faked: the client's next request is authenticated, refreshed,
 listed and revoked like any other.
 """
@@ -15,10 +15,12 @@ from handstamp.config import Cookies
 from handstamp.core.records import Client
 from handstamp.engine.answers import Issued
 from handstamp.engine.sessions import Sessions
+from handstamp.engine.speech import Speech
 from handstamp.errors import ConfigError
+from handstamp.testing import carrying
 from handstamp.testing.crossing import acall, across, call, cross
-from handstamp.testing.doors import find_door, look_for_door
-from handstamp.testing.jars import is_async, jar_of, put_tokens
+from handstamp.testing.doors import find_speech
+from handstamp.testing.jars import is_async
 
 _NOBODY = Client()
 
@@ -53,18 +55,19 @@ def login_as(
     framework, Flask or Falcon, a WebTest ``TestApp``, or an ``httpx.Client`` on a WSGI
     application. ``sessions`` and ``cookies`` are found from the wrapped application
     unless they are given. ``signed_in_from`` is what the row remembers of the sign-in's
-    address and browser.
+    address and browser. With :class:`SupabaseSessions` the jar gets the cookie of
+    ``@supabase/ssr``, and the user must have their row in ``auth.users``.
 
     Raises :class:`ConfigError` where the client would not send the cookies or where the
     middleware is not found, and what :meth:`Sessions.create` raises.
     """
     if is_async(client):
         raise ConfigError(f"{type(client).__name__} is async: await alogin_as(…)")
-    sessions, cookies = _settings(client, sessions, cookies)
-    jar_of(client).check(cookies)  # before there is a session that nobody has
+    sessions, speech = find_speech(client, sessions, cookies)
+    carrying.check(client, speech)  # before there is a session that nobody has
     create = partial(sessions.create, user_id, client=signed_in_from, remember=remember)
     issued = cross(sessions, create)
-    return _give(client, issued, sessions, cookies)
+    return _give(client, issued, sessions, speech)
 
 
 async def alogin_as(
@@ -84,33 +87,17 @@ async def alogin_as(
     """
     if not is_async(client):
         raise ConfigError(f"{type(client).__name__} is not async: call login_as(…)")
-    sessions, cookies = _settings(client, sessions, cookies)
-    jar_of(client).check(cookies)  # before there is a session that nobody has
+    sessions, speech = find_speech(client, sessions, cookies)
+    carrying.check(client, speech)  # before there is a session that nobody has
     create = partial(sessions.create, user_id, client=signed_in_from, remember=remember)
     if hasattr(client, "portal"):  # Litestar's serves on a loop of its own
         issued = await asyncio.to_thread(cross, sessions, create)
     else:
         issued = await across(sessions, create)
-    return _give(client, issued, sessions, cookies)
+    return _give(client, issued, sessions, speech)
 
 
-def _settings(
-    client: object, sessions: Sessions | None, cookies: Cookies | None
-) -> tuple[Sessions, Cookies]:
-    door = find_door(client) if sessions is None else look_for_door(client)
-    if door is None:
-        assert sessions is not None  # noqa: S101 - find_door would have raised
-        return sessions, cookies or Cookies()
-    return sessions or door.sessions, cookies or door.cookies
-
-
-def _give(client: object, issued: Issued, sessions: Sessions, cookies: Cookies) -> SignedIn:
-    put_tokens(
-        client,
-        issued.session_token,
-        issued.refresh_token or "",
-        cookies,
-        lifetimes=(issued.session_lifetime, issued.refresh_lifetime),
-    )
+def _give(client: object, issued: Issued, sessions: Sessions, speech: Speech) -> SignedIn:
+    carrying.give(client, issued, speech)
     known = {f.name: getattr(issued, f.name) for f in fields(issued)}
     return SignedIn(**known, sessions=sessions)

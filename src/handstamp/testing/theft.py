@@ -1,4 +1,4 @@
-"""A thief: a copy of a browser's two cookies, used when their owner has moved on.
+"""A thief: a copy of a browser's cookies, used when their owner has moved on.
 
 What happens next is the engine's to say: a refresh token that comes a second time, after
 its successor was seen and grace is over, proves that two parties hold one session, and it
@@ -15,10 +15,11 @@ from handstamp.config import Cookies
 from handstamp.core.records import Client
 from handstamp.engine.answers import Issued
 from handstamp.engine.sessions import Sessions
+from handstamp.engine.speech import Speech
 from handstamp.errors import ConfigError
+from handstamp.testing.carrying import Carried, carried_by, copy_to
 from handstamp.testing.crossing import across, cross
-from handstamp.testing.doors import find_door
-from handstamp.testing.jars import jar_of, put_tokens
+from handstamp.testing.doors import find_speech
 
 THIEF = Client(address="203.0.113.66", user_agent="Thief", user_agent_hash="f" * 64)
 """Who replays, as an event will say. The address is one of those kept for examples."""
@@ -28,16 +29,26 @@ THIEF = Client(address="203.0.113.66", user_agent="Thief", user_agent_hash="f" *
 class Stolen:
     """The cookies of :func:`steal`, as the thief has them: they never change."""
 
-    session_token: str = field(repr=False)
-    refresh_token: str = field(repr=False)
+    carried: Carried = field(repr=False)
     sessions: Sessions = field(repr=False)
-    cookies: Cookies
+    speech: Speech = field(repr=False)
+
+    @property
+    def session_token(self) -> str:
+        """What the thief could show as a bearer token."""
+        return self.carried.session_token
+
+    @property
+    def refresh_token(self) -> str | None:
+        """What :meth:`replay` presents; None where the table has none."""
+        return self.carried.refresh_token
 
     def replay(self) -> Issued | None:
         """Present the refresh token, now; None if it was refused, as it should be.
 
         What the victim did until now is written down first, so that the table knows of
-        it. Raises :class:`SessionsUnavailable`.
+        it. Raises :class:`SessionsUnavailable`, and :class:`ConfigError` where there is
+        no refresh token.
         """
         return cross(self.sessions, partial(_replay, self))
 
@@ -46,30 +57,30 @@ class Stolen:
         return await across(self.sessions, partial(_replay, self))
 
     def into(self, client: object) -> None:
-        """Put both cookies into another client's jar, the thief's browser."""
-        put_tokens(client, self.session_token, self.refresh_token, self.cookies)
+        """Put the cookies into another client's jar, the thief's browser."""
+        copy_to(client, self.carried, self.speech)
 
 
 def steal(
     client: object, *, sessions: Sessions | None = None, cookies: Cookies | None = None
 ) -> Stolen:
-    """Copy both cookies out of a test client's jar, and leave them there.
+    """Copy the session's cookies out of a test client's jar, and leave them there.
 
     ``sessions`` and ``cookies`` as for :func:`login_as`. Raises :class:`ConfigError`
     where the client holds none: nobody is signed in.
     """
-    if sessions is None or cookies is None:
-        door = find_door(client)
-        sessions, cookies = sessions or door.sessions, cookies or door.cookies
-    jar = jar_of(client)
-    session, refresh = jar.get(cookies.session_name), jar.get(cookies.refresh_name)
-    if not session or not refresh:
+    sessions, speech = find_speech(client, sessions, cookies)
+    carried = carried_by(client, speech)
+    if carried is None:
         raise ConfigError("this client holds no session to steal: sign it in first")
-    return Stolen(
-        session_token=session, refresh_token=refresh, sessions=sessions, cookies=cookies
-    )
+    return Stolen(carried=carried, sessions=sessions, speech=speech)
 
 
 async def _replay(stolen: Stolen) -> Issued | None:
+    if stolen.refresh_token is None:
+        raise ConfigError(
+            "there is no refresh token to replay in these cookies: use the copy as it is, "
+            "with into(client)"
+        )
     await stolen.sessions.flush()
     return await stolen.sessions.refresh(stolen.refresh_token, client=THIEF)
