@@ -471,7 +471,7 @@ async def test_what_it_could_not_look_at_is_status_2(dsn: str, empty_dsn: str) -
         (port, (), "cannot reach the database"),
         (wrong, (), "cannot reach the database"),
         (dsn, ("--table", "nowhere"), "there is no table nowhere"),
-        (dsn, ("--table", "auth.sessions"), "belongs to Supabase Auth"),
+        (dsn, ("--table", "auth.sessions"), "there is no table auth.sessions"),
         (dsn, ("--table", 'x"; drop'), "no SQL name"),
         (empty_dsn, (), "no table looks like one of sessions"),
         ("", (), "which database?"),

@@ -305,6 +305,14 @@ async def test_an_older_database_works_without_what_it_lacks(
     await live(store, await auth.add_user())
 
 
+async def test_claims_without_ids_are_left_alone(auth: Supabase) -> None:
+    """For a few weeks of 2022 they had none; access tokens then say no amr."""
+    await auth.psql.execute("alter table auth.mfa_amr_claims drop column id")
+    assert (await auth.store.check()).missing == ("mfa_amr_claims.id",)
+    created = await auth.login()
+    assert (await auth.refreshed(created.refresh_token)).amr == ()
+
+
 async def test_a_newest_database_lacks_nothing(auth: Supabase) -> None:
     """And no feature is off."""
     assert (await auth.store.check()).missing == ()

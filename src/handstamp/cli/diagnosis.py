@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import asyncpg
 
-from handstamp.cli.remarks import (
-    bound_remarks,
-    clock_remarks,
-    facts_remarks,
-    pooler_remarks,
-    tokens_remarks,
-)
+from handstamp.cli.indexes import look_at_indexes
+from handstamp.cli.remarks import facts_remarks, tokens_remarks
+from handstamp.cli.surroundings import look_around
 from handstamp.errors import ConfigError
 from handstamp.stores import examining
 from handstamp.stores.catalog import Table, read_table
-from handstamp.stores.comparing import differences
+from handstamp.stores.comparing import NAMES, as_python, capabilities, differences
 from handstamp.stores.dangers import refusals
 from handstamp.stores.doubting import Users, columns_of
 from handstamp.stores.findings import Finding, Level
 from handstamp.stores.fitting import Fitted, fit
-from handstamp.stores.needs import Need, index_sql, samples, sequence_of, wanted
+from handstamp.stores.needs import Need, samples, sequence_of, wanted
 from handstamp.stores.proposing import (
     Proposal,
     Rows,
@@ -42,13 +37,24 @@ _ORDER = list(Level)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """How to use the table: the preset, the Python to paste under ``title``, and what the
+    table can then do, in words."""
+
+    preset: str
+    title: str
+    python: str
+    capabilities: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """All of it. ``proposal`` is None where a needed column could not be found;
-    ``bound`` is "pushed" or "max_staleness"."""
+    """All of it. ``offer`` is None where a needed column could not be found; ``bound`` is
+    "pushed" or "max_staleness"."""
 
     table: str
     facts: examining.Facts
-    proposal: Proposal | None
+    offer: Offer | None
     bound: str
     findings: tuple[Finding, ...]
 
@@ -68,7 +74,8 @@ async def diagnose(
     table = await read_table(connection, quoted(name))
     if table is None:
         raise ConfigError(f"there is no table {name}")
-    facts = await examining.read_facts(connection, name)
+    oids = await examining.read_oids(connection, [name])
+    facts = await examining.read_facts(connection, oids[name])
     rows = await _count(connection, name, choose_token(table, preset))
     proposal: Proposal | None = None
     try:
@@ -76,14 +83,23 @@ async def diagnose(
         found, covered = await _look(connection, proposal, table, users, rows)
     except ConfigError as error:
         found, covered = [_danger(error)], False
-    heard = await examining.is_heard(connection, listening, token_hex(8))
-    bound = "pushed" if covered and heard else "max_staleness"
-    found += pooler_remarks(examining.is_pooled(connection, facts.pid), heard)
-    found += facts_remarks(facts)
-    found += clock_remarks(*await examining.clock_difference(connection))
-    found += bound_remarks(bound, heard)
+    around = await look_around(connection, listening, facts, covered=covered)
     return Diagnosis(
-        table=name, facts=facts, proposal=proposal, bound=bound, findings=tuple(found)
+        table=name,
+        facts=facts,
+        offer=None if proposal is None else _offer(proposal),
+        bound=around.bound,
+        findings=(*found, *facts_remarks(facts), *around.findings),
+    )
+
+
+def _offer(proposal: Proposal) -> Offer:
+    preset = NAMES[proposal.preset]
+    return Offer(
+        preset=preset,
+        title=f"Proposed shape, nearest to {preset}",
+        python=as_python(proposal.shape),
+        capabilities=capabilities(proposal.shape),
     )
 
 
@@ -116,7 +132,7 @@ async def _look(
         text = "grants, indexes and the trigger were not looked at: mend the dangers first"
         return [*dangers, *found, Finding(Level.NOTICE, "doctor", text)], False
     found += await _grants(connection, fitted)
-    found += await _indexes(connection, fitted)
+    found += await look_at_indexes(connection, samples(Statements(fitted)))
     trigger, covered = await _trigger(connection, fitted)
     return [*dangers, *found, *trigger], covered
 
@@ -166,27 +182,12 @@ async def _grant(connection: Connection, need: Need, role: str) -> list[Finding]
     return [Finding(level, "grants", text, mend)]
 
 
-async def _indexes(connection: Connection, fitted: Fitted) -> list[Finding]:
-    found = []
-    for sample in samples(Statements(fitted)):
-        try:
-            tables = await examining.read_without_index(
-                connection, sample.sql, sample.values
-            )
-        except asyncpg.InsufficientPrivilegeError:
-            continue  # said of the grants
-        for table in tables:
-            text = f"{sample.feature} reads all of {table}, for want of an index"
-            own = sample.column if table == fitted.shape.table.rpartition(".")[2] else None
-            mend = index_sql(fitted, own) if own else ""
-            found.append(Finding(Level.WARNING, "indexes", text, mend))
-    return found or [Finding(Level.OK, "indexes", "every frequent statement uses an index")]
-
-
 async def _trigger(connection: Connection, fitted: Fitted) -> tuple[list[Finding], bool]:
     shape = fitted.shape
     users = None if shape.users is None else shape.users.table
-    triggers = await examining.read_triggers(connection, shape.table, users)
+    tables = [name for name in (shape.table, users) if name is not None]
+    oids = await examining.read_oids(connection, tables)
+    triggers = await examining.read_triggers(connection, oids)
     lacks = lacking(fitted, triggers)
     if not lacks:
         text = "the trigger is there and complete: every writer is heard"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,13 +13,16 @@ from rich.text import Text
 
 from handstamp.cli.connecting import complain, connected, reason
 from handstamp.cli.diagnosis import Diagnosis, diagnose, in_order
+from handstamp.cli.supabase_diagnosis import diagnose_supabase
 from handstamp.errors import ConfigError
-from handstamp.stores.comparing import NAMES, as_python, capabilities
 from handstamp.stores.database import FAULTS
 from handstamp.stores.examining import candidates
 from handstamp.stores.findings import Finding, Level
 from handstamp.stores.proposing import PRESETS
 from handstamp.stores.shapes import TableShape
+
+if TYPE_CHECKING:
+    from handstamp.cli.connecting import Connection
 
 _STYLES = {
     Level.OK: "green",
@@ -27,7 +30,8 @@ _STYLES = {
     Level.WARNING: "yellow",
     Level.DANGER: "bold red",
 }
-_SUPABASE = "auth.sessions"
+_SUPABASE = "supabase"
+_AUTH = "auth.sessions"
 
 
 def doctor(
@@ -45,7 +49,9 @@ def doctor(
     ] = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="The preset to start from: ulid or uuid; else the nearest."),
+        typer.Option(
+            help="The preset to start from: ulid or uuid, else the nearest. Or supabase."
+        ),
     ] = None,
     listen_dsn: Annotated[
         str | None,
@@ -63,8 +69,9 @@ def doctor(
     """
     if not dsn:
         raise complain("which database? give --dsn or set DATABASE_URL", status=2)
-    if shape is not None and shape not in PRESETS:
-        raise typer.BadParameter(f"there is only: {', '.join(PRESETS)}")
+    shapes = (*PRESETS, _SUPABASE)
+    if shape is not None and shape not in shapes:
+        raise typer.BadParameter(f"there is only: {', '.join(shapes)}")
     found = asyncio.run(_look(dsn, listen_dsn or dsn, table, shape))
     failed = found.worst() is Level.DANGER or (strict and found.worst() is Level.WARNING)
     if as_json:
@@ -79,16 +86,31 @@ async def _look(
 ) -> Diagnosis:
     async with connected(dsn) as connection, connected(listen_dsn) as listening:
         try:
-            name = table or _only(await candidates(connection))
+            name = table or await _found(connection, preset)
             TableShape(table=name)  # only a name that may stand in SQL
-            if name.lower() == _SUPABASE:
-                text = f"{_SUPABASE} belongs to Supabase Auth: it needs no shape of yours"
-                raise complain(text, status=2)
+            if preset == _SUPABASE or (preset is None and name.lower() == _AUTH):
+                schema = _schema_of(name)
+                return await diagnose_supabase(connection, listening, schema)
             return await diagnose(connection, listening, name, preset)
         except ConfigError as error:
             raise complain(f"could not look: {error}", status=2) from None
         except FAULTS as error:
             raise complain(f"could not look: {reason(error)}", status=2) from None
+
+
+async def _found(connection: Connection, preset: str | None) -> str:
+    return _AUTH if preset == _SUPABASE else _only(await candidates(connection))
+
+
+def _schema_of(name: str) -> str:
+    """The schema of a table of Supabase Auth, which is called sessions in any of them."""
+    if name.lower() == _AUTH:
+        name = _AUTH
+    schema, _, table = name.rpartition(".")
+    if not schema or table != "sessions":
+        problem = f"--shape {_SUPABASE} looks at the sessions of a schema, as in {_AUTH}"
+        raise complain(f"{problem}, and not at {name}", status=2)
+    return schema
 
 
 def _only(names: list[str]) -> str:
@@ -102,14 +124,14 @@ def _only(names: list[str]) -> str:
 
 
 def _as_dict(found: Diagnosis, *, status: int) -> dict[str, object]:
-    proposal = found.proposal
+    offer = found.offer
     return {
         "table": found.table,
         "role": found.facts.role,
         "server": found.facts.version,
-        "preset": None if proposal is None else NAMES[proposal.preset],
-        "shape": None if proposal is None else as_python(proposal.shape),
-        "capabilities": {} if proposal is None else capabilities(proposal.shape),
+        "preset": None if offer is None else offer.preset,
+        "shape": None if offer is None else offer.python,
+        "capabilities": {} if offer is None else dict(offer.capabilities),
         "bound": found.bound,
         "findings": [
             {"level": f.level, "about": f.about, "text": f.text, "mend": f.mend}
@@ -126,13 +148,13 @@ def _show(found: Diagnosis) -> None:
 
 
 def _lines(found: Diagnosis) -> Iterator[Text]:
-    facts, proposal = found.facts, found.proposal
+    facts, offer = found.facts, found.offer
     yield Text(f"table {found.table}, PostgreSQL {facts.version}, role {facts.role}")
-    if proposal is not None:
-        yield Text(f"\nProposed shape, nearest to {NAMES[proposal.preset]}:\n")
-        yield from map(Text, as_python(proposal.shape).splitlines())
+    if offer is not None:
+        yield Text(f"\n{offer.title}:\n")
+        yield from map(Text, offer.python.splitlines())
         yield Text("\nWhat this table can do:\n")
-        for words, able in capabilities(proposal.shape).items():
+        for words, able in offer.capabilities.items():
             yield Text(f"  {'yes' if able else 'no ':<3}  {words}", "" if able else "dim")
     yield Text("\nFindings:\n")
     for finding in in_order(found.findings):

@@ -41,12 +41,12 @@ def tokens_remarks(proposal: Proposal, rows: Rows | None) -> Iterator[Finding]:
         yield Finding(Level.OK, "tokens", f"{about}0 rows hold a token in clear")
 
 
-def pooler_remarks(pooled: bool, heard: bool) -> Iterator[Finding]:
+def pooler_remarks(pooled: bool, *, mute: bool) -> Iterator[Finding]:
     """A pooler in between, and whether anything is heard through it."""
     if pooled:
         text = 'a pooler is in between: say connect={"statement_cache_size": 0}'
         yield Finding(Level.NOTICE, "pooler", text)
-    if not heard:
+    if mute:
         text = (
             "LISTEN succeeds and nothing arrives: give an address of the server itself,"
             " as --listen-dsn here and as listen_dsn= to Sessions"
@@ -54,11 +54,15 @@ def pooler_remarks(pooled: bool, heard: bool) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "pooler", text)
 
 
-def facts_remarks(facts: Facts) -> Iterator[Finding]:
-    """The server, row level security, and triggers of the application."""
+def server_remarks(facts: Facts) -> Iterator[Finding]:
+    """A server that takes no writes."""
     if facts.standby:
         text = "the server is a standby: no sign-in, no revocation, and nobody can listen"
         yield Finding(Level.DANGER, "server", text)
+
+
+def facts_remarks(facts: Facts) -> Iterator[Finding]:
+    """Row level security, and triggers of the application."""
     if facts.row_security:
         text = (
             "row level security applies to this role: rows its policies hide do not exist"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +16,7 @@ from handstamp.stores.covering import TRIGGERS as RELIED
 from handstamp.stores.doubting import Users
 from handstamp.stores.lanes import Connection
 from handstamp.stores.listening import SPEAK
+from handstamp.stores.needs import Index
 from handstamp.stores.proposing import Rows
 from handstamp.stores.shapes import PREFIX, quoted
 from handstamp.stores.triggering import TRIGGERS, Trigger
@@ -25,14 +26,16 @@ BIG = 1_000_000
 CANARY_PATIENCE = 2.0
 
 _CANDIDATES = """
-    select case when pg_table_is_visible(c.oid) then '' else n.nspname || '.' end
-        || c.relname as name
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    select case when pg_table_is_visible(c.oid) and not s.is_supabase then ''
+        else n.nspname || '.' end || c.relname as name
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace,
+    lateral (select (n.nspname, c.relname) = ('auth', 'sessions') as is_supabase) s
     where c.relkind in ('r', 'p') and not c.relispartition
     and n.nspname not in ('pg_catalog', 'information_schema')
     and c.relname ~* '(session|login)'
-    and exists (select from pg_attribute a where a.attrelid = c.oid and a.attnum > 0
-        and not a.attisdropped and a.attname ~* '(expir|valid_?until|not_?after)')
+    and (s.is_supabase or exists (select from pg_attribute a where a.attrelid = c.oid
+        and a.attnum > 0 and not a.attisdropped
+        and a.attname ~* '(expir|valid_?until|not_?after)'))
     order by 1"""
 
 _REFERENCE = """
@@ -61,6 +64,11 @@ _PRIVILEGES = """
         else has_column_privilege(to_regclass($1), w.name, w.privilege) end
     order by w.place"""
 
+_OIDS = """
+    select w.name, to_regclass(w.quoted)::oid as oid
+    from unnest($1::text[], $2::text[]) as w(name, quoted)
+    where to_regclass(w.quoted) is not null"""
+
 _FACTS = """
     select current_user::text as role, pg_backend_pid() as pid,
         current_setting('server_version') as version,
@@ -73,10 +81,17 @@ _FACTS = """
             where t.tgrelid = c.oid and not t.tgisinternal and t.tgtype & 16 = 16
             and p.proname not like 'handstamp\\_notify\\_%' order by 1) as triggers
     from pg_class c, pg_roles r
-    where c.oid = to_regclass($1) and r.rolname = current_user"""
+    where c.oid = $1::oid and r.rolname = current_user"""
 
-# Only a mistake of the planner would read the whole table where an index serves.
+# Only a mistake of the planner would read the whole table where an index serves; or a table
+# so small that any index serves to read it whole.
 _INDEXES_ONLY = "set local enable_seqscan = off"
+_SERVED_WHEN_BIG = """
+    select exists (select from pg_class c join pg_index i on i.indrelid = c.oid
+        join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0]
+        where c.oid = to_regclass($1) and c.reltuples between 0 and 1000
+        and i.indisvalid and i.indpred is null and quote_ident(a.attname) = any($2))"""
+
 TIME_LIMIT = "set local statement_timeout = '15s'"
 
 
@@ -110,18 +125,21 @@ async def read_users(
     return Users(name=name, id=id, table=found)
 
 
-async def read_facts(connection: Connection, table: str) -> Facts:
+async def read_oids(connection: Connection, names: Sequence[str]) -> dict[str, int]:
+    """The numbers by which the catalog knows these tables."""
+    rows = await connection.fetch(_OIDS, list(names), [quoted(name) for name in names])
+    return {str(row["name"]): int(row["oid"]) for row in rows}
+
+
+async def read_facts(connection: Connection, oid: int) -> Facts:
     """See :class:`Facts`."""
-    rows = await connection.fetch(_FACTS, quoted(table))
+    rows = await connection.fetch(_FACTS, oid)
     return Facts(**dict(rows[0]))
 
 
-async def read_triggers(
-    connection: Connection, table: str, users: str | None
-) -> list[Trigger]:
-    """The triggers of ours on both tables."""
-    named = None if users is None else quoted(users)
-    rows = await connection.fetch(TRIGGERS, quoted(table), named)
+async def read_triggers(connection: Connection, oids: Mapping[str, int]) -> list[Trigger]:
+    """The triggers of ours on these tables."""
+    rows = await connection.fetch(TRIGGERS, list(oids), list(oids.values()))
     return [Trigger(**dict(row)) for row in rows]
 
 
@@ -174,6 +192,12 @@ async def read_without_index(
         await connection.execute(_INDEXES_ONLY)
         plan = await connection.fetchval(f"explain (format json) {sql}", *values)
     return sorted(set(_whole_tables(json.loads(plan)[0]["Plan"])))
+
+
+async def is_served_when_big(connection: Connection, index: Index) -> bool:
+    """Whether a table is small, and has an index that begins with the column."""
+    columns = [index.column, index.column.strip('"')]
+    return bool(await connection.fetchval(_SERVED_WHEN_BIG, index.table, columns))
 
 
 def _whole_tables(node: dict[str, Any]) -> list[str]:

@@ -32,14 +32,26 @@ class Need:
     vital: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An index on one column; both are SQL."""
+
+    table: str
+    column: str
+
+    def __str__(self) -> str:
+        return f"create index concurrently on {self.table} ({self.column})"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A statement with values that no row has, and the column its index is on."""
+    """A statement with values that no row has, and the index that it wants of a table, by
+    the table's name without the schema."""
 
     feature: str
     sql: str
     values: Sequence[object]
-    column: str
+    indexes: Mapping[str, Index]
 
 
 def wanted(fitted: Fitted) -> Iterator[Need]:
@@ -100,33 +112,35 @@ def sequence_of(fitted: Fitted) -> str | None:
 
 def samples(sql: Statements) -> list[Sample]:
     """The frequent statements."""
-    columns = sql.fitted.columns
-    id, user = (_nobody(columns[name].cast) for name in ("id", "user_id"))
+    fitted = sql.fitted
+    id, user = (_nobody(fitted.columns[name].cast) for name in ("id", "user_id"))
     return [
         Sample(
             feature="the look-up of a token",
             sql=sql.find,
             values=[["-"]],
-            column=columns["token"].name,
+            indexes=_indexes(fitted, "token"),
         ),
         Sample(
             feature="reading a session by its id",
             sql=sql.find_many,
             values=[[id]],
-            column=columns["id"].name,
+            indexes=_indexes(fitted, "id"),
         ),
         Sample(
             feature="a list of a user's sessions",
             sql=sql.list_for_user,
             values=[user],
-            column=columns["user_id"].name,
+            indexes=_indexes(fitted, "user_id"),
         ),
     ]
 
 
-def index_sql(fitted: Fitted, column: str) -> str:
-    """The index that a sample wants."""
-    return f"create index concurrently on {quoted(fitted.shape.table)} ({column})"
+def _indexes(fitted: Fitted, field: str) -> dict[str, Index]:
+    tables = {fitted.shape.table: fitted.columns[field].name}
+    if fitted.shape.users is not None and fitted.users is not None:
+        tables[fitted.shape.users.table] = fitted.users["id"].name
+    return {t.rpartition(".")[2]: Index(quoted(t), column) for t, column in tables.items()}
 
 
 def _nobody(cast: str) -> str:

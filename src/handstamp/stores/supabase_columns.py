@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.stores.shapes import quoted
-from handstamp.stores.supabase_schema import SESSION_COLUMNS, USER_COLUMNS, Schema
+from handstamp.stores.supabase_schema import AMR, SESSION_COLUMNS, USER_COLUMNS, Schema
 
 ZERO = "'00000000-0000-0000-0000-000000000000'::uuid"
 _UUID = "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"
@@ -217,7 +217,7 @@ class SupabaseColumns:
         )
 
     def _amr(self) -> str:
-        if not self._schema.has("mfa_amr_claims"):
+        if not self._schema.has("mfa_amr_claims", *AMR):
             return "'{}'::text[] as amr_methods, '{}'::timestamptz[] as amr_times"
         rows = _AMR.format(**self._names)
         time = _FINITE.format("a.updated_at")

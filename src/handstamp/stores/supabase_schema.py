@@ -8,7 +8,8 @@ everybody out, so it is a complaint of its own, and so is a missing grant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -17,6 +18,7 @@ from handstamp.core.supabase_rules import SupabaseRules
 
 Columns = tuple[str, ...]
 HIDDEN = "row level security hides the sessions"
+ABSENT = "is missing: this is no database of Supabase Auth since 2022"
 
 REFRESH_INFO: Columns = ("refreshed_at", "user_agent", "ip")
 V2: Columns = ("refresh_token_hmac_key", "refresh_token_counter")
@@ -36,7 +38,7 @@ _USER: Columns = (
 _USER_LATER: Columns = (
     *("banned_until", "deleted_at", "phone", "is_anonymous", "is_sso_user"),
 )
-_AMR: Columns = ("id", "session_id", "created_at", "updated_at", "authentication_method")
+AMR: Columns = ("id", "session_id", "created_at", "updated_at", "authentication_method")
 _AUDIT: Columns = ("instance_id", "id", "payload", "created_at", "ip_address")
 _FACTOR: Columns = ("user_id", "status")
 
@@ -49,8 +51,10 @@ REQUIRED: Mapping[str, Columns] = {
 }
 TABLES = (*REQUIRED, "mfa_amr_claims", "mfa_factors", "audit_log_entries")
 
+_PLAIN = re.compile("[a-z_][a-z0-9_]*")
+
 LOOK = """
-    select c.relname as name, current_user::text as role,
+    select c.relname as name, c.oid, current_user::text as role,
         has_schema_privilege(n.oid, 'usage') as enters,
         row_security_active(c.oid) as hidden,
         exists (select from pg_policy p where p.polrelid = c.oid and p.polpermissive
@@ -96,15 +100,47 @@ class Schema:
         """The columns and tables a newer Supabase has; each switches something off."""
         later = {"sessions": _SESSION_LATER, "users": _USER_LATER}
         lacking = [t for t in TABLES if t not in self.columns]
+        if "mfa_amr_claims" in self.columns:
+            later["mfa_amr_claims"] = AMR
         for table, columns in later.items():
             lacking += [f"{table}.{c}" for c in columns if not self.has(table, c)]
         return tuple(lacking)
 
 
+Needs = dict[str, dict[str, Columns]]
+Found = Mapping[str, asyncpg.Record]
+"""The answer to :data:`LOOK`, by the names of the tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A privilege that the role lacks. ``table`` is "" for the schema itself; without
+    ``columns`` it is for the whole of ``place``."""
+
+    table: str
+    privilege: str
+    place: str
+    columns: Columns = ()
+
+    def __str__(self) -> str:
+        names = f" ({', '.join(self.columns)})" if self.columns else ""
+        return f"{self.privilege}{names} on {self.place}"
+
+
+def grant_sql(grant: Grant, role: str) -> str:
+    """The statement that gives it to ``role``."""
+    return f"grant {grant} to {_always_quoted(role)}"
+
+
+def bypass_sql(role: str) -> str:
+    """The statement after which row level security does not apply to ``role``."""
+    return f"alter role {_always_quoted(role)} bypassrls"
+
+
 def read_schema(name: str, rows: Sequence[asyncpg.Record], rules: SupabaseRules) -> Schema:
     """The answer to :data:`LOOK`, judged for what ``rules`` make necessary."""
     found = {row["name"]: row for row in rows}
-    reads, writes = _needs(rules)
+    reads, writes = needs(rules)
     unreadable = _absent(name, found) or _hidden(name, found, reads)
     unreadable = unreadable or _ungranted(name, found, reads)
     writes = {**reads, **writes}
@@ -118,10 +154,7 @@ def read_schema(name: str, rows: Sequence[asyncpg.Record], rules: SupabaseRules)
     )
 
 
-Needs = dict[str, dict[str, Columns]]
-
-
-def _needs(rules: SupabaseRules) -> tuple[Needs, Needs]:
+def needs(rules: SupabaseRules) -> tuple[Needs, Needs]:
     """Which columns are read, inserted and updated; () for rows that are deleted."""
     reads: Needs = {
         "sessions": {"select": SESSION_COLUMNS},
@@ -148,60 +181,83 @@ def _needs(rules: SupabaseRules) -> tuple[Needs, Needs]:
             "update": ("revoked", "updated_at"),
             "delete": (),
         },
-        "mfa_amr_claims": {"select": _AMR, "insert": _AMR},
+        "mfa_amr_claims": {"select": AMR, "insert": AMR},
     }
     if rules.audit:
         writes["audit_log_entries"] = {"insert": _AUDIT}
     return reads, writes
 
 
-def _absent(name: str, found: Mapping[str, asyncpg.Record]) -> str | None:
-    lacking = [
-        f"{name}.{table}" if table not in found else f"{name}.{table}.{column}"
+def absences(name: str, found: Found) -> list[str]:
+    """The tables and columns without which nothing can be done."""
+    return [
+        spelled(name, table) if table not in found else f"{spelled(name, table)}.{column}"
         for table, columns in REQUIRED.items()
-        for column in columns
+        for column in (columns if table in found else columns[:1])
         if table not in found or column not in found[table]["columns"]
     ]
-    if not lacking:
-        return None
-    return f"{lacking[0]} is missing: this is no database of Supabase Auth since 2022"
 
 
-def _hidden(
-    name: str, found: Mapping[str, asyncpg.Record], tables: Iterable[str]
-) -> str | None:
-    for table in tables:
-        row = found.get(table)
-        if row is not None and row["hidden"] and not row["policied"]:
-            return (
-                f"row level security hides {name}.{table} from the role {row['role']}: "
-                f"connect as the tables' owner, supabase_auth_admin, or run "
-                f'alter role "{row["role"]}" bypassrls'
-            )
+def hidden_tables(found: Found, tables: Iterable[str], *, policied: bool) -> list[str]:
+    """Those to which row level security applies, with policies for the role or without."""
+    rows = {table: found[table] for table in tables if table in found}
+    return [t for t, r in rows.items() if r["hidden"] and r["policied"] is policied]
+
+
+def lacking_grants(name: str, found: Found, wanted: Needs) -> Iterator[Grant]:
+    """What the role may not do of what is wanted."""
+    if not all(row["enters"] for row in found.values()):
+        yield Grant("", "usage", f"schema {spelled(name)}")
+    for table, privileges in wanted.items():
+        for privilege, columns in privileges.items():
+            if table in found:
+                place = spelled(name, table)
+                yield from _grants(table, place, found[table], privilege, columns)
+
+
+def spelled(*names: str) -> str:
+    """A name as people write it, which is quoted only where it must be."""
+    return ".".join(n if _PLAIN.fullmatch(n) else _always_quoted(n) for n in names)
+
+
+def _always_quoted(name: str) -> str:
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
+
+
+def _absent(name: str, found: Found) -> str | None:
+    lacking = absences(name, found)
+    return f"{lacking[0]} {ABSENT}" if lacking else None
+
+
+def _hidden(name: str, found: Found, tables: Iterable[str]) -> str | None:
+    for table in hidden_tables(found, tables, policied=False):
+        role = found[table]["role"]
+        return (
+            f"row level security hides {spelled(name, table)} from the role {role}: "
+            f"connect as the tables' owner, supabase_auth_admin, or run {bypass_sql(role)}"
+        )
     return None
 
 
-def _ungranted(name: str, found: Mapping[str, asyncpg.Record], needs: Needs) -> str | None:
-    grants: list[str] = []
-    role = next((f'"{row["role"]}"' for row in found.values()), "")
-    if not all(row["enters"] for row in found.values()):
-        grants.append(f"usage on schema {name}")
-    for table, privileges in needs.items():
-        if table not in found:
-            continue
-        for privilege, columns in privileges.items():
-            grants += _grants(f"{name}.{table}", found[table], privilege, columns)
-    return f"grant {grants[0]} to {role}" if grants else None
+def _ungranted(name: str, found: Found, wanted: Needs) -> str | None:
+    first = next(lacking_grants(name, found, wanted), None)
+    role = next((row["role"] for row in found.values()), "")
+    return None if first is None else grant_sql(first, role)
 
 
-def _grants(table: str, row: asyncpg.Record, privilege: str, columns: Columns) -> list[str]:
+def _grants(
+    table: str, place: str, row: asyncpg.Record, privilege: str, columns: Columns
+) -> Iterator[Grant]:
+    """No more than is wanted: a table may hold what is nobody's business."""
     if privilege == "delete":
-        return [] if row["deletes"] else [f"delete on {table}"]
+        if not row["deletes"]:
+            yield Grant(table, privilege, place)
+        return
     wanted = [c for c in columns if c in row["columns"]]
-    given = row[privilege] or []
-    lacking = [c for c in wanted if c not in given]
-    if privilege == "insert" and not lacking and not row["numbers"]:
-        return [f"usage on sequence {table}_id_seq"]
-    if len(lacking) == len(wanted):
-        return [f"{privilege} on {table}"]
-    return [f"{privilege} ({', '.join(lacking)}) on {table}"] if lacking else []
+    lacking = tuple(c for c in wanted if c not in (row[privilege] or []))
+    if lacking:
+        whole = len(lacking) == len(row["columns"])
+        yield Grant(table, privilege, place, () if whole else lacking)
+    if privilege == "insert" and not row["numbers"]:
+        yield Grant(table, "usage", f"sequence {place}_id_seq")

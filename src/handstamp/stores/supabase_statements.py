@@ -19,7 +19,7 @@ from datetime import timedelta
 from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.stores.shapes import quoted
 from handstamp.stores.supabase_columns import SupabaseColumns
-from handstamp.stores.supabase_schema import V2, Schema
+from handstamp.stores.supabase_schema import AMR, V2, Schema
 
 # One row at least, for it says whether anything could be seen (rule 5).
 _SHOWN = (
@@ -222,7 +222,7 @@ class SupabaseStatements:
         return self._columns.noted(self._fill("{users} u"), whose, *actions)
 
     def _create(self, schema: Schema) -> str:
-        claimed = self._fill(_CLAIMED) if schema.has("mfa_amr_claims") else ""
+        claimed = self._fill(_CLAIMED) if schema.has("mfa_amr_claims", *AMR) else ""
         noted = self._columns.noted("u", "true", ("login", "account"))
         return self._fill(_CREATE, claimed=claimed, noted=noted)
 

@@ -38,16 +38,17 @@ WATCHED = (*_ANY_CHANGE, *_BACKWARDS, "level")
 USER_WATCHED = ("is_active", "password_changed_at")
 
 TRIGGERS = """
-    select t.tgrelid = to_regclass($1) as on_sessions, t.tgname::text as name,
+    select w.name as table, t.tgname::text as name,
         t.tgenabled in ('O', 'A') as enabled, t.tgtype::int as type,
         array(select a.attname::text from unnest(t.tgattr::int2[]) as k(attnum)
             join pg_attribute a on a.attrelid = t.tgrelid and a.attnum = k.attnum)
             as columns,
         pg_get_triggerdef(t.oid) as definition
-    from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+    from unnest($1::text[], $2::oid[]) as w(name, oid)
+    join pg_trigger t on t.tgrelid = w.oid join pg_proc p on p.oid = t.tgfoid
     where not t.tgisinternal and p.proname in ('handstamp_notify_session',
-        'handstamp_notify_user', 'handstamp_notify_all')
-    and t.tgrelid in (to_regclass($1), to_regclass($2))"""
+        'handstamp_notify_user', 'handstamp_notify_factor', 'handstamp_notify_all')
+    order by t.tgname"""
 
 _UPDATE, _DELETE, _TRUNCATE = 16, 8, 32
 
@@ -56,7 +57,7 @@ _UPDATE, _DELETE, _TRUNCATE = 16, 8, 32
 class Trigger:
     """One trigger of ours as it is in the catalog."""
 
-    on_sessions: bool
+    table: str
     name: str
     enabled: bool
     type: int
@@ -111,31 +112,29 @@ def _users(table: str, id: str, columns: Mapping[str, Spelling]) -> list[str]:
 
 def lacking(fitted: Fitted, triggers: Sequence[Trigger]) -> list[str]:
     """What would go unheard, in words; empty where the trigger is there and complete."""
-    sessions = [t for t in triggers if t.on_sessions]
-    users = [t for t in triggers if not t.on_sessions]
-    lacks = _lacking(fitted.shape.table, sessions, fitted.columns, WATCHED)
-    if fitted.shape.users is not None and fitted.users is not None:
-        watched = fitted.users
-        lacks += _lacking(fitted.shape.users.table, users, watched, USER_WATCHED)
+    shape = fitted.shape
+    lacks = unheard(shape.table, triggers, _plain(fitted.columns, WATCHED))
+    if shape.users is not None and fitted.users is not None:
+        lacks += unheard(shape.users.table, triggers, _plain(fitted.users, USER_WATCHED))
     return lacks
 
 
-def _lacking(
-    table: str,
-    triggers: Sequence[Trigger],
-    columns: Mapping[str, Spelling],
-    watched: Sequence[str],
-) -> list[str]:
-    live = [t for t in triggers if t.enabled]
-    lacks = [f"trigger {t.name} is disabled" for t in triggers if not t.enabled]
-    names = [columns[field].name.strip('"') for field in watched if field in columns]
-    heard = {name for name in names if any(_hears(t, name) for t in live)}
-    lacks += [f"a change of {table}.{name}" for name in names if name not in heard]
+def unheard(table: str, triggers: Sequence[Trigger], columns: Sequence[str]) -> list[str]:
+    """What would go unheard of one table, of which these columns are to be watched."""
+    own = [t for t in triggers if t.table == table]
+    live = [t for t in own if t.enabled]
+    lacks = [f"trigger {t.name} is disabled" for t in own if not t.enabled]
+    heard = {name for name in columns if any(_hears(t, name) for t in live)}
+    lacks += [f"a change of {table}.{name}" for name in columns if name not in heard]
     if not any(t.type & _DELETE for t in live):
         lacks.append(f"a deletion from {table}")
     if not any(t.type & _TRUNCATE for t in live):
         lacks.append(f"a truncation of {table}")
     return lacks
+
+
+def _plain(columns: Mapping[str, Spelling], fields: Sequence[str]) -> list[str]:
+    return [columns[field].name.strip('"') for field in fields if field in columns]
 
 
 def _hears(trigger: Trigger, column: str) -> bool:
