@@ -472,6 +472,7 @@ async def test_no_token_is_in_a_log_a_repr_or_an_exception(
         ({"jwt_keys": "{"}, "no JSON"),
         ({"jwt_keys": [private_key("ES256"), private_key("RS256")]}, "only one key"),
         ({"schema": "auth; drop"}, "no SQL name"),
+        ({"policy": Policy(max_sessions=3)}, "max_sessions has no place"),
         ({"database": "mysql://x"}, "URI like postgresql"),
     ],
 )

@@ -89,6 +89,8 @@ class SupabaseSessions(Sessions):
         _check_address(database)
         self.cookie = cookie or SupabaseCookie(name=storage_key(url or ""))
         policy = policy or Policy()
+        if policy.max_sessions is not None:
+            raise ConfigError("max_sessions has no place here: GoTrue has single_per_user")
         table = SupabaseTable(
             SupabaseStore(
                 database,

@@ -9,13 +9,22 @@ from functools import cache
 
 import pytest
 
-from tests.conftest import Server, copied, created, execute, template
+from tests.conftest import (
+    Server,
+    copied,
+    created,
+    execute,
+    supabase_template,
+    template,
+)
 from tests.support.foreign_tables import FOREIGN, ddl
 
 Templates = Callable[[str], str]
 
 
 def _template(server: Server, name: str, stack: ExitStack) -> str:
+    if name == "supabase":
+        return stack.enter_context(supabase_template(server))
     if name not in FOREIGN:
         return stack.enter_context(template(server, name))
     dsn = stack.enter_context(created(server.dsn(), "handstamp_template"))
@@ -32,6 +41,20 @@ def templates(postgres: Server) -> Iterator[Templates]:
 
 @pytest.fixture(scope="session")
 def system_templates(system_postgres: Server) -> Iterator[Templates]:
+    """The same on the system's own PostgreSQL."""
+    with ExitStack() as stack:
+        yield cache(lambda name: _template(system_postgres, name, stack))
+
+
+@pytest.fixture(scope="session")
+def lasting(postgres: Server) -> Iterator[Templates]:
+    """One database of this name for many tests, each of which empties it first."""
+    with ExitStack() as stack:
+        yield cache(lambda name: _template(postgres, name, stack))
+
+
+@pytest.fixture(scope="session")
+def system_lasting(system_postgres: Server) -> Iterator[Templates]:
     """The same on the system's own PostgreSQL."""
     with ExitStack() as stack:
         yield cache(lambda name: _template(system_postgres, name, stack))

@@ -6,9 +6,11 @@ id; ``delete_user`` is how the application deletes one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from handstamp.stores.base import Capabilities
 from handstamp.stores.shapes import TableShape, UsersTable
 
 FOLDER = Path(__file__).parent / "foreign"
@@ -16,11 +18,17 @@ FOLDER = Path(__file__).parent / "foreign"
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignTable:
-    """One table definition and what a test needs to know of its application."""
+    """One table definition and what a test needs to know of its application.
+
+    ``able`` is what its store says it can do, where no shape tells; ``lacks`` are words of
+    the contract suite for what it has not, each with the reason.
+    """
 
     shape: TableShape
     new_user: str | None
     delete_user: str | None
+    able: Capabilities | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 DJANGO = ForeignTable(
@@ -168,6 +176,7 @@ PARTITIONED = ForeignTable(
     ),
     new_user=None,
     delete_user=None,
+    lacks={"own_ids": "an id is unique in its partition only"},
 )
 
 FOREIGN = {

@@ -29,6 +29,19 @@ _INSTALL = """
         language sql stable as 'select shows from frozen.clock';
     grant usage on schema frozen to public;
     grant select on frozen.clock to public;"""
+_EMPTY = """
+    do $body$ begin execute (select 'truncate ' || string_agg(oid::regclass::text, ', ')
+        from pg_class where relkind in ('r', 'p') and relnamespace not in (select oid
+            from pg_namespace where nspname in ('frozen', 'information_schema')
+            or nspname like 'pg\\_%'));
+    end $body$"""
+_OTHERS = """
+    from pg_stat_activity where datname = current_database()
+    and backend_type = 'client backend' and pid <> pg_backend_pid()"""
+_SINCE = """
+    and backend_start > (select own.backend_start from pg_stat_activity own
+        where own.pid = pg_backend_pid())"""
+_ADMIT = "update pg_database set datallowconn = $1 where datname = current_database()"
 
 
 class FrozenPostgres:
@@ -48,6 +61,25 @@ class FrozenPostgres:
     async def advance(self, by: timedelta) -> None:
         """Move on, or back."""
         await self.set(self.now + by)
+
+    async def empty(self) -> None:
+        """Take every row that an earlier test left."""
+        await self.connection.execute(_EMPTY)
+
+    async def others(self) -> set[int]:
+        """The server's processes behind the connections made after this one."""
+        rows = await self.connection.fetch(f"select pid {_OTHERS} {_SINCE}")
+        return {row["pid"] for row in rows}
+
+    @asynccontextmanager
+    async def unreachable(self) -> AsyncIterator[None]:
+        """Inside of this nobody else is connected to this database, and nobody can be."""
+        await self.connection.execute(_ADMIT, False)
+        await self.connection.execute(f"select pg_terminate_backend(pid, 9999) {_OTHERS}")
+        try:
+            yield
+        finally:
+            await self.connection.execute(_ADMIT, True)
 
 
 @asynccontextmanager

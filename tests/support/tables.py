@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -17,7 +17,7 @@ from ulid import ULID
 
 from handstamp.config import Policy
 from handstamp.core.records import Client, NewSession, Successor
-from handstamp.stores.base import Store
+from handstamp.stores.base import Created, Store
 from handstamp.stores.fitting import Spelling, capabilities_of
 from handstamp.stores.memory import MemoryStore, MemoryUser
 from handstamp.stores.shapes import PREFIX, ULID_HASHED, UUID_PLAIN, TableShape, quoted
@@ -25,6 +25,7 @@ from handstamp.stores.table import TableStore
 from tests.support.clock import FakeClock
 from tests.support.foreign_tables import FOREIGN, ForeignTable
 from tests.support.frozen_postgres import SEARCH_PATH, FrozenPostgres, frozen_postgres
+from tests.support.supabase_table import SUPABASE, auth_table
 
 _numbers = itertools.count()
 LAPTOP = Client(address="198.51.100.7", user_agent="Laptop", fingerprint="f" * 64)
@@ -37,27 +38,46 @@ ULID_TABLE = ForeignTable(
     delete_user="delete from users where id = $1",
 )
 UUID_TABLE = ForeignTable(shape=UUID_PLAIN, new_user=None, delete_user=None)
-DEFINITIONS = {"memory": ULID_TABLE, "ulid": ULID_TABLE, "uuid": UUID_TABLE, **FOREIGN}
+DEFINITIONS = {
+    "memory": ULID_TABLE,
+    "ulid": ULID_TABLE,
+    "uuid": UUID_TABLE,
+    "supabase": SUPABASE,
+    **FOREIGN,
+}
 """Every table there is a contract for, by name."""
+
+
+def why_not(name: str, word: str) -> str:
+    """Why a table has no such thing, as far as there is more to say than that."""
+    reason = DEFINITIONS[name].lacks.get(word)
+    return f"{name} has no {word}" + (f": {reason}" if reason else "")
 
 
 def has(name: str, word: str) -> bool:
     """Whether the table of this name has a capability, or a column for a field.
 
-    Three more words: ``own_ids`` are unique and not the token's digest, ``user_table`` is
-    where users can be deleted, and of sessions that ended a ``kept`` row stays.
+    More words: ``own_ids`` are unique and not the token's digest, ``user_table`` is where
+    users can be deleted, and of sessions that ended a ``kept`` row stays; a login keeps to
+    ``max_sessions``, the ``lifetimes`` of a policy end sessions, and ``step_up`` raises a
+    level.
     """
     definition = DEFINITIONS[name]
     shape, users = definition.shape, definition.shape.users
+    if word in definition.lacks:
+        return False
+    if word in ("max_sessions", "lifetimes"):
+        return True
     if word == "own_ids":
-        return shape.id != shape.token and name != "partitioned"
+        return not shape.id_is_token
     if word == "user_table":
         return definition.delete_user is not None
     if word == "kept":
         return shape.is_active is not None or shape.revoked_at is not None
     if word == "locked_until":
         return users is not None and users.locked_until is not None
-    able = capabilities_of(shape)
+    able = definition.able or capabilities_of(shape)
+    word = "level" if word == "step_up" else word
     return bool(getattr(able if hasattr(able, word) else shape, word))
 
 
@@ -66,8 +86,14 @@ class Table(Protocol):
 
     ``write`` and ``write_user`` set fields of a row by the words of the records, as an
     application's own SQL could; unknown words are errors, and where a column is never
-    null, a test that would make it so is skipped.
+    null, a test that would make it so is skipped. ``create`` opens a session the way this
+    table has, ``retention`` is how long it keeps a dead row under the default policy,
+    ``others`` are the connections made since the test began, and in an ``outage`` nobody
+    gets through to the table, on those or on others.
     """
+
+    lowest_level: int
+    retention: timedelta
 
     @property
     def store(self) -> Store: ...
@@ -85,6 +111,8 @@ class Table(Protocol):
 
     async def add_user(self, user_id: str | None = None) -> str: ...
 
+    async def create(self, new: NewSession, policy: Policy) -> Created: ...
+
     async def write(self, session_id: str, **values: object) -> None: ...
 
     async def write_user(self, user_id: str, **values: object) -> None: ...
@@ -93,12 +121,18 @@ class Table(Protocol):
 
     async def count(self) -> int: ...
 
+    async def others(self) -> set[int]: ...
+
+    def outage(self) -> AbstractAsyncContextManager[None]: ...
+
 
 class MemoryTable:
     """The reference implementation."""
 
     shape = ULID_HASHED
     name = "memory"
+    lowest_level = 0
+    retention = Policy().retention
 
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -116,6 +150,9 @@ class MemoryTable:
         self.store.users[user_id] = MemoryUser()
         return user_id
 
+    async def create(self, new: NewSession, policy: Policy) -> Created:
+        return await self.store.create(new, policy)
+
     async def write(self, session_id: str, **values: Any) -> None:
         self.store.rows[session_id] = replace(self.store.rows[session_id], **values)
 
@@ -131,6 +168,15 @@ class MemoryTable:
     async def count(self) -> int:
         return len(self.store.rows)
 
+    async def others(self) -> set[int]:
+        return set()
+
+    @asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        self.store.down = True
+        yield
+        self.store.down = False
+
 
 FIELDS = {"token_digest": "token", "refresh_digest": "refresh_token"}
 """What a record and a shape call differently."""
@@ -138,6 +184,9 @@ FIELDS = {"token_digest": "token", "refresh_digest": "refresh_token"}
 
 class PostgresTable:
     """A table store on a PostgreSQL whose clock stands still."""
+
+    lowest_level = 0
+    retention = Policy().retention
 
     def __init__(
         self, frozen: FrozenPostgres, store: TableStore, definition: ForeignTable
@@ -164,6 +213,9 @@ class PostgresTable:
             return str(made)
         await self._update("users", made, {"id": user_id})
         return user_id
+
+    async def create(self, new: NewSession, policy: Policy) -> Created:
+        return await self.store.create(new, policy)
 
     async def write(self, session_id: str, **values: object) -> None:
         await self._update("sessions", session_id, values)
@@ -197,7 +249,7 @@ class PostgresTable:
         prefixed = name == "token_digest" and self.shape.at_rest != "digest"
         if prefixed and not isinstance(value, _AsItIs):
             return f"{PREFIX}{value}"
-        return value
+        return str(value) if name == "level" and value is not None else value
 
     async def delete_user(self, user_id: str) -> None:
         assert self._definition.delete_user is not None
@@ -206,6 +258,12 @@ class PostgresTable:
     async def count(self) -> int:
         table = quoted(self.shape.table)
         return await self.frozen.connection.fetchval(f"select count(*) from {table}")
+
+    async def others(self) -> set[int]:
+        return await self.frozen.others()
+
+    def outage(self) -> AbstractAsyncContextManager[None]:
+        return self.frozen.unreachable()
 
 
 class _AsItIs(str):
@@ -244,6 +302,21 @@ async def postgres_table(
             await store.close()
 
 
+@asynccontextmanager
+async def opened(name: str, dsn: str, time_zone: str = "UTC") -> AsyncIterator[Table]:
+    """The table of this name, emptied of what earlier tests left in the database."""
+    if name == "memory":
+        yield MemoryTable()
+        return
+    if DEFINITIONS[name] is SUPABASE:
+        table: Any = auth_table(dsn, time_zone=time_zone)
+    else:
+        table = postgres_table(dsn, definition=DEFINITIONS[name], time_zone=time_zone)
+    async with table as opened:
+        await opened.frozen.empty()
+        yield opened
+
+
 POLICY = Policy()
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
@@ -273,15 +346,18 @@ def new_session(user_id: str, **changes: Any) -> NewSession:
 
 async def fresh_session(table: Table, user_id: str, **changes: Any) -> NewSession:
     """The same for a table of this shape: its ids, and no refresh token if it has none."""
-    values: dict[str, Any] = {"id": await _fresh_id(table)}
+    values: dict[str, Any] = {"id": await fresh_id(table)}
     if not table.store.capabilities.refresh:
         longest = changes.get("longest", POLICY.absolute_ttl)
         ttl = min(changes.pop("refresh_ttl", POLICY.refresh_ttl), longest)
         values |= {"refresh_digest": None, "session_ttl": ttl}
+    if table.shape.id_is_token and table.shape.new_id == "uuid":
+        values["token_digest"] = str(uuid.uuid4())
     return new_session(user_id, **values | changes)
 
 
-async def _fresh_id(table: Table) -> str:
+async def fresh_id(table: Table) -> str:
+    """An id of the form that this table has, which no row has."""
     if table.shape.new_id == "uuid":
         return str(uuid.uuid4())
     return await table.store.new_id() or str(ULID())

@@ -26,6 +26,7 @@ from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.stores.base import Capabilities, Ended
+from handstamp.stores.binding import count_of
 from handstamp.stores.breaker import Breaker
 from handstamp.stores.channel import CHANNEL, Channel
 from handstamp.stores.database import Database
@@ -96,8 +97,9 @@ class SupabaseStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Assurance levels, but no activity and no fingerprint."""
-        return Capabilities(activity=False, fingerprint=False, level=True)
+        """Assurance levels, but no activity and no fingerprint; less in an older database,
+        once it was looked at."""
+        return self._knowledge.capabilities
 
     @property
     def queries(self) -> int:
@@ -131,6 +133,10 @@ class SupabaseStore:
     async def ping(self) -> None:
         """See :meth:`Store.ping`."""
         await self._database.look_up("select 1")
+
+    async def ready(self) -> Capabilities:
+        """See :meth:`Store.ready`; being able to read is enough."""
+        return await self._knowledge.ready()
 
     async def check(self) -> Schema:
         """Look again what the database has and what the role may do.
@@ -266,7 +272,7 @@ class SupabaseStore:
 
     async def prune(self, *, batch: int = 100) -> int:
         """Once each of GoTrue's own cleanups of sessions and refresh tokens, with its
-        limits and at most ``batch`` rows each; how many rows were touched.
+        limits and at most ``batch`` rows in all; how many rows were touched.
 
         Nothing without ``rules.cleanup``. Skips what anybody holds. GoTrue's cleanup of
         anonymous users is left to GoTrue: this library deletes no users.
@@ -275,12 +281,14 @@ class SupabaseStore:
             return 0
 
         async def act(sql: SupabaseStatements) -> int:
-            count = 0
+            left = batch
             for statement, most in sql.prunes:
+                if not left:
+                    break
                 async with self._database.working() as connection:
                     self._database.queries += 1
-                    status = await connection.execute(statement, min(batch, most))
-                count += int(status.rpartition(" ")[2])
-            return count
+                    status = await connection.execute(statement, min(left, most))
+                left -= count_of(status)
+            return batch - left
 
         return await self._knowledge.writing(act)

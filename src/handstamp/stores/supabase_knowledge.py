@@ -14,8 +14,16 @@ import asyncpg
 
 from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.errors import ConfigError, SessionsUnavailable
+from handstamp.stores.base import Capabilities
 from handstamp.stores.database import Database
-from handstamp.stores.supabase_schema import HIDDEN, LOOK, TABLES, Schema, read_schema
+from handstamp.stores.supabase_schema import (
+    HIDDEN,
+    LOOK,
+    TABLES,
+    WHOLE,
+    Schema,
+    read_schema,
+)
 from handstamp.stores.supabase_statements import SupabaseStatements
 
 T = TypeVar("T")
@@ -44,6 +52,24 @@ class SupabaseKnowledge:
         if schema.unwritable is not None:
             raise ConfigError(schema.unwritable)
         return schema
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the tables can do; what a whole database could, before anyone looked."""
+        return WHOLE if self._known is None else self._known[0].capabilities
+
+    async def ready(self) -> Capabilities:
+        """What the tables can do, once that is certain.
+
+        Raises :class:`ConfigError` where no session could be read, and
+        :class:`SessionsUnavailable` without an answer.
+        """
+        schema, _ = self._known or await self._look()
+        if schema.unreadable is not None:
+            schema, _ = await self._look()  # it may have been mended
+        if schema.unreadable is not None:
+            raise ConfigError(schema.unreadable)
+        return schema.capabilities
 
     async def reading(self, act: Callable[[SupabaseStatements], Awaitable[T]]) -> T:
         """Do something that only reads sessions."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import asyncpg
 
 from handstamp.core.supabase_rules import SupabaseRules
+from handstamp.stores.base import Capabilities
 
 Columns = tuple[str, ...]
 HIDDEN = "row level security hides the sessions"
@@ -42,6 +43,8 @@ AMR: Columns = ("id", "session_id", "created_at", "updated_at", "authentication_
 _AUDIT: Columns = ("instance_id", "id", "payload", "created_at", "ip_address")
 _FACTOR: Columns = ("user_id", "status")
 
+WHOLE = Capabilities(activity=False, password_change=False, fingerprint=False, level=True)
+"""What the tables can do where no column is missing."""
 SESSION_COLUMNS = (*_SESSION, *_SESSION_LATER)
 USER_COLUMNS = (*_USER, *_USER_LATER)
 REQUIRED: Mapping[str, Columns] = {
@@ -90,6 +93,15 @@ class Schema:
     guarded: bool
     """Whether row level security is out of the way altogether, so that it may be asked
     along with each question whether it still is."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is left of the features in a database that lacks the newer columns."""
+        return replace(
+            WHOLE,
+            user_status=any(self.has("users", c) for c in ("banned_until", "deleted_at")),
+            level=self.has("sessions", "aal"),
+        )
 
     def has(self, table: str, *columns: str) -> bool:
         """Whether ``table`` exists and has all of these."""

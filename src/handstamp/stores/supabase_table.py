@@ -1,29 +1,38 @@
 """Supabase's tables behind the contract of a store, as far as they keep it.
 
 A session of Supabase Auth is found by its id, which its access token names, so a record's
-``token_digest`` is that id. Nothing rotates here: :meth:`SupabaseStore.refresh` does, by
-GoTrue's rules. What ends a session is what GoTrue's rules say, and no limit of ours.
+``token_digest`` is that id. What ends a session is what GoTrue's rules say, and no limit of
+ours. Here the contract gives way, since both servers write one table:
+
+- ``create`` refuses: the tables have tokens of their own, and :meth:`SupabaseStore.create`
+  opens a session. Neither keeps to a number of sessions per user.
+- ``rotate`` and ``redate`` find nothing: :meth:`SupabaseStore.refresh` replaces tokens.
+- ``touch`` writes nothing. ``last_activity_at`` is the last refresh, or else the creation.
+- ``raise_level`` finds nothing, though there are levels: GoTrue raises them.
+- ``prune`` goes by GoTrue's own cleanup and not by ``policy.retention``, and the refresh
+  tokens that it touches count among its rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from handstamp.config import Policy
 from handstamp.core.records import NewSession, Record, Successor, Touch
-from handstamp.core.supabase_records import NEVER, AuthSession
+from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import Alive, SupabaseRules, judge_session, judge_user
 from handstamp.errors import ConfigError
 from handstamp.stores.base import Capabilities, Created, Ended
 from handstamp.stores.channel import Channel
 from handstamp.stores.supabase import SupabaseStore
+from handstamp.stores.supabase_rows import uuid_of
 
 LEVELS = {"aal1": 1, "aal2": 2, "aal3": 3}
 _NO_LIMIT = timedelta(days=400)
-_ABLE = Capabilities(
-    refresh=False, activity=False, password_change=False, fingerprint=False, level=True
-)
+_LAST = datetime(9999, 12, 30, tzinfo=UTC)
+"""The last day that a date can still leave for another time zone."""
 
 
 def record_of(session: AuthSession, rules: SupabaseRules) -> Record:
@@ -35,7 +44,7 @@ def record_of(session: AuthSession, rules: SupabaseRules) -> Record:
         user_id=session.user_id,
         token_digest=session.id,
         refresh_digest=None,
-        created_at=session.created_at or NEVER,
+        created_at=session.created_at,
         expires_at=_end(alive, now),
         refresh_expires_at=None,
         last_activity_at=session.refreshed_at or session.created_at,
@@ -45,6 +54,7 @@ def record_of(session: AuthSession, rules: SupabaseRules) -> Record:
         user_agent=session.user_agent,
         user_is_active=judge_user(session, now) is None,
         level=LEVELS.get(session.aal or "aal1", 1),
+        dateless=session.created_at is None,
         unlimited=True,
     )
 
@@ -52,7 +62,8 @@ def record_of(session: AuthSession, rules: SupabaseRules) -> Record:
 def _end(alive: object, now: datetime) -> datetime:
     if not isinstance(alive, Alive):
         return now
-    return now + (_NO_LIMIT if alive.remaining is None else alive.remaining)
+    remaining = _NO_LIMIT if alive.remaining is None else alive.remaining
+    return now + min(remaining, _LAST - now)
 
 
 class SupabaseTable:
@@ -66,8 +77,8 @@ class SupabaseTable:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See :attr:`Store.capabilities`."""
-        return _ABLE
+        """See :attr:`Store.capabilities`; nothing rotates by our rules."""
+        return replace(self.auth.capabilities, refresh=False)
 
     @property
     def queries(self) -> int:
@@ -93,13 +104,14 @@ class SupabaseTable:
 
     async def ready(self) -> Capabilities:
         """See :meth:`Store.ready`."""
-        return _ABLE
+        await self.auth.ready()
+        return self.capabilities
 
     async def find(
         self, digests: Sequence[str], texts: Sequence[str] = ()
     ) -> Sequence[Record]:
-        """See :meth:`Store.find`; a "digest" is a session's id here."""
-        return await self.find_many(digests)
+        """See :meth:`Store.find`; a "digest" is a session's id here, spelled as it is."""
+        return await self.find_many([d for d in digests if uuid_of(d) == d])
 
     async def new_id(self) -> str | None:
         """See :meth:`Store.new_id`."""
@@ -158,8 +170,15 @@ class SupabaseTable:
         return 0
 
     async def prune(self, policy: Policy, *, batch: int) -> int:
-        """See :meth:`Store.prune`; only what GoTrue's own cleanup would do."""
-        return await self.auth.prune(batch=batch)
+        """See :meth:`Store.prune`; only what GoTrue's own cleanup would do, as often as it
+        takes: fewer than ``batch`` means that nothing is left."""
+        total = 0
+        while total < batch:
+            touched = await self.auth.prune(batch=batch - total)
+            if not touched:
+                break
+            total += touched
+        return total
 
     async def ping(self) -> None:
         """See :meth:`Store.ping`."""
