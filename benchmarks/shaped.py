@@ -19,8 +19,8 @@ from handstamp.core.supabase_records import AmrEntry, AuthSession, AuthUser
 from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.shapes import UUID_PLAIN
-from handstamp.stores.supabase_jwt import AccessTokens
-from handstamp.stores.supabase_keys import Keys
+from handstamp.stores.supabase.jwt import AccessTokens
+from handstamp.stores.supabase.keys import Keys
 from handstamp.supabase import SupabaseSessions
 
 NOWHERE = "postgresql://nowhere.invalid/none"

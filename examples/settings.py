@@ -20,9 +20,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
-from handstamp import ULID_HASHED, Cookies, Policy, Sessions, TableShape
-from handstamp.core.supabase_rules import SupabaseRules
-from handstamp.stores.shapes import UUID_PLAIN, UsersTable
+from handstamp import (
+    ULID_HASHED,
+    UUID_PLAIN,
+    Cookies,
+    Policy,
+    Sessions,
+    TableShape,
+    UsersTable,
+)
 
 SUPABASE = "supabase"
 SHAPES: Mapping[str, TableShape] = {
@@ -42,7 +48,8 @@ def sessions() -> Sessions:
 
 
 def _supabase_sessions() -> Sessions:
-    from handstamp.supabase import SupabaseSessions  # needs the extra of that name
+    # Needs the extra of that name.
+    from handstamp.supabase import SupabaseRules, SupabaseSessions
 
     ttl = _seconds("HANDSTAMP_ACCESS_TOKEN_TTL", 3600)
     return SupabaseSessions(

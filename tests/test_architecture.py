@@ -164,6 +164,18 @@ def test_rooms_beside_each_other_are_closed(path: Path) -> None:
         assert set() == beside & set(own_imports(TREES[path]))
 
 
+@every_file
+def test_only_the_command_and_the_doctor_know_the_doctor(path: Path) -> None:
+    """What looks at tables for a person serves no request; nor does any single table
+    know of Supabase's."""
+    module = name_of(path)
+    known = {name for name in imports(TREES[path]) if name.startswith("handstamp.stores.")}
+    if not module.startswith(("stores.doctor", "cli")):
+        assert [name for name in known if ".stores.doctor" in name] == []
+    if module.startswith("stores.") and module.count(".") == 1:
+        assert [name for name in known if ".stores.supabase" in name] == []
+
+
 @core_file
 def test_the_core_imports_the_standard_library_and_two_packages(path: Path) -> None:
     """Nothing else is needed to decide."""

@@ -82,7 +82,8 @@ class Replayed(SessionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateRefresh(SessionEvent):
-    """A token several steps old came within grace: refused, and the session kept."""
+    """An old token was refused, and the session kept: it came within grace, or the rules
+    of its table do not take it for theft."""
 
     action: ClassVar[str] = "late_refresh"
     client: Client

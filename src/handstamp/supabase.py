@@ -39,12 +39,12 @@ from handstamp.engine.supabase import SupabaseAuthentication
 from handstamp.engine.supabase_minting import Minting
 from handstamp.errors import ConfigError, HandstampError, LoginRefused
 from handstamp.events import LoggedIn, LoginWasRefused
-from handstamp.stores.supabase import SupabaseStore
-from handstamp.stores.supabase_jwt import AccessTokens, Claims
-from handstamp.stores.supabase_keys import Keys, KeySet
-from handstamp.stores.supabase_outcomes import CreatedAuthSession, NewAuthSession
-from handstamp.stores.supabase_table import SupabaseTable
-from handstamp.stores.supabase_tokens import KeyRing
+from handstamp.stores.supabase.jwt import AccessTokens, Claims
+from handstamp.stores.supabase.keys import Keys, KeySet
+from handstamp.stores.supabase.outcomes import CreatedAuthSession, NewAuthSession
+from handstamp.stores.supabase.store import SupabaseStore
+from handstamp.stores.supabase.table import SupabaseTable
+from handstamp.stores.supabase.tokens import KeyRing
 
 _NOBODY = Client()
 
@@ -300,3 +300,6 @@ class _Writer:
 
     def clear(self, came: Came) -> tuple[bytes, ...]:
         return tuple(self._writer.clear(came))
+
+
+__all__ = ("KeyRing", "SupabaseCookie", "SupabaseRules", "SupabaseSessions")

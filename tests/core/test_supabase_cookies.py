@@ -31,7 +31,9 @@ from handstamp.core.supabase_cookies import (
 from handstamp.errors import ConfigError
 
 VECTORS = json.loads(
-    (Path(__file__).parents[1] / "stores" / "supabase_vectors.json").read_text()
+    (
+        Path(__file__).parents[1] / "stores" / "supabase" / "supabase_vectors.json"
+    ).read_text()
 )["cookies"]
 NAME = "sb-abcdefghijklmnop-auth-token"
 OF_SSR = SupabaseCookie(name=NAME, http_only=False, secure=False)

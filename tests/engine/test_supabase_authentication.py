@@ -23,8 +23,15 @@ from handstamp.core.supabase_cookies import CookieSession, decode_session
 from handstamp.engine import supabase as engine_module
 from handstamp.engine.supabase import COPIES
 from handstamp.errors import SessionsUnavailable
-from handstamp.events import DuplicateCookies, Refreshed, Reissued, Replayed, Revoked
-from handstamp.stores.supabase_tokens import read_v2
+from handstamp.events import (
+    DuplicateCookies,
+    LateRefresh,
+    Refreshed,
+    Reissued,
+    Replayed,
+    Revoked,
+)
+from handstamp.stores.supabase.tokens import read_v2
 from handstamp.supabase import SupabaseSessions
 from handstamp.testing import outage
 from tests.support.clock import FakeClock
@@ -289,6 +296,25 @@ async def test_a_replay_of_a_v1_token_cuts_its_sockets(world: World) -> None:
     assert (answer.json(), cut_off) == ({"user_id": None}, ["socket"])
     assert len(world.of(Replayed)) == 1
     assert await sessions.refresh(token) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_without_rotation_an_old_token_is_no_theft(
+    world: World, version: int
+) -> None:
+    """It is refused and reported as late, and the session goes on."""
+    sessions = await world.process(version=version, rules={"rotation_enabled": False})
+    client, held = await world.browser(sessions), await world.sign_in(sessions)
+    token: str = held.refresh_token
+    for _ in range(3):
+        issued = await sessions.refresh(token)
+        assert issued is not None
+        assert issued.refresh_token is not None
+        token = issued.refresh_token
+    answer = await client.get("/maybe", headers=held.cookie(DEAD))
+    assert answer.json() == {"user_id": None}
+    assert (len(world.of(LateRefresh)), world.of(Replayed)) == (1, [])
+    assert await sessions.refresh(token) is not None
 
 
 async def test_the_user_of_the_row_must_be_the_token_s(world: World) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from handstamp.core.supabase_cookies import decode_session, encode_session
 from handstamp.core.supabase_rules import SupabaseRules
-from handstamp.stores.supabase_tokens import KeyRing, write_v2
+from handstamp.stores.supabase.tokens import KeyRing, write_v2
 from handstamp.supabase import SupabaseSessions
 from tests.conftest import copied
 from tests.examples.serving import SECRET, Example, Server, due, seed, serving

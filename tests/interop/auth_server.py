@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from handstamp.core.supabase_records import AmrEntry, AuthSession, AuthUser
-from handstamp.stores.supabase_jwt import AccessTokens
-from handstamp.stores.supabase_keys import Keys
-from handstamp.stores.supabase_tokens import read_v2, write_v2
+from handstamp.stores.supabase.jwt import AccessTokens
+from handstamp.stores.supabase.keys import Keys
+from handstamp.stores.supabase.tokens import read_v2, write_v2
 from tests.support.supabase_keys import private_key, public_key
 
 SECRET = "super-secret-jwt-token-with-at-least-32-characters-long"

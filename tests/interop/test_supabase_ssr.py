@@ -25,7 +25,7 @@ from handstamp.core.supabase_cookies import (
     storage_key,
 )
 from handstamp.core.supabase_credentials import SupabaseCookieReader, SupabaseCredentials
-from handstamp.stores.supabase_tokens import read_v2
+from handstamp.stores.supabase.tokens import read_v2
 from tests.interop.auth_server import SESSION, SHORT, AuthServer, run_auth_server
 from tests.interop.package_client import Missing, PackageClient, install, run_client
 

@@ -11,7 +11,7 @@ from typing import Any
 from handstamp.core import supabase_rotation, supabase_rules
 from handstamp.core.supabase_rotation import Count, Misused, Swap
 from handstamp.engine.supabase import SupabaseAuthentication
-from handstamp.stores import supabase_statements, supabase_v1, supabase_v2, supabase_work
+from handstamp.stores.supabase import statements, v1, v2, work
 from tests.rotation.supabase_machine import Deployment
 from tests.rotation.supabase_stage import SETTINGS
 from tests.rotation.worlds import patched
@@ -33,9 +33,9 @@ class SupabaseMutant:
     patch: Callable[[], AbstractContextManager[None]]
 
 
-_judge_v1 = supabase_v1.judge_v1
-_judge_v2 = supabase_v2.judge_v2
-_upgraded = supabase_v1._upgraded
+_judge_v1 = v1.judge_v1
+_judge_v2 = v2.judge_v2
+_upgraded = v1._upgraded
 _limits = supabase_rules._limits
 
 
@@ -75,9 +75,9 @@ def _counting_anew(work: Any, session: Any) -> Any:
 
 
 def _statement(name: str, old: str, new: str) -> Callable[[], AbstractContextManager[None]]:
-    text = getattr(supabase_statements, name)
+    text = getattr(statements, name)
     assert old in text
-    return lambda: patched(supabase_statements, name, text.replace(old, new))
+    return lambda: patched(statements, name, text.replace(old, new))
 
 
 def _rule(target: Any, name: str, value: Any) -> Callable[[], AbstractContextManager[None]]:
@@ -95,31 +95,31 @@ SUPABASE_MUTANTS = (
         name="one_more",
         deployment=COUNTERS,
         story="a lost answer is answered with a step of its own",
-        patch=_rule(supabase_v2, "judge_v2", _one_more),
+        patch=_rule(v2, "judge_v2", _one_more),
     ),
     SupabaseMutant(
         name="old_rows_for_ever",
         deployment=ROWS,
         story="a row of long ago opens a session",
-        patch=_rule(supabase_v1, "judge_v1", _lenient_v1),
+        patch=_rule(v1, "judge_v1", _lenient_v1),
     ),
     SupabaseMutant(
         name="old_counters_for_ever",
         deployment=COUNTERS,
         story="a counter of long ago opens a session",
-        patch=_rule(supabase_v2, "judge_v2", _lenient_v2),
+        patch=_rule(v2, "judge_v2", _lenient_v2),
     ),
     SupabaseMutant(
         name="end_excluded",
         deployment=(BY_NAME["defaults"], 0, 0),
         story="the interval of a row is over a moment too early",
-        patch=_rule(supabase_v1, "judge_v1", _strict_v1),
+        patch=_rule(v1, "judge_v1", _strict_v1),
     ),
     SupabaseMutant(
         name="nothing_ends",
         deployment=COUNTERS,
         story="a stolen counter is refused, and the thief goes on with the next",
-        patch=_rule(supabase_v2, "judge_v2", _endless_v2),
+        patch=_rule(v2, "judge_v2", _endless_v2),
     ),
     SupabaseMutant(
         name="nobody_is_told",
@@ -131,7 +131,7 @@ SUPABASE_MUTANTS = (
         name="bans_overlooked",
         deployment=COUNTERS,
         story="a banned user's tokens are renewed",
-        patch=_rule(supabase_work, "judge_user", lambda session, now: None),
+        patch=_rule(work, "judge_user", lambda session, now: None),
     ),
     SupabaseMutant(
         name="no_timebox",
@@ -143,7 +143,7 @@ SUPABASE_MUTANTS = (
         name="counting_anew",
         deployment=UPGRADING,
         story="a row that is shown again after its upgrade starts another count",
-        patch=_rule(supabase_v1, "_upgraded", _counting_anew),
+        patch=_rule(v1, "_upgraded", _counting_anew),
     ),
     SupabaseMutant(
         name="family_spared",

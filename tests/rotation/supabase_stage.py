@@ -16,7 +16,14 @@ import jwt
 from hypothesis.stateful import RuleBasedStateMachine
 
 from handstamp.engine.answers import Authenticated, Issued
-from handstamp.events import Event, Refreshed, Reissued, Replayed, Revoked
+from handstamp.events import (
+    Event,
+    LateRefresh,
+    Refreshed,
+    Reissued,
+    Replayed,
+    Revoked,
+)
 from tests.rotation.supabase_families import (
     MARGIN,
     MEMORY,
@@ -47,7 +54,7 @@ TOLD: dict[Fate, list[type[Event]]] = {
     Fate.FORK: [Reissued],
     Fate.SAME: [Reissued],
     Fate.ENDS: [Replayed],
-    Fate.STALE: [Replayed],
+    Fate.STALE: [LateRefresh],
     Fate.REFUSED: [],
 }
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from handstamp.core.credentials import Credentials
 from handstamp.core.records import Client
 from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.events import Event
-from handstamp.stores.supabase import SupabaseStore
+from handstamp.stores.supabase.store import SupabaseStore
 from handstamp.supabase import SupabaseSessions
 from tests.rotation.supabase_families import STALENESS, TTL, Settings
 from tests.support.clock import FakeClock

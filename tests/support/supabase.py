@@ -17,13 +17,13 @@ import asyncpg
 
 from handstamp.core.records import Client
 from handstamp.core.supabase_rules import SupabaseRules
-from handstamp.stores.supabase import SupabaseStore
-from handstamp.stores.supabase_outcomes import (
+from handstamp.stores.supabase.outcomes import (
     CreatedAuthSession,
     NewAuthSession,
     Refreshed,
     Refused,
 )
+from handstamp.stores.supabase.store import SupabaseStore
 from tests.support.frozen_postgres import FrozenPostgres, frozen_postgres
 
 OWNER = "supabase_auth_admin"

@@ -12,23 +12,23 @@ from handstamp.cli.indexes import look_at_indexes
 from handstamp.cli.remarks import facts_remarks, tokens_remarks
 from handstamp.cli.surroundings import look_around
 from handstamp.errors import ConfigError
-from handstamp.stores import examining
 from handstamp.stores.catalog import Table, read_table
-from handstamp.stores.comparing import NAMES, as_python, capabilities, differences
 from handstamp.stores.dangers import refusals
-from handstamp.stores.doubting import Users, columns_of
-from handstamp.stores.findings import Finding, Level
-from handstamp.stores.fitting import Fitted, fit
-from handstamp.stores.needs import Need, samples, sequence_of, wanted
-from handstamp.stores.proposing import (
+from handstamp.stores.doctor import examining
+from handstamp.stores.doctor.comparing import NAMES, as_python, capabilities, differences
+from handstamp.stores.doctor.doubting import Users, columns_of
+from handstamp.stores.doctor.findings import Finding, Level
+from handstamp.stores.doctor.needs import Need, samples, sequence_of, wanted
+from handstamp.stores.doctor.proposing import (
     Proposal,
     Rows,
     choose_token,
     propose,
 )
+from handstamp.stores.doctor.triggering import lacking, trigger_sql
+from handstamp.stores.fitting import Fitted, fit
 from handstamp.stores.shapes import quoted
 from handstamp.stores.statements import Statements
-from handstamp.stores.triggering import lacking, trigger_sql
 
 if TYPE_CHECKING:
     from handstamp.cli.connecting import Connection

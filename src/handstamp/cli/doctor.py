@@ -16,9 +16,9 @@ from handstamp.cli.diagnosis import Diagnosis, diagnose, in_order
 from handstamp.cli.supabase_diagnosis import diagnose_supabase
 from handstamp.errors import ConfigError
 from handstamp.stores.database import FAULTS
-from handstamp.stores.examining import candidates
-from handstamp.stores.findings import Finding, Level
-from handstamp.stores.proposing import PRESETS
+from handstamp.stores.doctor.examining import candidates
+from handstamp.stores.doctor.findings import Finding, Level
+from handstamp.stores.doctor.proposing import PRESETS
 from handstamp.stores.shapes import TableShape
 
 if TYPE_CHECKING:

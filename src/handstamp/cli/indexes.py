@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from handstamp.stores import examining
-from handstamp.stores.findings import Finding, Level
-from handstamp.stores.needs import Sample
+from handstamp.stores.doctor import examining
+from handstamp.stores.doctor.findings import Finding, Level
+from handstamp.stores.doctor.needs import Sample
 
 if TYPE_CHECKING:
     from handstamp.cli.connecting import Connection

@@ -23,9 +23,9 @@ from handstamp.cli.connecting import complain, connected, reason
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Table, read_table
 from handstamp.stores.database import FAULTS
-from handstamp.stores.examining import count_rows
+from handstamp.stores.doctor.examining import count_rows
+from handstamp.stores.doctor.proposing import propose
 from handstamp.stores.hashing import Hashing
-from handstamp.stores.proposing import propose
 from handstamp.stores.shapes import UUID_PLAIN, TableShape, quoted
 
 if TYPE_CHECKING:

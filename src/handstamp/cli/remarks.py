@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from handstamp.stores.examining import Facts
-from handstamp.stores.findings import Finding, Level
-from handstamp.stores.proposing import PRESETS, Proposal, Rows
+from handstamp.stores.doctor.examining import Facts
+from handstamp.stores.doctor.findings import Finding, Level
+from handstamp.stores.doctor.proposing import PRESETS, Proposal, Rows
 
 _TOLERANCE = timedelta(seconds=1)
 _FAR = timedelta(minutes=1)

@@ -10,13 +10,14 @@ from handstamp.cli.indexes import look_at_indexes
 from handstamp.cli.surroundings import look_around
 from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.errors import ConfigError
-from handstamp.stores.examining import read_facts
-from handstamp.stores.findings import Finding, Level
-from handstamp.stores.supabase_examining import read_hearing, read_tables
-from handstamp.stores.supabase_features import able, columns_remarks
-from handstamp.stores.supabase_granting import role_remarks
-from handstamp.stores.supabase_samples import supabase_samples
-from handstamp.stores.supabase_schema import (
+from handstamp.stores.doctor.examining import read_facts
+from handstamp.stores.doctor.findings import Finding, Level
+from handstamp.stores.doctor.supabase_examining import read_hearing, read_tables
+from handstamp.stores.doctor.supabase_features import able, columns_remarks
+from handstamp.stores.doctor.supabase_granting import role_remarks
+from handstamp.stores.doctor.supabase_samples import supabase_samples
+from handstamp.stores.doctor.supabase_triggering import trigger_remarks
+from handstamp.stores.supabase.schema import (
     ABSENT,
     Found,
     Schema,
@@ -24,8 +25,7 @@ from handstamp.stores.supabase_schema import (
     read_schema,
     spelled,
 )
-from handstamp.stores.supabase_statements import SupabaseStatements
-from handstamp.stores.supabase_triggering import trigger_remarks
+from handstamp.stores.supabase.statements import SupabaseStatements
 
 if TYPE_CHECKING:
     from handstamp.cli.connecting import Connection

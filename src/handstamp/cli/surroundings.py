@@ -13,8 +13,8 @@ from handstamp.cli.remarks import (
     pooler_remarks,
     server_remarks,
 )
-from handstamp.stores import examining
-from handstamp.stores.findings import Finding
+from handstamp.stores.doctor import examining
+from handstamp.stores.doctor.findings import Finding
 
 if TYPE_CHECKING:
     from handstamp.cli.connecting import Connection

@@ -45,12 +45,12 @@ from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
 from handstamp.engine.supabase_minting import Minting, bounded
 from handstamp.errors import SessionsUnavailable
-from handstamp.events import DuplicateCookies, Refreshed, Reissued, Replayed
+from handstamp.events import DuplicateCookies, LateRefresh, Refreshed, Reissued, Replayed
 from handstamp.stores.base import Ended
-from handstamp.stores.supabase_jwt import AccessToken
-from handstamp.stores.supabase_outcomes import Refreshed as RefreshOutcome
-from handstamp.stores.supabase_outcomes import Refused
-from handstamp.stores.supabase_tokens import read_v2
+from handstamp.stores.supabase.jwt import AccessToken
+from handstamp.stores.supabase.outcomes import Refreshed as RefreshOutcome
+from handstamp.stores.supabase.outcomes import Refused
+from handstamp.stores.supabase.tokens import read_v2
 
 logger = logging.getLogger("handstamp")
 
@@ -298,7 +298,9 @@ class SupabaseAuthentication(Authentication):
     def _report_refusal(self, refused: Refused, client: Client) -> None:
         session = refused.session
         if refused.refusal is Refusal.ALREADY_USED and session is not None:
-            self._report_replay(session, client)
+            ends = refused.family_revoked or bool(refused.ended)
+            report = self._report_replay if ends else self._report_late
+            report(session, client)
         if refused.family_revoked and session is not None:
             # The row stays, as GoTrue has it; what hangs on it need not.
             self._cache.doubt_session(session.id)
@@ -316,6 +318,11 @@ class SupabaseAuthentication(Authentication):
                 signed_in_by=signed_in,
             )
         )
+
+    def _report_late(self, session: AuthSession, client: Client) -> None:
+        """Without GoTrue's rotation an old token is refused, and that is all."""
+        facts = {"session_id": session.id, "user_id": session.user_id}
+        self._reports.publish(LateRefresh(**facts, client=client))
 
     def start_over(self) -> None:
         """In a forked child: no flight of the parent's will ever land here."""

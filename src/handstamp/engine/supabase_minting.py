@@ -10,10 +10,10 @@ from handstamp.core.supabase_records import AuthUser
 from handstamp.core.supabase_rules import access_token_ends
 from handstamp.engine.answers import Issued
 from handstamp.errors import ConfigError
-from handstamp.stores.supabase_jwt import AccessTokens, assurance_level
-from handstamp.stores.supabase_outcomes import CreatedAuthSession
-from handstamp.stores.supabase_outcomes import Refreshed as RefreshOutcome
-from handstamp.stores.supabase_table import LEVELS, SupabaseTable, record_of
+from handstamp.stores.supabase.jwt import AccessTokens, assurance_level
+from handstamp.stores.supabase.outcomes import CreatedAuthSession
+from handstamp.stores.supabase.outcomes import Refreshed as RefreshOutcome
+from handstamp.stores.supabase.table import LEVELS, SupabaseTable, record_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

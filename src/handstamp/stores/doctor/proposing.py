@@ -1,0 +1,210 @@
+"""From a catalog to a proposed shape: which column of a table is probably what.
+
+Rule 1. Names decide, and types must allow it. Where the column of tokens is called as in
+the nearest preset, the preset's other names go first.
+Rule 2. Whether a column holds tokens or digests is said by its name; by what its rows
+look like; and in doubt it is digests, for the wrong guess then signs nobody in.
+Rule 3. Nothing is guessed in silence: each doubt is a finding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from handstamp.errors import ConfigError
+from handstamp.stores.catalog import Column, Table
+from handstamp.stores.doctor.column_names import (
+    FIELDS,
+    USER_FIELDS,
+    plain,
+    says_digest,
+)
+from handstamp.stores.doctor.doubting import Users, columns_of, doubts_about
+from handstamp.stores.doctor.findings import Finding, Level
+from handstamp.stores.fitting import types_of
+from handstamp.stores.shapes import (
+    PREFIX,
+    ULID_HASHED,
+    UUID_PLAIN,
+    AtRest,
+    NewId,
+    TableShape,
+    UsersTable,
+)
+
+PRESETS: Mapping[str, TableShape] = {"ulid": ULID_HASHED, "uuid": UUID_PLAIN}
+NEEDED = ("id", "user_id", "token", "expires_at")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
+_DIGEST = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What the rows' tokens look like: how many begin with ``sha256:``, are 64 digits of
+    hex, or are something else. ``about`` says that these are estimates."""
+
+    prefixed: int = 0
+    hex: int = 0
+    other: int = 0
+    about: bool = False
+
+    @property
+    def in_clear(self) -> int:
+        """Rows without the prefix."""
+        return self.hex + self.other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A shape for a table, the preset it is nearest to, and the doubts about it."""
+
+    shape: TableShape
+    preset: str
+    doubts: tuple[Finding, ...]
+
+
+def nearest(table: Table) -> str:
+    """The preset that shares the most columns with the table."""
+
+    def shared(preset: str) -> int:
+        return len(set(columns_of(PRESETS[preset]).values()) & set(table.columns))
+
+    return max(sorted(PRESETS), key=shared)
+
+
+def propose(
+    name: str,
+    table: Table,
+    *,
+    users: Users | None = None,
+    rows: Rows | None = None,
+    preset: str | None = None,
+) -> Proposal:
+    """The shape of the table that is called ``name``.
+
+    ``rows`` are what :func:`choose_token` 's column holds. ``preset`` insists on one to
+    start from. Raises :class:`ConfigError` where a column that is needed cannot be found.
+    """
+    preset = preset or nearest(table)
+    chosen = _choose(table, PRESETS[preset])
+    for field in NEEDED:
+        if field not in chosen:
+            raise ConfigError(_not_found(name, table, field))
+    token = table.columns[chosen["token"]]
+    rows = rows or Rows()
+    at_rest, doubt = _at_rest(token, rows, PRESETS[preset])
+    missing: dict[str, str | None] = dict.fromkeys(set(FIELDS) - set(chosen))
+    shape = TableShape(
+        table=name,
+        **missing | chosen,  # type: ignore[arg-type]
+        at_rest=at_rest,
+        new_id=_new_id(table.columns[chosen["id"]]),
+        users=_users(users),
+    )
+    doubts = [*doubt, *doubts_about(shape, table, users)]
+    return Proposal(shape=shape, preset=preset, doubts=tuple(doubts))
+
+
+def choose_token(table: Table, preset: str | None = None) -> str | None:
+    """The column of the table that probably holds tokens."""
+    return _choose(table, PRESETS[preset or nearest(table)]).get("token")
+
+
+def _choose(table: Table, preset: TableShape) -> dict[str, str]:
+    chosen: dict[str, str] = {}
+    free = {plain(name): name for name in table.columns if _NAME.fullmatch(name)}
+    named = columns_of(preset)
+    named = named if named["token"] in table.columns else {}
+    for field, words in FIELDS.items():
+        names = ([named[field]] if field in named else []) + list(words)
+        found = [free[plain(n)] for n in names if plain(n) in free]
+        column = _first(found, field, table)
+        if column is not None:
+            chosen[field] = column
+            del free[plain(column)]
+    if "refresh_token" not in chosen or "refresh_expires_at" not in chosen:
+        chosen.pop("refresh_token", None)
+        chosen.pop("refresh_expires_at", None)
+    return _with_one_for_both(chosen, table)
+
+
+def _first(names: list[str], field: str, table: Table) -> str | None:
+    """The best name whose type will do; for what is needed, else the best name."""
+    fitting = [n for n in names if table.columns[n].type in types_of(field)]
+    if fitting or field not in NEEDED:
+        return fitting[0] if fitting else None
+    return names[0] if names else None
+
+
+def _with_one_for_both(chosen: dict[str, str], table: Table) -> dict[str, str]:
+    """A table whose id is the token (or whose token is the key) names it twice."""
+    if "token" not in chosen and "id" in chosen:
+        own = table.columns[chosen["id"]]
+        if own.type in types_of("token") and own.default is None:
+            return {**chosen, "token": own.name}
+    if "id" not in chosen and "token" in chosen:
+        keys = [n for (n, *more) in sorted(table.unique) if not more and _NAME.fullmatch(n)]
+        usable = types_of("id") - {"text"}
+        ids = [n for n in keys if table.columns[n].type in usable]
+        ids = [n for n in ids if n not in chosen.values()]
+        return {**chosen, "id": ids[0] if ids else chosen["token"]}
+    return chosen
+
+
+def _not_found(name: str, table: Table, field: str) -> str:
+    usable = [
+        c.name
+        for c in table.columns.values()
+        if c.type in types_of(field) and _NAME.fullmatch(c.name)
+    ]
+    ones = f" (one of {', '.join(usable)}?)" if usable else ""
+    return f"no column of {name} looks like {field}: name it in TableShape({field}=…){ones}"
+
+
+def _at_rest(
+    token: Column, rows: Rows, preset: TableShape
+) -> tuple[AtRest, tuple[Finding, ...]]:
+    only_prefixed = rows.prefixed and not rows.in_clear and not rows.about
+    if says_digest(token.name):
+        return ("prefixed" if only_prefixed else "digest"), ()
+    if only_prefixed:
+        return "prefixed", ()
+    is_preset = preset.at_rest == "plain" and token.name == columns_of(preset)["token"]
+    room = token.length is None or token.length >= _DIGEST + len(PREFIX)
+    if rows.other or rows.prefixed or is_preset or not (rows.hex or not room):
+        return "plain", ()
+    doubt = Finding(
+        Level.WARNING,
+        "tokens",
+        f"every token in {token.name} has 64 digits of hex: it is taken for a SHA-256"
+        " digest of the token. If your code stores the token itself, say"
+        ' at_rest="plain"; if you are not sure, do not: with it whoever reads the table'
+        " could sign in with a digest",
+    )
+    return "digest", (doubt,)
+
+
+def _new_id(column: Column) -> NewId:
+    if column.type == "uuid":
+        return "uuid"
+    default = column.default or ""
+    if column.type.startswith("int") or (default and "ulid" not in default):
+        return "database"
+    room = column.length
+    return "uuid" if room is not None and 36 <= room < 40 else "ulid"
+
+
+def _users(users: Users | None) -> UsersTable | None:
+    """Nothing where the table of users has nothing that handstamp looks at."""
+    if users is None:
+        return None
+    free = {plain(n): n for n in users.table.columns if _NAME.fullmatch(n)}
+    found: dict[str, str | None] = {}
+    for field, words in USER_FIELDS.items():
+        names = [free[plain(word)] for word in words if plain(word) in free]
+        found[field] = _first(names, field, users.table)
+    if not any(found.values()):
+        return None
+    return UsersTable(table=users.name, id=users.id, **found)

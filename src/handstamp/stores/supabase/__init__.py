@@ -1,0 +1,1 @@
+"""Supabase Auth's tables, and the tokens that are kept in them."""

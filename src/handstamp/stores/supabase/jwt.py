@@ -1,0 +1,283 @@
+"""Supabase's access tokens: checked without asking anybody, and minted as GoTrue does.
+
+A signature says that a token was issued, and no more: whether its session still lives is
+in ``auth.sessions``. Beyond GoTrue's own rules:
+
+Rule 1. ``exp``, ``sub`` and ``session_id`` must be there, the last two uuids. The API
+keys of a project are signed by the same key, and name no session: they are no login.
+Rule 2. A header may choose among our keys, and nothing else. ``alg`` must be the one
+algorithm of the chosen key, ``crit`` is refused, ``jku``, ``jwk`` and ``x5u`` are not
+looked at, and ``none`` is no algorithm.
+Rule 3. Whatever else arrives is None, not an exception, and what is too long is refused
+before any key is touched.
+Rule 4. Reading and time are two things: a signature holds for ever and may be remembered,
+the time is judged at each use, by the caller's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from handstamp.core.supabase_cookies import LONGEST_ACCESS_TOKEN
+from handstamp.core.supabase_records import AAL1, AAL2, AmrEntry, AuthSession, AuthUser
+from handstamp.errors import ConfigError
+from handstamp.stores.supabase.keys import Keys
+from handstamp.stores.supabase.tokens import canonical_uuid
+
+try:
+    from jwt import PyJWS
+    from jwt.exceptions import PyJWTError
+except ImportError as missing:
+    raise ImportError(
+        "Supabase's access tokens need the package PyJWT: pip install 'handstamp[supabase]'"
+    ) from missing
+
+Claims = dict[str, Any]
+
+_FORM = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_LATEST = 253_402_300_799  # the last second a datetime holds
+_NO_SESSION = "00000000-0000-0000-0000-000000000000"
+_SECOND_FACTORS = frozenset({"totp", "mfa/phone", "mfa/webauthn"})
+_FIXED = ("sub", "session_id", "iat", "exp")
+_TEXTS = ("email", "phone", "role", "aal")
+_JWS = PyJWS()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessToken:
+    """What a correctly signed access token says; :meth:`is_live` says whether still.
+
+    ``client_id`` is set for tokens of an OAuth client. ``claims`` are all of them.
+    """
+
+    user_id: str
+    session_id: str
+    expires_at: datetime
+    not_before: datetime | None
+    aal: str
+    client_id: str | None
+    claims: Mapping[str, Any] = field(repr=False)
+
+    def is_live(self, now: datetime) -> bool:
+        """Whether its time has come and is not over: no leeway, the end excluded."""
+        begun = self.not_before is None or self.not_before <= now
+        return begun and now < self.expires_at
+
+
+def assurance_level(methods: Iterable[str]) -> str:
+    """The level that these ways of signing in amount to, ``aal1`` or ``aal2``."""
+    return AAL1 if _SECOND_FACTORS.isdisjoint(methods) else AAL2
+
+
+class AccessTokens:
+    """Reads and mints access tokens under a project's keys.
+
+    ``issuer`` is ``GOTRUE_JWT_ISSUER``. ``claims`` is called with the claims of each
+    token before it is signed, and returns those to sign: what GoTrue's own access token
+    hook does there, for that is not asked when this library mints.
+    """
+
+    __slots__ = ("_claims", "_issuer", "_keys")
+
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        issuer: str = "",
+        claims: Callable[[Claims], Claims] | None = None,
+    ) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._claims = claims
+
+    @property
+    def can_mint(self) -> bool:
+        """Whether there is a key to sign with."""
+        return self._keys.signing is not None
+
+    def verify(self, token: str, now: datetime) -> AccessToken | None:
+        """What ``token`` says, if it is ours and live at ``now``; otherwise None."""
+        read = self.read(token)
+        return read if read is not None and read.is_live(now) else None
+
+    def read(self, token: str) -> AccessToken | None:
+        """What ``token`` says, if it is ours, whatever the time; otherwise None."""
+        if len(token) > LONGEST_ACCESS_TOKEN:
+            return None
+        match = _FORM.fullmatch(token)
+        header = None if match is None else _read_header(match[1])
+        if header is None:
+            return None
+        key = self._keys.pick(*header)
+        if key is None:
+            return None
+        try:
+            payload = _JWS.decode(token, key.verifying, algorithms=[key.algorithm])
+        except (PyJWTError, ValueError, TypeError):
+            return None
+        return _read_claims(payload)
+
+    def mint(
+        self,
+        session: AuthSession,
+        user: AuthUser,
+        amr: Sequence[AmrEntry],
+        *,
+        issued_at: datetime,
+        expires_at: datetime,
+        provider: str | None = None,
+    ) -> str:
+        """A token with GoTrue's claims, changed by nothing but the hook.
+
+        ``amr`` are the rows of ``auth.mfa_amr_claims`` and decide the level; ``provider``
+        is that of the user's only SSO identity. Raises :class:`ConfigError` where there
+        is no key to sign with, or the hook leaves no token that GoTrue would take, or
+        the token would be too long to be read again.
+        """
+        claims: Claims = {"iss": self._issuer} if self._issuer else {}
+        claims |= {"sub": user.id, "aud": user.aud or ""}
+        claims |= {"iat": _seconds(issued_at), "exp": _seconds(expires_at)}
+        claims |= _of_user(user) | _of_session(session, amr, provider)
+        return self._sign(claims if self._claims is None else self._changed(claims))
+
+    def _changed(self, claims: Claims) -> Claims:
+        assert self._claims is not None  # noqa: S101 - asked by the only caller
+        fixed = {name: claims[name] for name in _FIXED}
+        changed: object = self._claims(claims)
+        if not isinstance(changed, dict) or {n: changed.get(n) for n in _FIXED} != fixed:
+            raise ConfigError(
+                "the claims hook must return the claims, with "
+                f"{', '.join(_FIXED)} as they were"
+            )
+        audience = isinstance(changed.get("aud"), str | list)
+        texts = all(isinstance(changed.get(name), str) for name in _TEXTS)
+        if not audience or not texts or "is_anonymous" not in changed:
+            raise ConfigError(
+                "the claims hook must keep aud and is_anonymous, and the texts "
+                f"{', '.join(_TEXTS)}"
+            )
+        return changed
+
+    def _sign(self, claims: Claims) -> str:
+        key = self._keys.signing
+        if key is None or key.signing is None:
+            raise ConfigError(
+                "no key signs access tokens: one must have the operation sign"
+            )
+        headers = None if key.kid is None else {"kid": key.kid}
+        minted = _JWS.encode(_json(claims), key.signing, key.algorithm, headers)
+        if len(minted) > LONGEST_ACCESS_TOKEN:
+            raise ConfigError(
+                f"an access token has more than {LONGEST_ACCESS_TOKEN} characters: leave "
+                "metadata out by the claims hook"
+            )
+        return minted
+
+
+def _of_user(user: AuthUser) -> Claims:
+    return {
+        "email": user.email,
+        "phone": user.phone,
+        "app_metadata": dict(user.app_metadata),
+        "user_metadata": dict(user.user_metadata),
+        "role": user.role or "",
+        "is_anonymous": user.is_anonymous,
+    }
+
+
+def _of_session(
+    session: AuthSession, amr: Sequence[AmrEntry], provider: str | None
+) -> Claims:
+    newest_first = sorted(amr, key=lambda entry: entry.at, reverse=True)
+    optional = {
+        "amr": [_of_entry(entry, provider) for entry in newest_first],
+        "client_id": session.oauth_client_id,
+        "scope": session.scopes,
+    }
+    level = assurance_level(entry.method for entry in amr)
+    claims: Claims = {"session_id": session.id, "aal": level}
+    return claims | {name: value for name, value in optional.items() if value}
+
+
+def _of_entry(entry: AmrEntry, provider: str | None) -> Claims:
+    claim: Claims = {"method": entry.method, "timestamp": _seconds(entry.at)}
+    if provider and entry.method == "sso/saml":
+        claim["provider"] = provider
+    return claim
+
+
+def _seconds(at: datetime) -> int:
+    return int(at.timestamp() // 1)
+
+
+def _json(claims: Claims) -> bytes:
+    try:
+        text = json.dumps(
+            claims, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+        )
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigError("the claims of an access token are no JSON") from None
+    return text.encode("utf-8", "backslashreplace")  # half a surrogate pair: \udXXX
+
+
+def _read_header(segment: str) -> tuple[str | None, str] | None:
+    """The ``kid`` and the ``alg`` in a token's header, or None for one we do not take."""
+    header = (
+        _read_json(urlsafe_b64decode(segment + "==")) if len(segment) % 4 != 1 else None
+    )
+    if header is None or "crit" in header or "b64" in header:
+        return None
+    kid, algorithm = header.get("kid"), header.get("alg")
+    if not isinstance(kid, str | None) or not isinstance(algorithm, str):
+        return None
+    return kid, algorithm
+
+
+def _read_claims(payload: object) -> AccessToken | None:
+    claims = _read_json(payload) if isinstance(payload, bytes) else None
+    if claims is None:
+        return None
+    user_id, session_id = _uuid(claims.get("sub")), _uuid(claims.get("session_id"))
+    expires_at, not_before = _time(claims.get("exp")), _time(claims.get("nbf"))
+    if user_id is None or session_id is None or expires_at is None:
+        return None
+    if not_before is None and claims.get("nbf") is not None:
+        return None
+    aal, client_id = claims.get("aal"), claims.get("client_id")
+    return AccessToken(
+        user_id=user_id,
+        session_id=session_id,
+        expires_at=expires_at,
+        not_before=not_before,
+        aal=aal if isinstance(aal, str) else AAL1,
+        client_id=client_id if isinstance(client_id, str) and client_id else None,
+        claims=claims,
+    )
+
+
+def _read_json(raw: bytes) -> Claims | None:
+    try:
+        read = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def _uuid(value: object) -> str | None:
+    try:
+        uuid = canonical_uuid(value) if isinstance(value, str) else _NO_SESSION
+    except ValueError:
+        return None
+    return None if uuid == _NO_SESSION else uuid
+
+
+def _time(value: object) -> datetime | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return datetime.fromtimestamp(value, UTC) if 0 <= value <= _LATEST else None

@@ -1,0 +1,294 @@
+"""The tables of Supabase Auth: ``auth.sessions`` and what hangs on it, beside GoTrue.
+
+What a store keeps (:mod:`handstamp.stores.base`) holds here too. The differences lie in the
+tables: a session ends when its row is deleted, so a reason has no place to be written; a
+refresh is decided under GoTrue's own locks, so it is one method; nothing records activity.
+
+No column is added and no table need be ours. The role is the tables' owner, or has
+BYPASSRLS and these grants: usage on the schema; select, insert, update, delete on sessions
+and refresh_tokens, with usage on the sequence of the latter; select, insert on
+mfa_amr_claims; insert on audit_log_entries; select, update on users; with
+``allow_low_aal`` also select on mfa_factors. Select on sessions and users is enough to
+read, and the columns that are used are enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+
+from handstamp.core.records import Client
+from handstamp.core.supabase_records import AuthSession
+from handstamp.core.supabase_rules import SupabaseRules
+from handstamp.errors import ConfigError, LoginRefused
+from handstamp.stores.base import Capabilities, Ended
+from handstamp.stores.binding import count_of
+from handstamp.stores.breaker import Breaker
+from handstamp.stores.channel import CHANNEL, Channel
+from handstamp.stores.database import Database
+from handstamp.stores.lanes import Connection
+from handstamp.stores.listening import QUIETLY, SPEAK, PostgresChannel
+from handstamp.stores.speaking import said
+from handstamp.stores.supabase.create import create
+from handstamp.stores.supabase.knowledge import SupabaseKnowledge
+from handstamp.stores.supabase.outcomes import (
+    CreatedAuthSession,
+    NewAuthSession,
+    Outcome,
+)
+from handstamp.stores.supabase.refresh import refresh
+from handstamp.stores.supabase.rows import ended_of, seen, session_of, uuid_of, uuids_of
+from handstamp.stores.supabase.schema import Schema
+from handstamp.stores.supabase.statements import SupabaseStatements, Watched
+from handstamp.stores.supabase.tokens import KeyRing
+from handstamp.stores.supabase.work import Entropy, Work
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
+
+
+class SupabaseStore:
+    """The sessions in the schema ``auth`` of one database of Supabase Auth.
+
+    ``rules`` are the settings of the GoTrue that writes the same tables, ``keys`` its
+    database encryption keys. ``entropy`` gives so many fresh random bytes: ``os.urandom``.
+    The rest is as for :class:`handstamp.stores.table.TableStore`. Opens no connection
+    before it needs one; what the database has and allows is looked up at the first use.
+    Raises :class:`ConfigError` for what is no PostgreSQL URI.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        entropy: Entropy,
+        rules: SupabaseRules | None = None,
+        keys: KeyRing | None = None,
+        schema: str = "auth",
+        pool_size: int = 10,
+        budget: timedelta = timedelta(seconds=1),
+        connect: Mapping[str, Any] | None = None,
+        listen_dsn: str | None = None,
+    ) -> None:
+        self._entropy = entropy
+        self._rules = rules or SupabaseRules()
+        self._keys = keys or KeyRing()
+        if not _IDENTIFIER.fullmatch(schema):
+            raise ConfigError(f"schema={schema!r} is no SQL name handstamp accepts")
+        self._name = schema
+        self._database = Database(dsn, width=pool_size, budget=budget, connect=connect)
+        self._listening = Database(
+            listen_dsn or dsn, width=1, budget=budget, connect=connect
+        )
+        watched = Watched.of(schema, self._rules)
+        self._channel = PostgresChannel(self._database, self._listening, watched)
+        self._knowledge = SupabaseKnowledge(self._database, schema, self._rules)
+
+    def __repr__(self) -> str:
+        return f"SupabaseStore(schema={self._name!r})"
+
+    @property
+    def rules(self) -> SupabaseRules:
+        """The settings this store goes by."""
+        return self._rules
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Assurance levels, but no activity and no fingerprint; less in an older database,
+        once it was looked at."""
+        return self._knowledge.capabilities
+
+    @property
+    def queries(self) -> int:
+        """Statements sent so far, without the bus's heartbeat."""
+        return self._database.queries
+
+    @property
+    def channel(self) -> Channel:
+        """Where revocations are heard of."""
+        return self._channel
+
+    @property
+    def breaker(self) -> Breaker:
+        """What stands between requests and a database that does not answer."""
+        return self._database.breaker
+
+    async def open(self) -> None:
+        """Get ready on the running loop; connects nowhere."""
+        self._database.open()
+
+    async def close(self) -> None:
+        """Let go of every connection, after at most a second."""
+        await self._listening.close()
+        await self._database.close()
+
+    def start_over(self) -> None:
+        """See :meth:`Store.start_over`."""
+        self._database.start_over()
+        self._listening.start_over()
+
+    async def ping(self) -> None:
+        """See :meth:`Store.ping`."""
+        await self._database.look_up("select 1")
+
+    async def ready(self) -> Capabilities:
+        """See :meth:`Store.ready`; being able to read is enough."""
+        return await self._knowledge.ready()
+
+    async def check(self) -> Schema:
+        """Look again what the database has and what the role may do.
+
+        For a start that fails early, and for diagnosis; ``missing`` of the answer lists
+        what an older Supabase lacks. Raises :class:`ConfigError` naming the first grant or
+        setting to mend, and :class:`SessionsUnavailable` without an answer.
+        """
+        return await self._knowledge.check()
+
+    async def find_many(self, session_ids: Sequence[str]) -> Sequence[AuthSession]:
+        """The sessions with these ids, any order. What is no uuid names none."""
+        known = uuids_of(session_ids)
+        if not known:
+            return []
+        return await self._sessions(lambda sql: sql.find_many, known)
+
+    async def find_by_id(self, session_id: str) -> AuthSession | None:
+        """The session with this id."""
+        found = await self.find_many([session_id])
+        return found[0] if found else None
+
+    async def list_for_user(self, user_id: str) -> Sequence[AuthSession]:
+        """A user's sessions, refreshed last first, at most a thousand; also those that
+        are over by a rule of time, for their rows are still there."""
+        known = uuid_of(user_id)
+        if known is None:
+            return []
+        return await self._sessions(lambda sql: sql.list_for_user, known)
+
+    async def _sessions(
+        self, pick: Callable[[SupabaseStatements], str], value: object
+    ) -> Sequence[AuthSession]:
+        async def ask(sql: SupabaseStatements) -> Sequence[AuthSession]:
+            rows = await self._database.look_up(pick(sql), value)
+            return list(filter(None, map(session_of, seen(rows))))
+
+        return await self._knowledge.reading(ask)
+
+    async def create(
+        self, user_id: str, client: Client, new: NewAuthSession | None = None
+    ) -> CreatedAuthSession:
+        """Insert a session with its first refresh token, as GoTrue does at a sign-in.
+
+        Raises :class:`LoginRefused` (``unknown_user``; ``user_disabled`` for a banned or
+        deleted one), in which case nothing was written.
+        """
+        owner = uuid_of(user_id)
+        if owner is None:
+            raise LoginRefused("unknown_user")
+        asked = new or NewAuthSession()
+
+        async def act(sql: SupabaseStatements) -> CreatedAuthSession:
+            work = self._work(sql)
+
+            async def insert(connection: Connection, loud: bool) -> CreatedAuthSession:
+                async with connection.transaction():
+                    return await create(work, connection, owner, client, asked, loud=loud)
+
+            async with self._database.working() as connection:
+                return await said(self._database, connection, insert)
+
+        return await self._knowledge.writing(act)
+
+    async def refresh(
+        self, token: str, client: Client, *, oauth_client_id: str | None = None
+    ) -> Outcome:
+        """Refresh a session by the text of a refresh token, v1 or v2.
+
+        ``oauth_client_id`` is the authenticated OAuth client that asks, if one does. What
+        comes back is committed. Raises :class:`SessionsUnavailable` without an answer,
+        also when others held the session for all of ``rules.retry_budget``.
+        """
+        asking = None if oauth_client_id is None else oauth_client_id.lower()
+
+        async def act(sql: SupabaseStatements) -> Outcome:
+            return await refresh(self._work(sql), token, client, asking)
+
+        return await self._knowledge.writing(act)
+
+    def _work(self, sql: SupabaseStatements) -> Work:
+        return Work(self._database, sql, self._rules, self._keys, self._entropy)
+
+    async def revoke(
+        self, session_id: str, *, reason: str, user_id: str | None = None
+    ) -> Ended | None:
+        """Delete one session, only if it is ``user_id``'s where that is given.
+
+        ``reason`` is for events and logs; these tables have no place for it.
+        """
+        ids, owner = uuids_of([session_id]), uuid_of(user_id)
+        if not ids or (user_id is not None and owner is None):
+            return None
+
+        async def act(sql: SupabaseStatements) -> tuple[Ended, ...]:
+            async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
+                self._database.queries += 1
+                if owner is None:
+                    return await connection.fetch(sql.revoke, loud, ids)
+                return await connection.fetch(sql.revoke_own, loud, ids, owner)
+
+            async with self._database.working() as connection:
+                return ended_of(await said(self._database, connection, end))
+
+        ended = await self._knowledge.writing(act)
+        return ended[0] if ended else None
+
+    async def revoke_user(
+        self, user_id: str, *, reason: str, keep: str | None = None
+    ) -> Sequence[Ended]:
+        """Delete every session of a user but ``keep``: GoTrue's scopes ``global`` and
+        ``others``. One message, however many sessions end."""
+        owner = uuid_of(user_id)
+        if owner is None:
+            return []
+        kept = uuid_of(keep)
+
+        async def act(sql: SupabaseStatements) -> tuple[Ended, ...]:
+            async def end(connection: Connection, loud: bool) -> tuple[Ended, ...]:
+                self._database.queries += 3
+                async with connection.transaction():
+                    await connection.execute(QUIETLY)
+                    rows = await connection.fetch(sql.revoke_user, False, owner, kept)
+                    gone = ended_of(rows)
+                    if gone and loud:
+                        await connection.execute(SPEAK, CHANNEL, f"u:{owner}")
+                    return gone
+
+            async with self._database.working() as connection:
+                return await said(self._database, connection, end)
+
+        return await self._knowledge.writing(act)
+
+    async def prune(self, *, batch: int = 100) -> int:
+        """Once each of GoTrue's own cleanups of sessions and refresh tokens, with its
+        limits and at most ``batch`` rows in all; how many rows were touched.
+
+        Nothing without ``rules.cleanup``. Skips what anybody holds. GoTrue's cleanup of
+        anonymous users is left to GoTrue: this library deletes no users.
+        """
+        if not self._rules.cleanup:
+            return 0
+
+        async def act(sql: SupabaseStatements) -> int:
+            left = batch
+            for statement, most in sql.prunes:
+                if not left:
+                    break
+                async with self._database.working() as connection:
+                    self._database.queries += 1
+                    status = await connection.execute(statement, min(left, most))
+                left -= count_of(status)
+            return batch - left
+
+        return await self._knowledge.writing(act)

@@ -1,0 +1,210 @@
+"""From a catalog to a proposed shape: guesses, and what is said of them."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from handstamp.errors import ConfigError
+from handstamp.stores.catalog import Column, Table
+from handstamp.stores.doctor.comparing import as_python, differences
+from handstamp.stores.doctor.doubting import Users
+from handstamp.stores.doctor.findings import Level
+from handstamp.stores.doctor.proposing import Proposal, Rows, nearest, propose
+from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, TableShape, UsersTable
+
+
+def a_table(columns: str, *, name: str = "t") -> Table:
+    """A table from `name type` pairs; a type may have `!` for NOT NULL, `=` for a default
+    and a length."""
+    made = {}
+    for pair in columns.split(","):
+        column, type = pair.split()
+        required, default = "!" in type, "x" if "=" in type else None
+        type, _, length = type.strip("!=").partition(":")
+        made[column] = Column(
+            name=column,
+            type=type,
+            required=required,
+            default=default,
+            length=int(length) if length else None,
+        )
+    return Table(name=name, columns=made, unique=frozenset({("token",)}))
+
+
+LUCIA = "id text!,user_id text!,expires_at timestamptz!"
+BETTER_AUTH = (
+    "id text!,expiresAt timestamp!,token text!,createdAt timestamp!,updatedAt timestamp!,"
+    "ipAddress text,userAgent text,userId text!"
+)
+AUTHIE = (
+    "id int8!=,token_hash varchar:255!,browser_id varchar:255,user_type varchar:255,"
+    "user_id int8!,active bool=,data text,expires_at timestamp!,login_at timestamp,"
+    "login_ip varchar:255,last_activity_at timestamp,user_agent varchar:255,"
+    "created_at timestamp!,updated_at timestamp!"
+)
+PLAIN = (
+    "id uuid!=,user_id uuid!,session_token varchar:255!,expires_at timestamptz!,"
+    "is_active bool=,device_id varchar:100,ip_address varchar:45,user_agent varchar:500,"
+    "location varchar:100,trust_level int4=,created_at timestamptz=,updated_at"
+    " timestamptz=,deleted_at timestamptz"
+)
+
+
+def proposed(columns: str, **given: object) -> Proposal:
+    return propose("t", a_table(columns), **given)
+
+
+def run(python: str) -> TableShape:
+    """What somebody gets who pastes it."""
+    names: dict[str, object] = {}
+    exec(python, names)
+    return names["shape"]
+
+
+def test_a_table_like_better_auth_s() -> None:
+    """Capitals in the names, naive timestamps and tokens in clear."""
+    shape = proposed(BETTER_AUTH).shape
+    assert (shape.id, shape.user_id, shape.token) == ("id", "userId", "token")
+    assert (shape.expires_at, shape.created_at) == ("expiresAt", "createdAt")
+    assert (shape.last_activity_at, shape.address) == ("updatedAt", "ipAddress")
+    assert (shape.user_agent, shape.is_active, shape.revoked_at) == (
+        "userAgent",
+        None,
+        None,
+    )
+    assert (shape.at_rest, shape.users, shape.rotates) == ("plain", None, False)
+
+
+def test_a_table_like_authie_s() -> None:
+    """Integer ids of the database, a digest, a flag, and a better last activity than
+    updated_at."""
+    shape = proposed(AUTHIE).shape
+    assert (shape.token, shape.at_rest, shape.new_id) == (
+        "token_hash",
+        "digest",
+        "database",
+    )
+    assert (shape.is_active, shape.last_activity_at) == ("active", "last_activity_at")
+    assert (shape.address, shape.fingerprint) == ("login_ip", "browser_id")
+    assert shape.created_at == "created_at"
+
+
+def test_a_table_whose_id_is_the_token() -> None:
+    """As Lucia has it: one column is both, and digests are supposed in it."""
+    rows = Rows(hex=7)
+    proposal = propose("t", a_table(LUCIA), rows=rows)
+    assert (proposal.shape.id, proposal.shape.token) == ("id", "id")
+    assert proposal.shape.at_rest == "digest"
+    assert any("at_rest" in doubt.text for doubt in proposal.doubts)
+
+
+@pytest.mark.parametrize(
+    ("rows", "at_rest"),
+    [
+        (Rows(), "plain"),
+        (Rows(other=1), "plain"),
+        (Rows(hex=9, other=1), "plain"),
+        (Rows(prefixed=4, other=1), "plain"),
+        (Rows(prefixed=5), "prefixed"),
+        (Rows(prefixed=5, about=True), "plain"),
+        (Rows(hex=9), "digest"),
+    ],
+    ids=repr,
+)
+def test_what_the_rows_look_like_decides(rows: Rows, at_rest: str) -> None:
+    """In doubt they are digests; a sample is no proof that no token is in clear."""
+    assert proposed(BETTER_AUTH, rows=rows).shape.at_rest == at_rest
+
+
+def test_a_column_that_says_digest_holds_digests() -> None:
+    """Whatever else its rows hold: nobody can sign in with what is in the table."""
+    assert proposed(AUTHIE, rows=Rows(other=5)).shape.at_rest == "digest"
+
+
+def test_the_preset_itself_is_found() -> None:
+    """The documented table is proposed as the preset, by name."""
+    proposal = propose("user_sessions", a_table(PLAIN))
+    assert proposal.shape == UUID_PLAIN
+    assert as_python(proposal.shape).endswith("shape = UUID_PLAIN\n")
+    assert differences(proposal.shape, proposal.preset) == []
+    assert proposal.doubts == ()
+    assert nearest(a_table(PLAIN)) == "uuid"
+
+
+@pytest.mark.parametrize("columns", [BETTER_AUTH, AUTHIE, LUCIA, PLAIN])
+def test_what_is_printed_is_python(columns: str) -> None:
+    """It makes the shape that was proposed, without a name that is not imported."""
+    for shape in (
+        proposed(columns).shape,
+        replace(proposed(columns).shape, users=UsersTable()),
+        replace(proposed(columns).shape, users=UsersTable(table="people", id="key")),
+    ):
+        assert run(as_python(shape)) == shape
+
+
+@pytest.mark.parametrize("preset", [ULID_HASHED, UUID_PLAIN])
+def test_what_is_printed_of_a_preset_is_python(preset: TableShape) -> None:
+    """Also of one with a change or two."""
+    for shape in (preset, replace(preset, table="app.s"), replace(preset, level=None)):
+        assert run(as_python(shape)) == shape
+
+
+@pytest.mark.parametrize("missing", ["user_id", "expires_at", "token_hash"])
+def test_what_is_needed_and_not_found_is_asked_for(missing: str) -> None:
+    """With the columns that it could be."""
+    field = "token" if missing == "token_hash" else missing
+    columns = ",".join(p for p in AUTHIE.split(",") if p.split()[0] != missing)
+    with pytest.raises(ConfigError, match=rf"TableShape\({field}=…\)"):
+        proposed(columns)
+
+
+def test_a_flag_that_ends_a_session_unheard_is_a_danger() -> None:
+    """And a second date that does the same is a warning."""
+    proposal = proposed(AUTHIE + ",revoked bool=,revoked_at timestamp,ended_at timestamp")
+    levels = {doubt.text.partition(" ")[0]: doubt.level for doubt in proposal.doubts}
+    assert levels == {"revoked": Level.DANGER, "ended_at": Level.WARNING}
+
+
+def test_a_column_of_a_type_that_will_not_do_is_named() -> None:
+    """Its feature is off, and the reason is said."""
+    proposal = proposed(BETTER_AUTH + ",trust_level text")
+    assert proposal.shape.level is None
+    (doubt,) = proposal.doubts
+    assert "trust_level" in doubt.text
+    assert "text" in doubt.text
+
+
+def test_every_difference_is_explained() -> None:
+    """For each field of the preset that the table lacks there is a sentence."""
+    lacking = proposed(LUCIA).shape
+    told = {f.about for f in differences(lacking, "uuid")}
+    gone = {
+        f.name
+        for f in fields(UUID_PLAIN)
+        if getattr(lacking, f.name) is None and getattr(UUID_PLAIN, f.name) is not None
+    }
+    assert gone
+    assert gone <= told
+    assert "revocation" in told
+
+
+def test_users_are_read_where_there_is_something_to_read() -> None:
+    """A table of users with a flag is joined; one with nothing of use is not."""
+    people = a_table("id int8!=,active bool,banned_at timestamptz", name="people")
+    proposal = proposed(AUTHIE, users=Users(name="people", id="id", table=people))
+    assert proposal.shape.users == UsersTable(
+        table="people", is_active="active", locked_until=None, password_changed_at=None
+    )
+    assert any("people.banned_at" in doubt.text for doubt in proposal.doubts)
+    bare = Users(name="people", id="id", table=a_table("id int8!="))
+    assert proposed(AUTHIE, users=bare).shape.users is None
+
+
+def test_a_name_that_is_no_identifier_is_left_alone() -> None:
+    """It could not stand in a shape."""
+    table = a_table(BETTER_AUTH)
+    odd = Column(name="trust.level", type="int4")
+    shape = propose("t", replace(table, columns={**table.columns, odd.name: odd})).shape
+    assert shape.level is None
