@@ -29,12 +29,15 @@ class Jar(Protocol):
 
     def check(self, cookies: Cookies) -> None:
         """Raise :class:`ConfigError` where the client would never send them."""
+        ...
 
     def put(self, set_cookie: Iterable[str]) -> None:
         """Take the values of Set-Cookie headers; what has no age left goes."""
+        ...
 
     def held(self) -> Pairs:
         """Every cookie in it: name and value, as they would be sent."""
+        ...
 
 
 def jar_of(client: Any) -> Jar:
