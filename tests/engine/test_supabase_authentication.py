@@ -77,6 +77,17 @@ async def queries(sessions: SupabaseSessions, request: Any) -> tuple[httpx.Respo
     return answer, sessions.stats().queries - before
 
 
+async def steps(sessions: SupabaseSessions, held: Held, number: int) -> str:
+    """The refresh token of a session after so many refreshes."""
+    token: str = held.refresh_token
+    for _ in range(number):
+        issued = await sessions.refresh(token)
+        assert issued is not None
+        assert issued.refresh_token is not None
+        token = issued.refresh_token
+    return token
+
+
 @pytest.mark.parametrize("path", ["/me", "/broken", "/nowhere"])
 @pytest.mark.parametrize("lasts", [NEAR, DEAD])
 async def test_a_token_that_runs_out_is_replaced_on_this_very_response(
@@ -262,12 +273,7 @@ async def test_a_replay_is_published_and_ends_what_hangs_on_the_session(
     cut_off: list[str] = []
     session = (await sessions.list_for_user(held.user_id))[0]
     sessions.connections.add(session, lambda: cut_off.append("socket"))
-    token: str = held.refresh_token
-    for _ in range(3):
-        issued = await sessions.refresh(token)
-        assert issued is not None
-        assert issued.refresh_token is not None
-        token = issued.refresh_token
+    token = await steps(sessions, held, 3)
     live = Held(held.id, held.user_id, token).cookie()
     assert (await client.get("/me", headers=live)).status_code == 200
     answer = await client.get("/maybe", headers=held.cookie(DEAD))
@@ -286,12 +292,7 @@ async def test_a_replay_of_a_v1_token_cuts_its_sockets(world: World) -> None:
     cut_off: list[str] = []
     session = (await sessions.list_for_user(held.user_id))[0]
     sessions.connections.add(session, lambda: cut_off.append("socket"))
-    token: str = held.refresh_token
-    for _ in range(2):
-        issued = await sessions.refresh(token)
-        assert issued is not None
-        assert issued.refresh_token is not None
-        token = issued.refresh_token
+    token = await steps(sessions, held, 2)
     answer = await client.get("/maybe", headers=held.cookie(DEAD))
     assert (answer.json(), cut_off) == ({"user_id": None}, ["socket"])
     assert len(world.of(Replayed)) == 1
@@ -305,12 +306,7 @@ async def test_without_rotation_an_old_token_is_no_theft(
     """It is refused and reported as late, and the session goes on."""
     sessions = await world.process(version=version, rules={"rotation_enabled": False})
     client, held = await world.browser(sessions), await world.sign_in(sessions)
-    token: str = held.refresh_token
-    for _ in range(3):
-        issued = await sessions.refresh(token)
-        assert issued is not None
-        assert issued.refresh_token is not None
-        token = issued.refresh_token
+    token = await steps(sessions, held, 3)
     answer = await client.get("/maybe", headers=held.cookie(DEAD))
     assert answer.json() == {"user_id": None}
     assert (len(world.of(LateRefresh)), world.of(Replayed)) == (1, [])
@@ -573,12 +569,7 @@ async def test_of_two_cookies_of_one_session_the_newer_is_refreshed(world: World
     """The older refresh token beside it is a forgotten cookie, and no theft."""
     sessions = await world.process()
     client, held = await world.browser(sessions), await world.sign_in(sessions)
-    token: str = held.refresh_token
-    for _ in range(3):
-        issued = await sessions.refresh(token)
-        assert issued is not None
-        assert issued.refresh_token is not None
-        token = issued.refresh_token
+    token = await steps(sessions, held, 3)
     pair = [held.cookie(-300), held.cookie(DEAD, refresh_token=token)]
     for header in (both(*pair), both(*reversed(pair))):
         answer = await client.get("/maybe", headers=header)

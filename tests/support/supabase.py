@@ -35,18 +35,23 @@ STEP = timedelta(microseconds=1)
 WAITING = """
     select count(*) from pg_stat_activity
     where datname = current_database() and wait_event_type = 'Lock'"""
-_DDL = (Path(__file__).parent / "supabase.sql").read_text(encoding="utf-8")
-_ROLE = """
+_HERE = Path(__file__).parent
+_TABLES = _HERE.parents[1] / "examples" / "sql" / "auth.sql"
+_DDL = [path.read_text("utf-8") for path in (_TABLES, _HERE / "supabase.sql")]
+_OWNER = """
     do $body$ begin create role supabase_auth_admin;
-    exception when duplicate_object then null; end $body$"""
+    exception when duplicate_object then null; end $body$;
+    do $body$ begin execute format(
+    'grant create on database %I to supabase_auth_admin', current_database()); end $body$;
+    set role supabase_auth_admin"""
 
 
 async def make_tables(dsn: str) -> None:
     """The tables in an empty database, owned as they are at Supabase."""
     connection = await asyncpg.connect(dsn)
     try:
-        await connection.execute(_ROLE)
-        await connection.execute(_DDL)
+        for sql in (_OWNER, *_DDL):
+            await connection.execute(sql)
     finally:
         await connection.close()
 

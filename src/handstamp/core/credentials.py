@@ -86,7 +86,7 @@ class CookieReader:
         ``headers`` are pairs of bytes, names in any case. With ``bearer``, an
         ``Authorization: Bearer`` header replaces the cookies altogether.
         """
-        cookie, authorization = _pick(headers)
+        cookie, authorization = pick(headers, MOST_BYTES)
         if bearer and authorization is not None:
             match = _BEARER.fullmatch(authorization)
             if match is not None:
@@ -113,7 +113,8 @@ def _pattern(name: str) -> re.Pattern[bytes]:
     return re.compile(rb"(?:^|;)[ \t]*" + re.escape(name.encode()) + rb"=([^;]*)")
 
 
-def _pick(headers: RawHeaders) -> tuple[bytes, bytes | None]:
+def pick(headers: RawHeaders, most: int) -> tuple[bytes, bytes | None]:
+    """The Cookie headers as one (rule 3), up to ``most`` bytes, and the Authorization."""
     crumbs: list[bytes] = []
     authorization = None
     for name, value in headers:
@@ -122,7 +123,7 @@ def _pick(headers: RawHeaders) -> tuple[bytes, bytes | None]:
             crumbs.append(bytes(value))
         elif lowered == b"authorization":
             authorization = bytes(value)
-    return b"; ".join(crumbs)[:MOST_BYTES], authorization
+    return b"; ".join(crumbs)[:most], authorization
 
 
 def _candidates(values: list[bytes]) -> tuple[bytes, ...]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from handstamp.core.credentials import MOST_CANDIDATES, RawHeaders
+from handstamp.core.credentials import MOST_CANDIDATES, RawHeaders, pick
 from handstamp.core.supabase_cookies import Came, CookieSession, decode_session
 
 MOST_BYTES = 64 * 1024
@@ -120,7 +120,7 @@ class SupabaseCookieReader:
         ``headers`` are pairs of bytes, names in any case. With ``bearer``, an
         ``Authorization: Bearer`` header replaces the cookie altogether.
         """
-        cookie, authorization = _pick(headers)
+        cookie, authorization = pick(headers, MOST_BYTES)
         if bearer and authorization is not None:
             match = _BEARER.fullmatch(authorization)
             if match is not None:
@@ -152,18 +152,6 @@ class SupabaseCookieReader:
             if not piece or not piece[0]:
                 return
             yield piece[0]
-
-
-def _pick(headers: RawHeaders) -> tuple[bytes, bytes | None]:
-    crumbs: list[bytes] = []
-    authorization = None
-    for name, value in headers:
-        lowered = bytes(name).lower()
-        if lowered == b"cookie":
-            crumbs.append(bytes(value))
-        elif lowered == b"authorization":
-            authorization = bytes(value)
-    return b"; ".join(crumbs)[:MOST_BYTES], authorization
 
 
 def _unescaped(raw: bytes) -> str:
