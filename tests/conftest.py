@@ -28,7 +28,8 @@ from handstamp.testing.binaries import bundled_bin_dir
 from handstamp.testing.postgres import ephemeral
 from tests.support.supabase import make_tables
 
-SERVER_SETTINGS = {"max_connections": "300"}
+# Dozens of examples run beside each other, with a few connections each.
+SERVER_SETTINGS = {"max_connections": "1000"}
 MEMORY = Path("/dev/shm")
 ROOM = 4 * 2**30
 """What the servers of a whole run may fill, in bytes."""
