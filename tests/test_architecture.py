@@ -29,7 +29,7 @@ LAYERS = [
     {"litestar_guards"},
     {"starlette", "litestar", "quart", "falcon", "flask", "pyramid", "bottle", "django"},
     {"fastapi"},
-    {"cli", "devices", "testing", ""},
+    {"cli", "testing", ""},
     {"__main__"},
 ]
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

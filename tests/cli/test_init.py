@@ -9,6 +9,8 @@ import sys
 import asyncpg
 import pytest
 
+from handstamp import __version__
+
 CATALOG = """
     select 'column', attrelid::regclass::text || '.' || attname,
         format_type(atttypid, atttypmod) || coalesce(pg_get_expr(adbin, adrelid), '')
@@ -189,6 +191,7 @@ async def test_a_foreign_table_is_left_alone(empty_dsn: str) -> None:
         "users.failed_login_attempts, users.locked_until",
         "skipped trigger trigger_reset_failed_attempts: there is no column "
         "user_sessions.user_id, users.failed_login_attempts, users.locked_until",
+        "a table there has other columns: handstamp doctor says which shape fits it",
     ]
     added = {row[1] for row in set(await catalog(empty_dsn)) - set(before)}
     # the columns of an index are listed like those of a table
@@ -262,7 +265,26 @@ def test_the_tables_of_supabase_are_not_made(empty_dsn: str) -> None:
     """They are its own server's: without the trigger there is nothing to do."""
     done = handstamp("init", "--shape", "supabase", "--dsn", empty_dsn)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "nothing to make: these tables are another server's own\n"
+    assert done.stdout.startswith("nothing to make: these tables are another server's own")
+    assert "--trigger" in done.stdout
+
+
+async def test_a_role_that_may_not_make_them_is_told_so(empty_dsn: str) -> None:
+    """With what to do about it."""
+    await run_sql(empty_dsn, "create role guest login password 'guest'")
+    try:
+        host = empty_dsn.partition("@")[2]
+        done = handstamp("init", "--dsn", f"postgresql://guest:guest@{host}")
+    finally:
+        await run_sql(empty_dsn, "drop role guest")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nothing was changed: permission denied" in done.stderr
+    assert "give the address of a role that may" in done.stderr
+
+
+def test_the_version_is_told() -> None:
+    """For a report of a bug."""
+    assert handstamp("--version").stdout == f"handstamp {__version__}\n"
 
 
 def test_without_typer_it_says_what_to_install() -> None:

@@ -200,6 +200,20 @@ async def test_what_looks_like_digests_is_not_hashed_again(
     assert (done.returncode, done.stdout) == (0, counted(5) + DONE)
 
 
+async def test_an_empty_table_of_digests_is_left_as_it_is(dsn: str) -> None:
+    """It needs no longer column, for nothing in it will be hashed."""
+    done = await migrate(dsn)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is nothing to hash" in done.stderr
+    assert "alter" not in done.stderr
+
+
+async def test_where_the_table_has_another_name_it_asks_for_it(empty_dsn: str) -> None:
+    """By the option."""
+    done = await migrate(empty_dsn)
+    assert "there is no table user_sessions: name yours with --table" in done.stderr
+
+
 async def test_a_digest_that_stands_twice_is_told(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:

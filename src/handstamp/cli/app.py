@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from handstamp import __version__
 from handstamp.cli.demo import demo
 from handstamp.cli.doctor import doctor
 from handstamp.cli.init import init
@@ -23,6 +26,19 @@ app.command()(init)
 app.command("migrate-tokens")(migrate_tokens)
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"handstamp {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
-    """Keep `init` a subcommand: Typer would drop the name of a single one."""
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Say which this is."
+        ),
+    ] = False,
+) -> None:
+    """Take what stands before a command."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
+import asyncpg
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -27,7 +28,10 @@ def init(
         ),
     ] = None,
     shape: Annotated[
-        str, typer.Option(help="What the tables look like: ulid or uuid.")
+        str,
+        typer.Option(
+            help="What the tables look like: ulid or uuid; or supabase, with --trigger."
+        ),
     ] = "ulid",
     trigger: Annotated[
         bool,
@@ -60,6 +64,9 @@ async def _install(dsn: str, shape: str, trigger: bool) -> list[Outcome]:
     async with connected(dsn) as connection:
         try:
             return await install(connection, shape, trigger=trigger)
+        except asyncpg.InsufficientPrivilegeError as error:
+            hint = "give the address of a role that may create tables and triggers there"
+            raise complain(f"nothing was changed: {error}; {hint}", status=1) from None
         except FAULTS as error:
             raise complain(f"nothing was changed: {error}", status=1) from None
 
@@ -67,10 +74,17 @@ async def _install(dsn: str, shape: str, trigger: bool) -> list[Outcome]:
 def _show(outcomes: list[Outcome]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not outcomes:
-        console.print("nothing to make: these tables are another server's own")
+        console.print(
+            "nothing to make: these tables are another server's own;"
+            " --trigger adds handstamp's trigger to them"
+        )
     for outcome in outcomes:
         state = Text(f"{outcome.state:<7}", style=_STYLES[outcome.state])
         console.print(state + Text(f" {outcome.statement}{_remark(outcome)}"))
+    if any(outcome.state == "skipped" for outcome in outcomes):
+        console.print(
+            "a table there has other columns: handstamp doctor says which shape fits it"
+        )
 
 
 def _remark(outcome: Outcome) -> str:

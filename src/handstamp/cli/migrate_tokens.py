@@ -23,8 +23,9 @@ from handstamp.cli.connecting import complain, connected, reason
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Table, read_table
 from handstamp.stores.database import FAULTS
+from handstamp.stores.doctor.column_names import says_digest
 from handstamp.stores.doctor.examining import count_rows
-from handstamp.stores.doctor.proposing import propose
+from handstamp.stores.doctor.proposing import Rows, propose
 from handstamp.stores.hashing import Hashing
 from handstamp.stores.shapes import UUID_PLAIN, TableShape, quoted
 
@@ -108,7 +109,8 @@ async def _target(
     name = given.get("table", UUID_PLAIN.table)
     table = await read_table(connection, quoted(replace(UUID_PLAIN, table=name).table))
     if table is None:
-        raise ConfigError(f"there is no table {name}")
+        hint = "" if "table" in given else ": name yours with --table"
+        raise ConfigError(f"there is no table {name}{hint}")
     if {"table", "token", "id"} <= set(given):
         shape = replace(UUID_PLAIN, **given)  # type: ignore[arg-type]
     else:
@@ -121,6 +123,12 @@ async def _target(
 async def _refuse_digests(connection: Connection, shape: TableShape) -> None:
     """A digest that is hashed again signs its owner out, for good."""
     rows = await count_rows(connection, shape.table, shape.token)
+    if rows == Rows() and says_digest(shape.token):
+        raise ConfigError(
+            f"{shape.table} has no rows, and {shape.token} is called like a column of"
+            " digests: there is nothing to hash. If your code stores the token itself"
+            " there, say --shape uuid"
+        )
     if rows.hex and rows.hex >= rows.other:
         raise ConfigError(
             f"{shape.table}.{shape.token} seems to hold SHA-256 digests already: every"

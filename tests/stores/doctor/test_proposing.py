@@ -160,6 +160,26 @@ def test_what_is_needed_and_not_found_is_asked_for(missing: str) -> None:
         proposed(columns)
 
 
+def test_all_that_is_not_found_is_asked_for_at_once() -> None:
+    """And only columns that are not taken already are offered."""
+    columns = a_table("ticket int8!,user_id int8!,why text,good_until timestamptz!").columns
+    with pytest.raises(ConfigError) as refused:
+        propose("t", Table(name="t", columns=columns))
+    text = str(refused.value)
+    assert "looks like id or token or expires_at" in text
+    assert "TableShape(id=…, token=…, expires_at=…)" in text
+    assert "token: one of why? expires_at: one of good_until?" in text
+    assert "user_id" not in text
+
+
+def test_a_key_by_another_name_is_the_id() -> None:
+    """Also where the tokens are not found: a column that is unique and no text."""
+    columns = a_table("ticket int8!,user_id int8!,why text,expires_at timestamptz!").columns
+    table = Table(name="t", columns=columns, unique=frozenset({("ticket",)}))
+    with pytest.raises(ConfigError, match="looks like token: write"):
+        propose("t", table)
+
+
 def test_a_flag_that_ends_a_session_unheard_is_a_danger() -> None:
     """And a second date that does the same is a warning."""
     proposal = proposed(AUTHIE + ",revoked bool=,revoked_at timestamp,ended_at timestamp")

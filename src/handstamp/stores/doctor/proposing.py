@@ -89,9 +89,9 @@ def propose(
     """
     preset = preset or nearest(table)
     chosen = _choose(table, PRESETS[preset])
-    for field in NEEDED:
-        if field not in chosen:
-            raise ConfigError(_not_found(name, table, field))
+    lacks = [field for field in NEEDED if field not in chosen]
+    if lacks:
+        raise ConfigError(_not_found(name, table, lacks, set(chosen.values())))
     token = table.columns[chosen["token"]]
     rows = rows or Rows()
     at_rest, doubt = _at_rest(token, rows, PRESETS[preset])
@@ -144,23 +144,27 @@ def _with_one_for_both(chosen: dict[str, str], table: Table) -> dict[str, str]:
         own = table.columns[chosen["id"]]
         if own.type in types_of("token") and own.default is None:
             return {**chosen, "token": own.name}
-    if "id" not in chosen and "token" in chosen:
+    if "id" not in chosen:
         keys = [n for (n, *more) in sorted(table.unique) if not more and _NAME.fullmatch(n)]
         usable = types_of("id") - {"text"}
         ids = [n for n in keys if table.columns[n].type in usable]
         ids = [n for n in ids if n not in chosen.values()]
-        return {**chosen, "id": ids[0] if ids else chosen["token"]}
+        if ids or "token" in chosen:
+            return {**chosen, "id": ids[0] if ids else chosen["token"]}
     return chosen
 
 
-def _not_found(name: str, table: Table, field: str) -> str:
-    usable = [
-        c.name
-        for c in table.columns.values()
-        if c.type in types_of(field) and _NAME.fullmatch(c.name)
-    ]
-    ones = f" (one of {', '.join(usable)}?)" if usable else ""
-    return f"no column of {name} looks like {field}: name it in TableShape({field}=…){ones}"
+def _not_found(name: str, table: Table, fields: list[str], taken: set[str]) -> str:
+    free = [c for c in table.columns.values() if _NAME.fullmatch(c.name)]
+    free = [c for c in free if c.name not in taken]
+    guesses = []
+    for field in fields:
+        usable = [c.name for c in free if c.type in types_of(field)]
+        if usable:
+            guesses.append(f"{field}: one of {', '.join(usable)}?")
+    asked = ", ".join(f"{field}=…" for field in fields)
+    problem = f"no column of {name} looks like {' or '.join(fields)}"
+    return " ".join([f"{problem}: write TableShape({asked}) yourself.", *guesses])
 
 
 def _at_rest(
