@@ -190,7 +190,7 @@ def open_folder(folder: Path, account: Account) -> None:
 
 
 def _missing(package: str) -> str:
-    return f"{package} is not installed: pip install 'handstamp[demo]'"
+    return f"{package} is not installed: pip install 'handstamp[testing]'"
 
 
 def _copied(bin_dir: Path) -> Path:
