@@ -14,11 +14,13 @@ from ulid import ULID
 
 from handstamp.config import Policy
 from handstamp.core.records import Record, Touch
+from handstamp.stores.binding import digest_of
 from handstamp.stores.listening import QUIETLY
 from handstamp.stores.shapes import UUID_PLAIN
 from handstamp.stores.sql.install import install
 from handstamp.stores.table import TableStore
 from tests.support.tables import DAY, POLICY, new_session, successor
+from tests.support.waiting import until
 
 TTL = POLICY.session_ttl
 
@@ -405,6 +407,7 @@ async def hamlet(uuid_dsn: str) -> AsyncIterator[Hamlet]:
         "created_at = created_at - interval '1 second'",
         "user_id = gen_random_uuid()",
         "trust_level = -1",
+        "session_token = gen_random_uuid()::text",
     ],
 )
 async def test_whoever_ends_or_lowers_a_uuid_session_is_heard(
@@ -433,7 +436,7 @@ async def test_an_emptied_uuid_table_is_heard(hamlet: Hamlet) -> None:
 
 
 async def test_c129_a_living_uuid_session_never_fires_it(hamlet: Hamlet) -> None:
-    """Login, activity that moves the expiry, and a token replaced in place are silent."""
+    """Login, activity that moves the expiry, and a token that is hashed are silent."""
     record = await hamlet.login(await hamlet.add_user())
     later = Policy(refresh_ttl=POLICY.refresh_ttl + DAY)
     touch = Touch(session_id=record.id, token_digest=record.token_digest, at=record.read_at)
@@ -443,8 +446,12 @@ async def test_c129_a_living_uuid_session_never_fires_it(hamlet: Hamlet) -> None
     assert after is not None
     assert after.expires_at > record.expires_at
     assert await hamlet.heard() == []
-    assert await hamlet.run("update user_sessions set session_token = 'in clear'") == []
-    assert await hamlet.heard() == []
+    clear = "update user_sessions set session_token = 'in clear'"
+    assert await hamlet.run(clear) == [f"s:{record.id}"]
+    await hamlet.store.find([digest_of("in clear")], ["in clear"])
+    await until(lambda: not hamlet.store._upgrading)
+    row = await hamlet.psql.fetchrow("select session_token from user_sessions")
+    assert (row[0], await hamlet.heard()) == (f"sha256:{digest_of('in clear')}", [])
 
 
 async def test_a_uuid_revocation_with_the_trigger_is_one_message(hamlet: Hamlet) -> None:

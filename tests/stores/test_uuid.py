@@ -18,6 +18,7 @@ from handstamp.core.credentials import Credentials
 from handstamp.engine.answers import Authenticated
 from handstamp.errors import ConfigError
 from handstamp.stores.shapes import UUID_PLAIN, TableShape
+from handstamp.stores.sql.install import install
 from tests.support.waiting import until
 
 SECRET = "the secret of the tests of the uuid table: 32 bytes"
@@ -232,3 +233,17 @@ def test_a_shape_needs_what_identifies_a_session() -> None:
     """Without them there is nothing to look for."""
     with pytest.raises(ConfigError, match="token"):
         TableShape(token=None)
+
+
+async def test_a_token_that_was_replaced_is_worth_nothing_from_then_on(
+    uuid_dsn: str, database: asyncpg.Connection
+) -> None:
+    """With the trigger too, which alone lets a process believe what it read long ago."""
+    await install(database, "uuid", trigger=True)
+    async with Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN) as sessions:
+        await until(lambda: sessions.stats().foreign_writers_heard)
+        issued = await sessions.create(str(uuid.uuid4()), client=LAPTOP)
+        token = issued.session_token.encode()
+        assert sessions.hit(token) is not None
+        await database.execute("update user_sessions set session_token = 'another one'")
+        await until(lambda: sessions.hit(token) is None)

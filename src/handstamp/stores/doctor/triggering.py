@@ -1,6 +1,7 @@
 """The trigger that makes every writer notify, for one table and its own columns.
 
 Rule 1. It fires for what can end a session early, and never for activity or rotation.
+Where nothing rotates, another token ends the one before, but its digest does not.
 Rule 2. Its functions are those of ``handstamp init --trigger``, but for the name of the
 column of ids, which is an argument of the trigger: so one function serves every table.
 """
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from handstamp.stores.fitting import Fitted, Spelling
-from handstamp.stores.shapes import quoted
+from handstamp.stores.shapes import PREFIX, quoted
 
 _FUNCTION = """\
 create or replace function {name}() returns trigger
@@ -34,7 +35,8 @@ _ALL = "perform pg_notify('handstamp', 'all');"
 _ANY_CHANGE = ("is_active", "revoked_at", "user_id")
 _BACKWARDS = ("expires_at", "refresh_expires_at", "created_at")
 WATCHED = (*_ANY_CHANGE, *_BACKWARDS, "level")
-"""The fields of a session whose change can end it early."""
+"""The fields of a session whose change can end it early; the token too where nothing
+rotates."""
 USER_WATCHED = ("is_active", "password_changed_at")
 
 TRIGGERS = """
@@ -73,8 +75,8 @@ def trigger_sql(fitted: Fitted) -> str:
         _FUNCTION.format(name="handstamp_notify_session", body=_SESSION),
         _FUNCTION.format(name="handstamp_notify_all", body=_ALL),
         f"create or replace trigger handstamp_session_changed\n"
-        f"after update of {_names(fitted.columns, WATCHED)}\n"
-        f"on {table} for each row\nwhen ({_changes(fitted.columns)})\n"
+        f"after update of {_names(fitted.columns, _watched(fitted))}\n"
+        f"on {table} for each row\nwhen ({_changes(fitted)})\n"
         f"execute function handstamp_notify_session({own})",
         f"create or replace trigger handstamp_session_deleted\n"
         f"after delete on {table} for each row\nwhen ({_lived(fitted.columns)})\n"
@@ -113,7 +115,7 @@ def _users(table: str, id: str, columns: Mapping[str, Spelling]) -> list[str]:
 def lacking(fitted: Fitted, triggers: Sequence[Trigger]) -> list[str]:
     """What would go unheard, in words; empty where the trigger is there and complete."""
     shape = fitted.shape
-    lacks = unheard(shape.table, triggers, _plain(fitted.columns, WATCHED))
+    lacks = unheard(shape.table, triggers, _plain(fitted.columns, _watched(fitted)))
     if shape.users is not None and fitted.users is not None:
         lacks += unheard(shape.users.table, triggers, _plain(fitted.users, USER_WATCHED))
     return lacks
@@ -146,7 +148,13 @@ def _hears(trigger: Trigger, column: str) -> bool:
     return not when or bool(re.search(named, condition.replace('"', "")))
 
 
-def _changes(columns: Mapping[str, Spelling]) -> str:
+def _watched(fitted: Fitted) -> tuple[str, ...]:
+    shape = fitted.shape
+    return WATCHED if shape.rotates or shape.id_is_token else (*WATCHED, "token")
+
+
+def _changes(fitted: Fitted) -> str:
+    columns = fitted.columns
     rules = [_differs(columns[name].name) for name in _ANY_CHANGE if name in columns]
     rules += [
         f"new.{columns[name].name} < old.{columns[name].name}"
@@ -156,7 +164,20 @@ def _changes(columns: Mapping[str, Spelling]) -> str:
     if "level" in columns:
         level = columns["level"].name
         rules.append(f"coalesce(new.{level}, 0) < coalesce(old.{level}, 0)")
+    if "token" in _watched(fitted):
+        rules.append(_another(columns["token"].name, fitted.shape.at_rest == "plain"))
     return "\n    or ".join(rules)
+
+
+def _another(token: str, upgrades: bool) -> str:
+    """Whether the token is another one, and not the same in the form of its digest."""
+    if not upgrades:
+        return _differs(token)
+    digest = f"encode(sha256(convert_to(old.{token}::text, 'UTF8')), 'hex')"
+    return (
+        f"{_differs(token)}\n"
+        f"    and new.{token}::text is distinct from '{PREFIX}' || {digest}"
+    )
 
 
 def _lived(columns: Mapping[str, Spelling]) -> str:

@@ -1,6 +1,7 @@
 -- Optional: makes every writer notify, whether it is an administrator at psql, another
 -- service, or a cascade. Row by row, and only for changes that can end a session early:
--- activity moves the expiry ahead, and never fires it.
+-- activity moves the expiry ahead, and never fires it, nor does a token in clear that its
+-- digest takes the place of. Another token is the end of the one before.
 
 -- name: function handstamp_notify_session
 create function handstamp_notify_session() returns trigger
@@ -25,9 +26,10 @@ end
 $body$;
 
 -- name: trigger handstamp_session_changed on user_sessions
--- needs: user_sessions.is_active user_sessions.deleted_at user_sessions.expires_at user_sessions.created_at user_sessions.user_id user_sessions.trust_level
+-- needs: user_sessions.is_active user_sessions.deleted_at user_sessions.expires_at user_sessions.created_at user_sessions.user_id user_sessions.trust_level user_sessions.session_token
 create trigger handstamp_session_changed
-after update of is_active, deleted_at, expires_at, created_at, user_id, trust_level
+after update of is_active, deleted_at, expires_at, created_at, user_id, trust_level,
+    session_token
 on user_sessions for each row
 when (
     old.is_active is distinct from new.is_active
@@ -36,6 +38,9 @@ when (
     or new.expires_at < old.expires_at
     or new.created_at < old.created_at
     or coalesce(new.trust_level, 0) < coalesce(old.trust_level, 0)
+    or old.session_token is distinct from new.session_token
+    and new.session_token is distinct from
+        'sha256:' || encode(sha256(convert_to(old.session_token, 'UTF8')), 'hex')
 )
 execute function handstamp_notify_session();
 
