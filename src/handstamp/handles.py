@@ -34,6 +34,7 @@ LOWEST = 0
 """The trust level of a session that has none."""
 _NOTABLE = frozenset({b"vary", b"Vary", b"set-cookie", b"Set-Cookie"})
 _VARY = (b"vary", b"Cookie")
+_VARY_BEARER = (b"vary", b"Authorization, Cookie")
 
 
 class BaseHandle:
@@ -47,6 +48,7 @@ class BaseHandle:
     _unknown: Unknown | None = None
     _lenient = False
     _sent = False
+    _bearer = False
     _looked = False
     _started = False
     _set_cookies: tuple[bytes, ...] = ()
@@ -123,7 +125,9 @@ class BaseHandle:
             self._sent = True
             self._publish(CrossSiteRefused())
             raise
-        self._sent = question.credentials.sent
+        credentials = question.credentials
+        self._sent = credentials.sent
+        self._bearer = credentials.sent and not credentials.ambient
         return question
 
     def _resolve(self, answer: Answer) -> None:
@@ -206,7 +210,7 @@ class BaseHandle:
             if name in _NOTABLE:
                 return self._edit(headers, ())
         if self._sent or self._looked:
-            headers.append(_VARY)
+            headers.append(_VARY_BEARER if self._bearer else _VARY)
         return headers
 
     def _edit(self, headers: Headers, cookies: tuple[bytes, ...]) -> Headers:
@@ -217,5 +221,5 @@ class BaseHandle:
             no_store = self._door.writer.no_store
             headers = with_cookies(headers, cookies, names, no_store)
         if cookies or self._sent or self._looked:
-            return vary_on_cookie(headers)
+            return vary_on_cookie(headers, bearer=self._bearer)
         return headers

@@ -48,6 +48,7 @@ _UNUSUAL = (
     "HTTP_PURPOSE",
     "HTTP_X_PASSIVE_REQUEST",
 )
+_VARY, _VARY_BEARER = ("Vary", "Cookie"), ("Vary", "Authorization, Cookie")
 _NOTABLE = frozenset({4, 10})
 """The lengths of Vary and Set-Cookie."""
 
@@ -90,7 +91,7 @@ class Handle(BaseHandle):
             else:
                 self._started = True
                 if self._sent or self._looked:
-                    return [*headers, ("Vary", "Cookie")]
+                    return [*headers, _VARY_BEARER if self._bearer else _VARY]
                 return headers
         raw = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers]
         edited = self.response_headers(raw)

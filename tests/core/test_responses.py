@@ -34,6 +34,22 @@ def test_c102_vary_is_merged_once(before: Headers, after: Headers) -> None:
     assert after == vary_on_cookie(before)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"Accept", b"Accept, Authorization, Cookie"),
+        (b"cookie", b"cookie, Authorization"),
+        (b"Cookie, authorization", b"Cookie, authorization"),
+        (b"*", b"*"),
+    ],
+)
+def test_c102_the_answer_to_a_bearer_token_varies_by_it(
+    before: bytes, after: bytes
+) -> None:
+    """And by the cookie too, which counts where there is no token."""
+    assert vary_on_cookie([(b"vary", before)], bearer=True) == [(b"vary", after)]
+
+
 def test_c102_other_headers_keep_their_order() -> None:
     """Only Vary is touched."""
     headers = [(b"b", b"1"), (b"vary", b"Accept"), (b"a", b"2"), (b"b", b"3")]

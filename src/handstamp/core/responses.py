@@ -1,7 +1,9 @@
 """What a response's headers must say because of us, as a pure edit of the raw list.
 
-Rule 1. ``Vary: Cookie`` when the answer may depend on one of our cookies; merged into
-what is there, ``*`` kept. (Flask, CVE-2023-30861 and CVE-2026-27205.)
+Rule 1. ``Vary: Cookie`` when the answer may depend on one of our cookies, and
+``Authorization`` too where a bearer token came in their place; merged into what is there,
+``*`` kept. (Flask, CVE-2023-30861 and CVE-2026-27205; RFC 9111, section 3.5: what is
+``public`` may be stored also for a request with Authorization.)
 Rule 2. A response that carries our cookie is never stored: ``Cache-Control: private,
 no-store`` in place of whatever the application said, and nothing that speaks to other
 caches is left. (Rails, CVE-2024-26144; RFC 9111, section 7.3: Set-Cookie does not
@@ -29,13 +31,15 @@ _FOR_CACHES = frozenset(
 )
 
 
-def vary_on_cookie(headers: Headers) -> Headers:
-    """``headers`` with ``Cookie`` in their Vary (rule 1)."""
+def vary_on_cookie(headers: Headers, *, bearer: bool = False) -> Headers:
+    """``headers`` with ``Cookie`` in their Vary, and ``Authorization`` (rule 1)."""
     present = [v for k, v in headers if k.lower() == b"vary"]
     names = {part.strip().lower() for value in present for part in value.split(b",")}
-    if b"*" in names or b"cookie" in names:
+    wanted = (b"Authorization", b"Cookie") if bearer else (b"Cookie",)
+    lacking = [name for name in wanted if name.lower() not in names]
+    if b"*" in names or not lacking:
         return headers
-    merged = b", ".join([*present, b"Cookie"])
+    merged = b", ".join([*present, *lacking])
     return [h for h in headers if h[0].lower() != b"vary"] + [(b"vary", merged)]
 
 

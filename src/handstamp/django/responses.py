@@ -90,5 +90,6 @@ def vary(handle: BaseHandle, response: Any) -> Any:
     """The response with its Vary, where a middleware around us adds the rest: Django's
     cache must know before it."""
     if handle._sent or handle._looked:
-        patch_vary_headers(response, ["Cookie"])
+        bearer = ["Authorization"] if handle._bearer else []
+        patch_vary_headers(response, [*bearer, "Cookie"])
     return response
