@@ -376,6 +376,17 @@ def test_with_a_domain_each_removal_is_written_twice() -> None:
     ]
 
 
+def test_with_a_domain_a_name_with_several_values_is_removed_without_it() -> None:
+    """One of them is of this host alone, and would shadow what is set."""
+    writer = SupabaseCookieWriter(
+        SupabaseCookie(name="k", http_only=False, secure=False, domain="a.example")
+    )
+    (gone, kept) = writer.session({}, {"k": None})
+    assert gone == b"k=" + GONE
+    assert kept.startswith(b"k=base64-e30; ")
+    assert len(writer.session({}, {"k": "x"})) == 1
+
+
 def test_clearing_removes_what_came_and_nothing_else() -> None:
     """The neighbours of auth-js too; a request without any gets no line."""
     came = dict.fromkeys([NAME, f"{NAME}.0", f"{NAME}-code-verifier", f"{NAME}-user"], "x")

@@ -10,7 +10,8 @@ Rule 3. A value above 3180 characters is cut into ``name.0``, ``name.1``, … of
 What came with the request and is not written again is removed, so that no old piece is
 ever read as part of a new value.
 Rule 4. Removals stand before what is set. With a domain, each removal is written twice,
-without it and with it, for a cookie of the time before the domain would shadow ours.
+without it and with it, for a cookie of the time before the domain would shadow ours. And
+what came with several values is removed without the domain before it is set with it.
 Rule 5. A cookie that came with the value it would get is not written again.
 """
 
@@ -176,7 +177,14 @@ class SupabaseCookieWriter:
         stale = [n for n in came if is_piece(n, self._name) and n not in pieces]
         changed = [n for n, value in pieces.items() if came.get(n) != value]
         kept = [f"{n}={pieces[n]}{self._kept}".encode("ascii") for n in changed]
-        return self._removals(stale) + kept
+        return self._removals(stale) + self._shadows(changed, came) + kept
+
+    def _shadows(self, names: Iterable[str], came: Came) -> list[bytes]:
+        tail = self._gone_here
+        if tail is None:
+            return []
+        several = [n for n in names if n in came and came[n] is None]
+        return [f"{name}={tail}".encode("ascii") for name in several]
 
     def clear(self, came: Came) -> list[bytes]:
         """The lines that remove every cookie that came; none for a request without."""
