@@ -506,6 +506,14 @@ def test_no_signed_claims_make_the_reader_raise(claims: dict[str, Any]) -> None:
         assert token is None or isinstance(token.is_live(NOW), bool)
 
 
+def test_no_depth_of_a_header_makes_the_reader_raise() -> None:
+    """Not even the one that we can just read, and whoever reads it again no more."""
+    for depth in range(800, 1000):
+        deep = f'{{"alg":"HS256","x":{"[" * depth}{"]" * depth}}}'.encode()
+        head = urlsafe_b64encode(deep).rstrip(b"=").decode()
+        assert TOKENS.read(f"{head}.e30.AAAA") is None
+
+
 @given(position=st.integers(0, 10_000), bit=st.integers(0, 5))
 def test_no_changed_character_goes_unnoticed(position: int, bit: int) -> None:
     """A token that says something else is not believed."""

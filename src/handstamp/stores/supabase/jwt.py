@@ -119,8 +119,8 @@ class AccessTokens:
             return None
         try:
             payload = _JWS.decode(token, key.verifying, algorithms=[key.algorithm])
-        except (PyJWTError, ValueError, TypeError):
-            return None
+        except (PyJWTError, ValueError, TypeError, RecursionError):
+            return None  # older versions read the header again, a call deeper than we do
         return _read_claims(payload)
 
     def mint(

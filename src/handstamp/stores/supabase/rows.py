@@ -114,6 +114,6 @@ def _aware(value: Any) -> Any:
 def _object(text: str | None) -> Mapping[str, Any]:
     try:
         value = json.loads(text or "{}")
-    except RecursionError:  # users write some of this themselves
+    except (ValueError, RecursionError):  # users write some of this themselves
         return {}
     return value if isinstance(value, dict) else {}
