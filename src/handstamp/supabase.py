@@ -102,7 +102,8 @@ class SupabaseSessions(Sessions):
                 budget=policy.time_budget,
                 connect=connect,
                 listen_dsn=listen_dsn,
-            )
+            ),
+            frozenset(oauth_clients),
         )
         keys = Keys(secret=jwt_secret, key_set=jwt_keys)
         self._oauth_clients = frozenset(oauth_clients)

@@ -14,7 +14,10 @@ Rule 4. A level of assurance counts only as far as both the token and the row ha
 Rule 5. Among several cookies a live one decides; nothing is refreshed before it is certain
 whose session it is. Cookies of two sessions that stand are none.
 Rule 6. A token of an OAuth client is that client's, with its scopes, and no sign-in to this
-application, unless the client is listed.
+application, unless the client is listed. Whose it is say the token and the row, and a
+token hook of GoTrue's may have changed the one.
+Rule 7. Nobody is refused for the time by a clock that the database has not confirmed
+lately: whoever cannot refresh is then judged by a fresh row.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ from handstamp.stores.base import Ended
 from handstamp.stores.supabase.jwt import AccessToken
 from handstamp.stores.supabase.outcomes import Refreshed as RefreshOutcome
 from handstamp.stores.supabase.outcomes import Refused
-from handstamp.stores.supabase.tokens import read_v2
+from handstamp.stores.supabase.tokens import read_v2, spelled_once
 
 logger = logging.getLogger("handstamp")
 
@@ -143,9 +146,8 @@ class SupabaseAuthentication(Authentication):
         candidates: int,
     ) -> Authenticated | Invalid:
         """Whose session it is by several cookies (rule 5)."""
-        now = self._database_clock.now()
         standing = await self._standing(shown)
-        live = [each for each in standing if each.token.is_live(now)]
+        live = [each for each in standing if self._lives(each)]
         if not live and not hits and not passive:
             live = [each for each in standing if self._is_renewable(each)]
         ids = {*hits, *(each.token.session_id for each in live)}
@@ -165,6 +167,8 @@ class SupabaseAuthentication(Authentication):
         if not shown:
             return []
         found = await self._rows.find([each.token.session_id for each in shown])
+        if found:
+            self._database_clock.saw(found[0].read_at, self._clock())
         owners = {
             record.id: record.user_id
             for record in found
@@ -176,13 +180,18 @@ class SupabaseAuthentication(Authentication):
     async def _one(
         self, shown: _Presented, client: Client, passive: bool
     ) -> Authenticated | Invalid:
-        now, token = self._database_clock.now(), shown.token
-        live, renewable = token.is_live(now), self._is_renewable(shown)
-        if live and (passive or not renewable or token.is_live(now + MARGIN)):
+        keeps = passive or not self._is_renewable(shown)
+        if keeps and not self._database_clock.is_fresh and not self._lives(shown):
+            await self._look(shown)  # whatever it finds, it tells the time (rule 7)
+        live = self._lives(shown)
+        if live and (keeps or self._lives(shown, MARGIN)):
             return await self._look(shown)
-        if passive or not renewable:
+        if keeps:
             return Invalid(Reason.EXPIRED)
         return await self._renew(shown, client, live)
+
+    def _lives(self, shown: _Presented, margin: timedelta = timedelta(0)) -> bool:
+        return shown.token.is_live(self._database_clock.now() + margin)
 
     def _is_renewable(self, shown: _Presented) -> bool:
         refresh_token = shown.claim.refresh_token
@@ -255,7 +264,7 @@ class SupabaseAuthentication(Authentication):
     async def _fly(self, refresh_token: str, client: Client) -> Issued | None:
         """Whoever presents one token at one time shares one refresh, and no client that
         goes away takes the others along."""
-        key = refresh_key(sha256(refresh_token.encode()).digest())
+        key = refresh_key(sha256(spelled_once(refresh_token).encode()).digest())
         if self._strangers.knows(key, self._clock()):
             return None  # refused a moment ago
         flight = self._flights.get(key)

@@ -15,7 +15,7 @@ ours. Here the contract gives way, since both servers write one table:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -67,10 +67,15 @@ def _end(alive: object, now: datetime) -> datetime:
 
 
 class SupabaseTable:
-    """:class:`SupabaseStore` as a :class:`Store`."""
+    """:class:`SupabaseStore` as a :class:`Store`.
 
-    def __init__(self, auth: SupabaseStore) -> None:
+    Sessions of an OAuth client are found by their tokens only if it is in
+    ``oauth_clients``: they are no sign-ins of their users'.
+    """
+
+    def __init__(self, auth: SupabaseStore, oauth_clients: Container[str] = ()) -> None:
         self.auth = auth
+        self._oauth_clients = oauth_clients
 
     def __repr__(self) -> str:
         return repr(self.auth)
@@ -111,7 +116,12 @@ class SupabaseTable:
         self, digests: Sequence[str], texts: Sequence[str] = ()
     ) -> Sequence[Record]:
         """See :meth:`Store.find`; a "digest" is a session's id here, spelled as it is."""
-        return await self.find_many([d for d in digests if uuid_of(d) == d])
+        found = await self.auth.find_many([d for d in digests if uuid_of(d) == d])
+        return [record_of(s, self.auth.rules) for s in found if self._is_for_us(s)]
+
+    def _is_for_us(self, session: AuthSession) -> bool:
+        client = session.oauth_client_id
+        return client is None or client in self._oauth_clients
 
     async def new_id(self) -> str | None:
         """See :meth:`Store.new_id`."""
