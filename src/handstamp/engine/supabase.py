@@ -248,7 +248,7 @@ class SupabaseAuthentication(Authentication):
         patience = self._budget / 2 if live else None
         try:
             async with asyncio.timeout(patience):
-                issued = await self._fly(shown.claim.refresh_token, client)
+                issued = await self._fly(shown, client)
         except Exception as exc:
             if not live:
                 raise
@@ -257,19 +257,19 @@ class SupabaseAuthentication(Authentication):
             issued = None
         if issued is None:
             return await self._look(shown) if live else Invalid(Reason.REFRESH_EXPIRED)
-        if issued.session.id != shown.token.session_id:
-            return Invalid(Reason.CONFLICT)
         return Authenticated(session=issued.session, issued=issued)
 
-    async def _fly(self, refresh_token: str, client: Client) -> Issued | None:
-        """Whoever presents one token at one time shares one refresh, and no client that
-        goes away takes the others along."""
-        key = refresh_key(sha256(spelled_once(refresh_token).encode()).digest())
+    async def _fly(self, shown: _Presented, client: Client) -> Issued | None:
+        """Whoever presents one token for one session at one time shares one refresh, and
+        no client that goes away takes the others along."""
+        token, session_id = shown.claim.refresh_token, shown.token.session_id
+        whole = f"{session_id}\n{spelled_once(token)}"
+        key = refresh_key(sha256(whole.encode()).digest())
         if self._strangers.knows(key, self._clock()):
             return None  # refused a moment ago
         flight = self._flights.get(key)
         if flight is None or flight.get_loop() is not asyncio.get_running_loop():
-            flight = asyncio.create_task(self.refresh(refresh_token, client))
+            flight = asyncio.create_task(self.refresh(token, client, session_id))
             self._flights[key] = flight
             flight.add_done_callback(lambda done: self._land(key, done))
         return await asyncio.shield(flight)
@@ -282,10 +282,13 @@ class SupabaseAuthentication(Authentication):
         if done.result() is None:
             self._strangers.meet(key, self._clock())
 
-    async def refresh(self, refresh_token: str, client: Client) -> Issued | None:
-        """New tokens for a refresh token, or None if it was refused."""
-        before = self._clock()
-        outcome = await self._minting.table.auth.refresh(refresh_token, client)
+    async def refresh(
+        self, refresh_token: str, client: Client, session_id: str | None = None
+    ) -> Issued | None:
+        """New tokens for a refresh token, or None if it was refused, as one that is of
+        another session than ``session_id`` is, where that is given."""
+        before, auth = self._clock(), self._minting.table.auth
+        outcome = await auth.refresh(refresh_token, client, session_id=session_id)
         if isinstance(outcome, Refused):
             self._report_refusal(outcome, client)
             return None

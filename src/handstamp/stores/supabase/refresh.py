@@ -26,9 +26,14 @@ PAUSES = 20
 
 
 async def refresh(
-    work: Work, token: str, client: Client, oauth_client_id: str | None
+    work: Work,
+    token: str,
+    client: Client,
+    oauth_client_id: str | None,
+    session_id: str | None = None,
 ) -> Outcome:
-    """What becomes of the refresh token ``token``, of either kind.
+    """What becomes of the refresh token ``token``, of either kind, if it is one of
+    ``session_id``, where that is given.
 
     Raises :class:`SessionsUnavailable` without an answer, also when others held the
     session for the whole retry budget.
@@ -36,7 +41,7 @@ async def refresh(
     attempt = _attempt(work, token)
     if attempt is None:
         return Refused(refusal=Refusal.MALFORMED)
-    asked = Asked(client=client, oauth_client_id=oauth_client_id)
+    asked = Asked(client=client, oauth_client_id=oauth_client_id, session_id=session_id)
     ends = uptime() + work.rules.retry_budget.total_seconds()
     while True:
         outcome = await attempt(asked)

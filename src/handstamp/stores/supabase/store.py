@@ -202,18 +202,24 @@ class SupabaseStore:
         return await self._knowledge.writing(act)
 
     async def refresh(
-        self, token: str, client: Client, *, oauth_client_id: str | None = None
+        self,
+        token: str,
+        client: Client,
+        *,
+        oauth_client_id: str | None = None,
+        session_id: str | None = None,
     ) -> Outcome:
         """Refresh a session by the text of a refresh token, v1 or v2.
 
-        ``oauth_client_id`` is the authenticated OAuth client that asks, if one does. What
+        ``oauth_client_id`` is the authenticated OAuth client that asks, if one does. With
+        ``session_id`` a token of another session is refused, and nothing is written. What
         comes back is committed. Raises :class:`SessionsUnavailable` without an answer,
         also when others held the session for all of ``rules.retry_budget``.
         """
         asking = None if oauth_client_id is None else oauth_client_id.lower()
 
         async def act(sql: SupabaseStatements) -> Outcome:
-            return await refresh(self._work(sql), token, client, asking)
+            return await refresh(self._work(sql), token, client, asking, session_id)
 
         return await self._knowledge.writing(act)
 

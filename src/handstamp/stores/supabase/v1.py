@@ -25,7 +25,7 @@ async def attempt_v1(work: Work, token: str, asked: Asked) -> Outcome | None:
         return Refused(refusal=Refusal.NOT_FOUND)
     if session is None:
         return await _refuse_orphan(work, stored, row["banned_until"], asked)
-    if stored.user_id != session.user_id:
+    if stored.user_id != session.user_id or not asked.is_about(session):
         return Refused(refusal=Refusal.NOT_FOUND)
     refusal = work.judge(session, asked)
     if refusal is not None:

@@ -19,7 +19,9 @@ from handstamp.stores.supabase.work import Asked, Work, refreshed, refused
 async def attempt_v2(work: Work, claim: CounterToken, asked: Asked) -> Outcome | None:
     """What becomes of what a v2 token claims; None if somebody holds the session."""
     session = session_of(await work.look_up(work.sql.find_v2, claim.session_id))
-    if session is None or _signing_key(work, session, claim) is None:
+    if session is None or not asked.is_about(session):
+        return Refused(refusal=Refusal.NOT_FOUND)
+    if _signing_key(work, session, claim) is None:
         return Refused(refusal=Refusal.NOT_FOUND)
     asked.came_at = asked.came_at or session.read_at
     refusal = work.judge(session, asked)

@@ -55,10 +55,12 @@ class HeldError(Exception):
 @dataclass(slots=True, kw_only=True)
 class Asked:
     """One request: who makes it, and the database's clock when it came. ``loud`` is
-    whether the notification queue still takes anything."""
+    whether the notification queue still takes anything. ``session_id`` is the one session
+    that may be refreshed, where that is known."""
 
     client: Client
     oauth_client_id: str | None
+    session_id: str | None = None
     came_at: datetime | None = None
     loud: bool = True
 
@@ -67,6 +69,10 @@ class Asked:
         """What limits of time are judged by, however often it is tried."""
         assert self.came_at is not None  # noqa: S101 - every look-up comes first
         return self.came_at
+
+    def is_about(self, session: AuthSession) -> bool:
+        """Whether this session may be refreshed by it at all."""
+        return self.session_id in (None, session.id)
 
     def told(self) -> tuple[str | None, str | None]:
         """User agent and address; what a client does not tell is written as NULL."""
