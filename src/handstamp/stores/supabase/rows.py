@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,8 @@ from handstamp.stores.base import Ended
 from handstamp.stores.supabase.schema import HIDDEN
 from handstamp.stores.supabase.tokens import canonical_uuid
 
+DEEPEST = 100
+"""How deep the metadata of a user may be nested."""
 _UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
 _SESSION = (
     *("id", "user_id", "created_at", "read_at", "updated_at", "factor_id", "aal"),
@@ -116,4 +118,21 @@ def _object(text: str | None) -> Mapping[str, Any]:
         value = json.loads(text or "{}")
     except (ValueError, RecursionError):  # users write some of this themselves
         return {}
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) and _is_flat(value) else {}
+
+
+def _is_flat(value: object) -> bool:
+    """Whether this can be written again wherever it is: what can just be read may be too
+    deep for a writer that is called from further down."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _within(outer)]
+        if not level:
+            return True
+    return False
+
+
+def _within(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
