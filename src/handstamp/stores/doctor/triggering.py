@@ -1,7 +1,8 @@
 """The trigger that makes every writer notify, for one table and its own columns.
 
 Rule 1. It fires for what can end a session early, and never for activity or rotation.
-Where nothing rotates, another token ends the one before, but its digest does not.
+Another token ends the one before, but for its digest, and for a rotation, which alone moves
+the expiry with it.
 Rule 2. Its functions are those of ``handstamp init --trigger``, but for the name of the
 column of ids, which is an argument of the trigger: so one function serves every table.
 """
@@ -35,8 +36,8 @@ _ALL = "perform pg_notify('handstamp', 'all');"
 _ANY_CHANGE = ("is_active", "revoked_at", "user_id")
 _BACKWARDS = ("expires_at", "refresh_expires_at", "created_at")
 WATCHED = (*_ANY_CHANGE, *_BACKWARDS, "level")
-"""The fields of a session whose change can end it early; the token too where nothing
-rotates."""
+"""The fields of a session whose change can end it early; the token too, unless it is what
+names the row."""
 USER_WATCHED = ("is_active", "password_changed_at")
 
 TRIGGERS = """
@@ -150,7 +151,7 @@ def _hears(trigger: Trigger, column: str) -> bool:
 
 def _watched(fitted: Fitted) -> tuple[str, ...]:
     shape = fitted.shape
-    return WATCHED if shape.rotates or shape.id_is_token else (*WATCHED, "token")
+    return WATCHED if shape.id_is_token else (*WATCHED, "token")
 
 
 def _changes(fitted: Fitted) -> str:
@@ -165,13 +166,17 @@ def _changes(fitted: Fitted) -> str:
         level = columns["level"].name
         rules.append(f"coalesce(new.{level}, 0) < coalesce(old.{level}, 0)")
     if "token" in _watched(fitted):
-        rules.append(_another(columns["token"].name, fitted.shape.at_rest == "plain"))
+        rules.append(_another(fitted))
     return "\n    or ".join(rules)
 
 
-def _another(token: str, upgrades: bool) -> str:
-    """Whether the token is another one, and not the same in the form of its digest."""
-    if not upgrades:
+def _another(fitted: Fitted) -> str:
+    """Whether the token is another one, by no rotation of ours, and not the same in the
+    form of its digest."""
+    token, expiry = fitted.columns["token"].name, fitted.columns["expires_at"].name
+    if fitted.shape.rotates:
+        return f"{_differs(token)}\n    and old.{expiry} is not distinct from new.{expiry}"
+    if fitted.shape.at_rest != "plain":
         return _differs(token)
     digest = f"encode(sha256(convert_to(old.{token}::text, 'UTF8')), 'hex')"
     return (

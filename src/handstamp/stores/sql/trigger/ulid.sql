@@ -1,6 +1,7 @@
 -- Optional: makes every writer notify, whether it is an administrator at psql, another
 -- service, or a cascade. Row by row, and only for changes that can end a session early:
--- activity and rotation move other columns, or these ones forward, and never fire it.
+-- activity and rotation move other columns, or these ones forward, and never fire it. A
+-- token that is replaced while its expiry stays was replaced by somebody else.
 
 -- name: function handstamp_notify_session
 create function handstamp_notify_session() returns trigger
@@ -35,9 +36,10 @@ end
 $body$;
 
 -- name: trigger handstamp_session_changed on user_sessions
--- needs: user_sessions.is_active user_sessions.revoked_at user_sessions.expires_at user_sessions.refresh_expires_at user_sessions.created_at user_sessions.user_id
+-- needs: user_sessions.is_active user_sessions.revoked_at user_sessions.expires_at user_sessions.refresh_expires_at user_sessions.created_at user_sessions.user_id user_sessions.session_token_hash
 create trigger handstamp_session_changed
-after update of is_active, revoked_at, expires_at, refresh_expires_at, created_at, user_id
+after update of is_active, revoked_at, expires_at, refresh_expires_at, created_at, user_id,
+    session_token_hash
 on user_sessions for each row
 when (
     old.is_active is distinct from new.is_active
@@ -46,6 +48,8 @@ when (
     or new.expires_at < old.expires_at
     or new.refresh_expires_at < old.refresh_expires_at
     or new.created_at < old.created_at
+    or old.session_token_hash is distinct from new.session_token_hash
+    and old.expires_at is not distinct from new.expires_at
 )
 execute function handstamp_notify_session();
 
