@@ -468,7 +468,7 @@ async def test_no_token_is_in_a_log_a_repr_or_an_exception(
         ({"url": None}, "either url="),
         ({"cookie": SupabaseCookie(name=NAME)}, "either url="),
         ({"url": "abcd"}, "no http"),
-        ({"jwt_secret": None}, "a secret or a set of keys"),
+        ({"jwt_secret": None}, "jwt_secret=.* or jwt_keys="),
         ({"jwt_keys": "{"}, "no JSON"),
         ({"jwt_keys": [private_key("ES256"), private_key("RS256")]}, "only one key"),
         ({"schema": "auth; drop"}, "no SQL name"),
@@ -650,3 +650,13 @@ def test_under_wsgi_a_hit_stays_in_its_own_thread(supabase_dsn: str) -> None:
     finally:
         call(sessions.close)
     assert seen == [held.user_id] * 3
+
+
+async def test_a_database_without_supabase_is_refused_whenever_it_is_opened(
+    empty_dsn: str,
+) -> None:
+    """Not at the first request, in words, the second time too, and nothing stays open."""
+    sessions = sessions_on(empty_dsn)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no database of Supabase Auth"):
+            await sessions.open()

@@ -49,11 +49,13 @@ NOBODY = "01J00000000000000000000000"
         {"secrets": SECRET},
         {"secrets": [SECRET, "too short"]},
         {"secret": SECRET, "cache_size": 0},
+        {"secret": SECRET, "shape": "uuid"},
     ],
     ids=str,
 )
 def test_what_cannot_work_is_refused_at_construction(options: dict[str, Any]) -> None:
-    """A secret that is missing, short, or given twice; a cache without room."""
+    """A secret that is missing, short, or given twice; a cache without room; the name of
+    a shape."""
     with pytest.raises(ConfigError) as refusal:
         Sessions(MemoryStore(), **options)
     assert SECRET not in str(refusal.value)

@@ -84,6 +84,11 @@ class Sessions:
         entropy: Callable[[int], bytes] = os.urandom,
         new_id: Callable[[], str] | None = None,
     ) -> None:
+        if not isinstance(shape, TableShape):
+            raise ConfigError(
+                "shape must be a TableShape, such as handstamp.UUID_PLAIN, and no "
+                f"{type(shape).__name__}"
+            )
         self.policy = policy or Policy()
         self.store: Store = (
             TableStore(
@@ -163,7 +168,8 @@ class Sessions:
         """Get ready on the running event loop; idempotent.
 
         A database that is down is no error: whoever asks is told when they ask. Raises
-        :class:`ConfigError` if another loop that still runs uses this instance.
+        :class:`ConfigError` if another loop that still runs uses this instance, and for a
+        table that does not do; nothing is left open then, and the next call looks again.
         """
         loop = asyncio.get_running_loop()
         if self._loop is loop:
@@ -173,18 +179,21 @@ class Sessions:
                 "this Sessions is open on another event loop: give each loop its own"
             )
         self._loop = loop
-        await self.store.open()
-        self._check_policy()
+        try:
+            await self.store.open()
+            self._check_policy()
+        except BaseException:
+            self._loop = None
+            await self.store.close()
+            raise
         self._background.start()
 
     def _check_policy(self) -> None:
         """Raise :class:`ConfigError` for a rule that the table cannot keep."""
         able = self.store.capabilities
         if self.policy.idle_ttl is not None and not able.activity:
-            self._loop = None
             raise ConfigError("idle_ttl needs a column for activity: last_activity_at=")
         if self.policy.end_on_password_change and not able.password_change:
-            self._loop = None
             raise ConfigError("end_on_password_change needs password_changed_at= of users")
 
     async def close(self) -> None:

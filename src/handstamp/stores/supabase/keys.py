@@ -74,7 +74,10 @@ class Keys:
             if key.kid is not None and self._by_kid.setdefault(key.kid, key) is not key:
                 raise ConfigError(f"two keys have the kid {key.kid!r}")
         if not self._by_kid and self._secret is None:
-            raise ConfigError("access tokens need a secret or a set of keys")
+            raise ConfigError(
+                "access tokens need keys: give jwt_secret=, the project's JWT secret, or "
+                "jwt_keys=, its JWK set"
+            )
         self.signing = self._pick_signing()
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ ours. Here the contract gives way, since both servers write one table:
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -23,7 +24,7 @@ from handstamp.config import Policy
 from handstamp.core.records import NewSession, Record, Successor, Touch
 from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import Alive, SupabaseRules, judge_session, judge_user
-from handstamp.errors import ConfigError
+from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Created, Ended
 from handstamp.stores.channel import Channel
 from handstamp.stores.supabase.rows import uuid_of
@@ -96,8 +97,13 @@ class SupabaseTable:
         return self.auth.channel
 
     async def open(self) -> None:
-        """See :meth:`Store.open`."""
+        """See :meth:`Store.open`. Looks at the tables if the database answers.
+
+        Raises :class:`ConfigError` where no session could be read.
+        """
         await self.auth.open()
+        with suppress(SessionsUnavailable):
+            await self.auth.ready()
 
     async def close(self) -> None:
         """See :meth:`Store.close`."""
