@@ -29,14 +29,13 @@ from handstamp.stores.binding import (
     record_of,
     storable,
 )
-from handstamp.stores.breaker import Breaker
 from handstamp.stores.catalog import read_table
-from handstamp.stores.channel import CHANNEL, Channel
+from handstamp.stores.channel import CHANNEL
+from handstamp.stores.connected import Connected
 from handstamp.stores.covering import Triggers
-from handstamp.stores.database import Database
 from handstamp.stores.fitting import Fitted, capabilities_of, fit, is_value
 from handstamp.stores.lanes import Connection
-from handstamp.stores.listening import QUIETLY, SPEAK, PostgresChannel
+from handstamp.stores.listening import QUIETLY, SPEAK
 from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape, quoted
 from handstamp.stores.speaking import moved, said
 from handstamp.stores.statements import Statements
@@ -47,7 +46,7 @@ logger = logging.getLogger("handstamp")
 T = TypeVar("T")
 
 
-class TableStore:
+class TableStore(Connected):
     """The sessions in one PostgreSQL table.
 
     ``dsn`` is a PostgreSQL URI; ``pool_size`` the most connections to hold for writes, to
@@ -70,13 +69,14 @@ class TableStore:
     ) -> None:
         self._shape = shape
         self._statements: Statements | None = None
-        self._database = Database(dsn, width=pool_size, budget=budget, connect=connect)
-        self._listening = Database(
-            listen_dsn or dsn, width=1, budget=budget, connect=connect
-        )
         users = None if shape.users is None else quoted(shape.users.table)
-        self._channel = PostgresChannel(
-            self._database, self._listening, Triggers((quoted(shape.table), users))
+        super().__init__(
+            dsn,
+            Triggers((quoted(shape.table), users)),
+            pool_size=pool_size,
+            budget=budget,
+            connect=connect,
+            listen_dsn=listen_dsn,
         )
         self._upgrading = Upgrading(self._database, self.statements)
 
@@ -89,21 +89,6 @@ class TableStore:
         if self._statements is None:
             return capabilities_of(self._shape)
         return self._statements.fitted.capabilities
-
-    @property
-    def queries(self) -> int:
-        """Statements sent so far, without the bus's heartbeat."""
-        return self._database.queries
-
-    @property
-    def channel(self) -> Channel:
-        """Where revocations are heard of."""
-        return self._channel
-
-    @property
-    def breaker(self) -> Breaker:
-        """What stands between requests and a database that does not answer."""
-        return self._database.breaker
 
     async def open(self) -> None:
         """Get ready on the running loop. Looks at the table if the database answers.
@@ -144,13 +129,7 @@ class TableStore:
     async def close(self) -> None:
         """Let go of every connection, after at most a second."""
         await self._upgrading.stop()
-        await self._listening.close()
-        await self._database.close()
-
-    def start_over(self) -> None:
-        """See :meth:`Store.start_over`."""
-        self._database.start_over()
-        self._listening.start_over()
+        await super().close()
 
     async def find(
         self, digests: Sequence[str], texts: Sequence[str] = ()
@@ -418,10 +397,6 @@ class TableStore:
             limits = policy.retention, policy.absolute_ttl, policy.idle_ttl
             status = await moved(lambda: connection.execute(sql.prune, *limits, batch))
         return count_of(status)
-
-    async def ping(self) -> None:
-        """See :meth:`Store.ping`."""
-        await self._look_up("select 1")
 
     def _record(self, row: asyncpg.Record) -> Record:
         return record_of(row, self._shape.at_rest, self.capabilities)

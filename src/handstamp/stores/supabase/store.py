@@ -27,11 +27,10 @@ from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.stores.base import Capabilities, Ended
 from handstamp.stores.binding import count_of
-from handstamp.stores.breaker import Breaker
-from handstamp.stores.channel import CHANNEL, Channel
-from handstamp.stores.database import Database
+from handstamp.stores.channel import CHANNEL
+from handstamp.stores.connected import Connected
 from handstamp.stores.lanes import Connection
-from handstamp.stores.listening import QUIETLY, SPEAK, PostgresChannel
+from handstamp.stores.listening import QUIETLY, SPEAK
 from handstamp.stores.speaking import said
 from handstamp.stores.supabase.create import create
 from handstamp.stores.supabase.knowledge import SupabaseKnowledge
@@ -50,7 +49,7 @@ from handstamp.stores.supabase.work import Entropy, Work
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
 
 
-class SupabaseStore:
+class SupabaseStore(Connected):
     """The sessions in the schema ``auth`` of one database of Supabase Auth.
 
     ``rules`` are the settings of the GoTrue that writes the same tables, ``keys`` its
@@ -79,12 +78,14 @@ class SupabaseStore:
         if not _IDENTIFIER.fullmatch(schema):
             raise ConfigError(f"schema={schema!r} is no SQL name handstamp accepts")
         self._name = schema
-        self._database = Database(dsn, width=pool_size, budget=budget, connect=connect)
-        self._listening = Database(
-            listen_dsn or dsn, width=1, budget=budget, connect=connect
+        super().__init__(
+            dsn,
+            Watched.of(schema, self._rules),
+            pool_size=pool_size,
+            budget=budget,
+            connect=connect,
+            listen_dsn=listen_dsn,
         )
-        watched = Watched.of(schema, self._rules)
-        self._channel = PostgresChannel(self._database, self._listening, watched)
         self._knowledge = SupabaseKnowledge(self._database, schema, self._rules)
 
     def __repr__(self) -> str:
@@ -101,38 +102,9 @@ class SupabaseStore:
         once it was looked at."""
         return self._knowledge.capabilities
 
-    @property
-    def queries(self) -> int:
-        """Statements sent so far, without the bus's heartbeat."""
-        return self._database.queries
-
-    @property
-    def channel(self) -> Channel:
-        """Where revocations are heard of."""
-        return self._channel
-
-    @property
-    def breaker(self) -> Breaker:
-        """What stands between requests and a database that does not answer."""
-        return self._database.breaker
-
     async def open(self) -> None:
         """Get ready on the running loop; connects nowhere."""
         self._database.open()
-
-    async def close(self) -> None:
-        """Let go of every connection, after at most a second."""
-        await self._listening.close()
-        await self._database.close()
-
-    def start_over(self) -> None:
-        """See :meth:`Store.start_over`."""
-        self._database.start_over()
-        self._listening.start_over()
-
-    async def ping(self) -> None:
-        """See :meth:`Store.ping`."""
-        await self._database.look_up("select 1")
 
     async def ready(self) -> Capabilities:
         """See :meth:`Store.ready`; being able to read is enough."""
