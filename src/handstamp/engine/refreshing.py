@@ -8,7 +8,6 @@ behind a rotation of a moment ago, derives the same successor and hands that out
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from handstamp.core.tokens import RefreshToken, TokenPair, digest
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.engine.cache import Ticket
 from handstamp.engine.entries import Read, make_entry, outlived, refresh_key
+from handstamp.engine.flights import Flights
 from handstamp.engine.parts import Parts
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import DuplicateCookies, LateRefresh, Refreshed, Reissued, Replayed
@@ -58,11 +58,11 @@ class Refreshing:
         self._clock = parts.clock
         self._database_clock = parts.database_clock
         self._ended = ended
-        self._flights: dict[tuple[str, bool], asyncio.Task[Authenticated | Invalid]] = {}
+        self._flights: Flights[tuple[str, bool], Authenticated | Invalid] = Flights()
 
     def start_over(self) -> None:
         """In a forked child: no flight of the parent's will ever land here."""
-        self._flights = {}
+        self._flights.clear()
 
     async def refresh(
         self, texts: Sequence[bytes], client: Client, *, passive: bool
@@ -111,20 +111,7 @@ class Refreshing:
         self, token: RefreshToken, client: Client, passive: bool
     ) -> Authenticated | Invalid:
         key = (token.digest, passive)
-        flight = self._flights.get(key)
-        if flight is None or flight.get_loop() is not asyncio.get_running_loop():
-            flight = asyncio.create_task(self._settle(token, client, passive))
-            self._flights[key] = flight
-            flight.add_done_callback(lambda done: self._land(key, done))
-        return await asyncio.shield(flight)
-
-    def _land(
-        self, key: tuple[str, bool], done: asyncio.Task[Authenticated | Invalid]
-    ) -> None:
-        if self._flights.get(key) is done:
-            del self._flights[key]
-        if not done.cancelled():
-            done.exception()  # retrieved: its passengers may all be gone
+        return await self._flights.share(key, lambda: self._settle(token, client, passive))
 
     async def _settle(
         self, token: RefreshToken, client: Client, passive: bool

@@ -43,6 +43,7 @@ from handstamp.engine.authentication import Authentication
 from handstamp.engine.bus import Bus
 from handstamp.engine.cache import NEVER, Entry
 from handstamp.engine.entries import Read, make_entry, refresh_key
+from handstamp.engine.flights import Flights
 from handstamp.engine.lookup import Lookup
 from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
@@ -97,7 +98,7 @@ class SupabaseAuthentication(Authentication):
         self._connections = parts.connections
         self._rows = Lookup(parts.store)
         self._verified: LRUCache[bytes, AccessToken] = LRUCache(VERIFIED)
-        self._flights: dict[bytes, asyncio.Task[Issued | None]] = {}
+        self._flights: Flights[bytes, Issued | None] = Flights()
 
     def _note(self, entry: Entry, now: float) -> None:
         """These tables have no place for activity; so that a hit is not asked again."""
@@ -267,20 +268,14 @@ class SupabaseAuthentication(Authentication):
         key = refresh_key(sha256(whole.encode()).digest())
         if self._strangers.knows(key, self._clock()):
             return None  # refused a moment ago
-        flight = self._flights.get(key)
-        if flight is None or flight.get_loop() is not asyncio.get_running_loop():
-            flight = asyncio.create_task(self.refresh(token, client, session_id))
-            self._flights[key] = flight
-            flight.add_done_callback(lambda done: self._land(key, done))
-        return await asyncio.shield(flight)
 
-    def _land(self, key: bytes, done: asyncio.Task[Issued | None]) -> None:
-        if self._flights.get(key) is done:
-            del self._flights[key]
-        if done.cancelled() or done.exception() is not None:
-            return  # retrieved: its passengers may all be gone
-        if done.result() is None:
-            self._strangers.meet(key, self._clock())
+        async def ask() -> Issued | None:
+            issued = await self.refresh(token, client, session_id)
+            if issued is None:
+                self._strangers.meet(key, self._clock())
+            return issued
+
+        return await self._flights.share(key, ask)
 
     async def refresh(
         self, refresh_token: str, client: Client, session_id: str | None = None
@@ -338,5 +333,5 @@ class SupabaseAuthentication(Authentication):
 
     def start_over(self) -> None:
         """In a forked child: no flight of the parent's will ever land here."""
-        self._flights = {}
+        self._flights.clear()
         self._verified = LRUCache(VERIFIED)
