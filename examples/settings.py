@@ -23,12 +23,14 @@ from datetime import timedelta
 from handstamp import (
     ULID_HASHED,
     UUID_PLAIN,
+    ConfigError,
     Cookies,
     Policy,
     Sessions,
     TableShape,
     UsersTable,
 )
+from handstamp.stores.dsn import checked_dsn
 
 SUPABASE = "supabase"
 SHAPES: Mapping[str, TableShape] = {
@@ -62,8 +64,13 @@ def _supabase_sessions() -> Sessions:
 
 
 def database_url() -> str:
-    """The database; ends the program with a hint where none is given."""
-    return _required("DATABASE_URL", "postgresql://user:password@host:port/name")
+    """The database; ends the program with a hint where none is given, or none that can
+    be read."""
+    given = _required("DATABASE_URL", "postgresql://user:password@host:port/name")
+    try:
+        return checked_dsn(given)
+    except ConfigError as error:
+        sys.exit(f"DATABASE_URL: {error}")
 
 
 def secrets() -> list[str]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import asyncpg
 import typer
 
+from handstamp.errors import ConfigError
 from handstamp.stores.database import FAULTS
+from handstamp.stores.dsn import checked_dsn, unreadable
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -52,14 +54,18 @@ async def connected(dsn: str) -> AsyncIterator[Connection]:
 async def _connect(dsn: str) -> Connection:
     try:
         # Without the cache of statements it works through PgBouncer, too.
-        return await asyncpg.connect(dsn, timeout=_PATIENCE, statement_cache_size=0)
-    except ValueError:
-        # Its text may quote a piece of the password.
-        problem = "expected postgresql://user:password@host:port/name"
-        hint = "with special characters written as %XX"
-        raise complain(f"unreadable address: {problem}, {hint}", status=2) from None
+        return await asyncpg.connect(
+            checked_dsn(dsn), timeout=_PATIENCE, statement_cache_size=0
+        )
+    except ConfigError as error:
+        raise complain(str(error), status=2) from None
     except TimeoutError:
         problem = f"no answer within {_PATIENCE:.0f} seconds"
         raise complain(f"cannot reach the database: {problem}", status=2) from None
+    except OSError as error:
+        raise complain(f"cannot reach the database: {error}", status=2) from None
+    except ValueError:
+        # Its text may quote a piece of the address.
+        raise complain(unreadable("the driver refuses it"), status=2) from None
     except FAULTS as error:
         raise complain(f"cannot reach the database: {error}", status=2) from None

@@ -57,7 +57,8 @@ _NOBODY = Client()
 class Sessions:
     """Every session of one table.
 
-    ``database`` is a PostgreSQL URI or a :class:`Store`. ``secret`` is at least 32 bytes
+    ``database`` is a PostgreSQL URI, in which special characters of the password are
+    percent-encoded, or a :class:`Store`. ``secret`` is at least 32 bytes
     of text; ``secrets`` is a list of them, oldest first, for changing it. ``cache_size``
     is a number of sessions. ``connect`` goes to asyncpg as it is.
     ``listen_dsn`` is an address of the server itself, if ``database`` leads to a pooler in

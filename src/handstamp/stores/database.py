@@ -19,13 +19,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 
 from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.forking import pin
 from handstamp.stores.breaker import Breaker
+from handstamp.stores.dsn import checked_dsn
 from handstamp.stores.lanes import Connection, Lanes
 
 READ_LANES = 4
@@ -65,7 +65,7 @@ class Database:
         budget: timedelta,
         connect: Mapping[str, Any] | None = None,
     ) -> None:
-        self._dsn = checked(dsn)
+        self._dsn = checked_dsn(dsn)
         self._width = width
         self._budget = budget.total_seconds()
         self._options: dict[str, Any] = {"timeout": self._budget, **(connect or {})}
@@ -106,7 +106,8 @@ class Database:
                 await some.close()
 
     async def connect(self) -> Connection:
-        """A connection of one's own.
+        """A connection of one's own. Raises :class:`ConfigError` for settings that no
+        connection can be made with.
 
         Whoever gives up on it waits no longer, but the driver does: cancelled in the
         middle of a handshake it leaves an error behind that nobody ever looks at.
@@ -119,6 +120,14 @@ class Database:
         except asyncio.CancelledError:
             connecting.add_done_callback(_abandon)
             raise
+        except (ValueError, OverflowError) as exc:
+            if isinstance(exc, OSError):  # a certificate that is not accepted
+                raise
+            # The text may quote the address: what is raised below has no part of it.
+        raise ConfigError(
+            "the driver refuses how the database is to be reached: look at what follows "
+            "the ? of its address, at connect= and at the environment variables PG…"
+        )
 
     async def _finish_connecting(self) -> None:
         loop = asyncio.get_running_loop()
@@ -207,15 +216,3 @@ def _abandon(connecting: asyncio.Future[Connection]) -> None:
     """Nobody wants this connection any more."""
     if not connecting.cancelled() and connecting.exception() is None:
         connecting.result().terminate()
-
-
-def checked(dsn: str) -> str:
-    """``dsn`` if it is a PostgreSQL URI, else :class:`ConfigError`, which never quotes
-    it, for there may be a password in it."""
-    try:
-        known = urlsplit(dsn).scheme in ("postgresql", "postgres")
-    except ValueError:
-        known = False
-    if not known:
-        raise ConfigError("the database must be a URI like postgresql://host/database")
-    return dsn

@@ -19,6 +19,7 @@ import asyncpg
 from anyio.from_thread import start_blocking_portal
 
 from handstamp.errors import ConfigError
+from handstamp.stores.dsn import checked_dsn
 from handstamp.stores.sql.install import install
 
 T = TypeVar("T")
@@ -46,11 +47,12 @@ def postgres_server() -> Iterator[str]:
 
     An embedded one, without care for its data, or the one that
     ``HANDSTAMP_TEST_DATABASE_URL`` names, whose role must be allowed to create databases.
-    Raises :class:`~handstamp.testing.postgres.PostgresError` where none can be started.
+    Raises :class:`~handstamp.testing.postgres.PostgresError` where none can be started, and
+    :class:`ConfigError` for an address that cannot be read.
     """
     given = os.environ.get(GIVEN_SERVER)
     if given:
-        yield given
+        yield checked_dsn(given)
         return
     from handstamp.testing.postgres import ephemeral  # Linux and macOS only
 
