@@ -25,11 +25,15 @@ class Road(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[list[str]] = []
+        self.texts: list[list[str]] = []
         self.free = True
         self.departures: list[asyncio.Future[None]] = []
 
-    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+    async def find(
+        self, digests: Sequence[str], texts: Sequence[str] = ()
+    ) -> Sequence[Record]:
         self.asked.append(list(digests))
+        self.texts.append(list(texts))
         if not self.free:
             departure = asyncio.get_running_loop().create_future()
             self.departures.append(departure)
@@ -323,6 +327,59 @@ async def test_no_wake_up_is_lost(road: Road, seed: int) -> None:
     assert kinds == {"answered", "failed", asyncio.CancelledError}
     await until(lambda: not lookup._away)
     assert lookup._waiting == {}
+
+
+# A text lives with the question that it belongs to.
+
+
+async def test_a_text_that_nobody_asks_about_is_not_kept(road: Road) -> None:
+    """A text without a digest in this lookup goes nowhere and stays nowhere."""
+    lookup = Lookup(road)
+    await lookup.find(["one"], {"one": "text of one", "two": "text of two"})
+    assert road.texts == [["text of one"]]
+    assert lookup._waiting == {}
+    assert "text of two" not in everything_in(lookup)
+
+
+async def test_a_question_that_was_asked_a_turn_later_has_its_text_too(road: Road) -> None:
+    """The first query has left and not begun yet; the second one asks for its own text."""
+    lookup = Lookup(road)
+    text = {"one": "text of one"}
+
+    async def ask_a_turn_later() -> list[Record]:
+        return await asyncio.ensure_future(lookup.find(["one"], text))
+
+    await asyncio.gather(lookup.find(["one"], text), ask_a_turn_later())
+    assert road.texts == [["text of one"], ["text of one"]]
+
+
+async def test_p2_lookups_that_were_given_up_are_not_kept(road: Road) -> None:
+    """While every lane is away, ten thousand clients ask and go: nothing of them stays."""
+    lookup = Lookup(road, lanes=1)
+    away = await full(lookup, road)
+    kept = asking(lookup, ["kept"])
+    for start in range(0, 10_000, 1000):
+        names = [str(n) for n in range(start, start + 1000)]
+        waiting = [
+            asyncio.ensure_future(lookup.find([n, n, "kept"], {n: f"text {n}"}))
+            for n in names
+        ]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+    assert list(lookup._waiting) == ["kept"]
+    assert "text " not in everything_in(lookup)
+    road.free = True
+    road.arrive()
+    assert await asyncio.gather(*away, *kept) == [[], []]
+
+
+def everything_in(lookup: Lookup) -> str:
+    """Every string in the dictionaries of a lookup and in what they hold."""
+    dicts = [value for value in vars(lookup).values() if isinstance(value, dict)]
+    values = [value for each in dicts for value in (*each, *each.values())]
+    return repr([getattr(value, "text", value) for value in values])
 
 
 # Loops change.

@@ -15,6 +15,7 @@ from handstamp.core.records import Client
 from handstamp.core.tokens import ENTROPY, Tokens
 from handstamp.engine.answers import Answer, Issued
 from handstamp.engine.strangers import LIFE, MOST
+from handstamp.stores.shapes import UUID_PLAIN
 from tests.faults.fleet import until
 from tests.support.tables import PostgresTable, postgres_table
 
@@ -138,3 +139,41 @@ async def test_P2_C36_an_unknown_token_costs_one_query_in_its_life(
             assert await _ask(sessions, token) == Invalid(Reason.NOT_FOUND)
         assert sessions.stats().queries - before == lives
         clock.shows += LIFE
+
+
+async def test_P2_C37_a_flood_of_made_up_tokens_in_clear_leaves_no_text_behind(
+    uuid_dsn: str,
+) -> None:
+    """On a table that holds tokens in clear each of them is asked for, and sent again
+    beside a new one; what was sent is not kept, and what was learned has a bound."""
+    async with Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN) as sessions:
+        texts = [os.urandom(16).hex().encode() for _ in range(FLOOD)]
+        for start in range(500, FLOOD, 500):
+            new, old = texts[start : start + 500], texts[start - 500 : start]
+            sent = [Credentials(session=pair) for pair in zip(new, old, strict=True)]
+            asked = (sessions.authenticate(each, Client()) for each in sent)
+            assert {Invalid(Reason.NOT_FOUND)} == set(await asyncio.gather(*asked))
+        sent_texts = {text.decode() for text in texts}
+        assert sent_texts & set(_reachable(sessions._authentication._lookup)) == set()
+        assert len(sessions._authentication._strangers) == MOST
+
+
+def _reachable(root: object) -> list[str]:
+    """Every string that is reached from ``root`` through attributes and containers."""
+    found, seen, ahead = [], set[int](), [root]
+    while ahead:
+        thing = ahead.pop()
+        if id(thing) in seen or isinstance(thing, type | asyncio.AbstractEventLoop):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, str):
+            found.append(thing)
+        elif isinstance(thing, dict):
+            ahead += [*thing, *thing.values()]
+        elif isinstance(thing, list | tuple | set):
+            ahead += thing
+        else:
+            ahead += [*getattr(thing, "__dict__", {}).values()]
+            slots = getattr(type(thing), "__slots__", ())
+            ahead += [getattr(thing, name, None) for name in slots]
+    return found

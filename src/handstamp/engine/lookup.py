@@ -7,12 +7,15 @@ Rule 2. A group shares its query's fate, and nobody else's: one that is slow or 
 holds up and fails its own members only.
 Rule 3. A client that goes away takes nobody along. It waits on a future of its own, and
 the query belongs to the lane, not to whoever asked first.
+Rule 4. What waits here belongs to requests that still wait: a digest, and the token that
+its row may hold, leave with the last request that asked for them.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from handstamp.core.records import Record
@@ -24,6 +27,15 @@ MOST = 1000
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
+@dataclass(slots=True)
+class _Question:
+    """One digest, the token that its row may hold, and how many requests wait for it."""
+
+    future: asyncio.Future[Record | None]
+    text: str | None = field(default=None, repr=False)
+    waiters: int = 0
+
+
 class Lookup:
     """Finds rows by digest, many in one round trip."""
 
@@ -32,8 +44,7 @@ class Lookup:
         self._lanes = lanes
         self._most = most
         self._away: set[asyncio.Task[None]] = set()
-        self._waiting: dict[str, asyncio.Future[Record | None]] = {}
-        self._texts: dict[str, str] = {}
+        self._waiting: dict[str, _Question] = {}
         self._leaving = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.groups = 0
@@ -46,29 +57,38 @@ class Lookup:
         ``texts`` are the tokens of digests whose row may hold the token itself. Raises
         :class:`SessionsUnavailable` if the group's query had no answer.
         """
-        futures = [self._join(digest) for digest in dict.fromkeys(digests)]
-        self._texts.update(texts)
-        found = [await asyncio.shield(future) for future in futures]
+        asked = {d: self._join(d, texts.get(d)) for d in dict.fromkeys(digests)}
+        try:
+            found = [await asyncio.shield(one.future) for one in asked.values()]
+        finally:
+            for digest, question in asked.items():
+                self._quit(digest, question)
         return [record for record in found if record is not None]
 
-    def _join(self, digest: str) -> asyncio.Future[Record | None]:
+    def _join(self, digest: str, text: str | None) -> _Question:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._move(loop)
-        future = self._waiting.get(digest)
-        if future is None:
-            future = self._waiting[digest] = loop.create_future()
+        question = self._waiting.get(digest)
+        if question is None:
+            question = self._waiting[digest] = _Question(loop.create_future())
             if not self._leaving:
                 self._leaving = True
                 loop.call_soon(self._leave)
-        return future
+        question.text = question.text or text
+        question.waiters += 1
+        return question
+
+    def _quit(self, digest: str, question: _Question) -> None:
+        question.waiters -= 1
+        if not question.waiters and self._waiting.get(digest) is question:
+            del self._waiting[digest]  # it has not left, and no request waits for it
 
     def _move(self, loop: asyncio.AbstractEventLoop) -> None:
         """Whoever waited on a loop that is gone waits no more, and its groups never
         come back."""
         self._loop = loop
         self._away, self._waiting, self._leaving = set(), {}, False
-        self._texts = {}
 
     def _leave(self) -> None:
         """Send off as many groups as there are free lanes."""
@@ -86,22 +106,21 @@ class Lookup:
         if self._waiting:
             self._leave()
 
-    async def _travel(self, group: dict[str, asyncio.Future[Record | None]]) -> None:
+    async def _travel(self, group: dict[str, _Question]) -> None:
         self.groups += 1
         try:
-            taken = (self._texts.pop(digest, None) for digest in group)
-            texts = [text for text in taken if text is not None]
+            texts = [one.text for one in group.values() if one.text is not None]
             asked = (list(group), texts) if texts else (list(group),)
             records = await self._store.find(*asked)
         except (Exception, asyncio.CancelledError) as exc:
-            for future in group.values():
-                if not future.done():
-                    future.set_exception(exc)
-                    future.exception()  # retrieved: whoever asked may have gone
+            for question in group.values():
+                if not question.future.done():
+                    question.future.set_exception(exc)
+                    question.future.exception()  # retrieved: whoever asked may have gone
             if not isinstance(exc, Exception):
                 raise
             return
         found = {record.token_digest: record for record in records}
-        for digest, future in group.items():
-            if not future.done():
-                future.set_result(found.get(digest))
+        for digest, question in group.items():
+            if not question.future.done():
+                question.future.set_result(found.get(digest))
