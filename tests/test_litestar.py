@@ -575,10 +575,12 @@ def test_the_engine_is_open_while_the_application_is(
 
 @each_way
 def test_a_write_of_another_site_is_refused(engine: Engine, serving: Serving) -> None:
-    """403 before anything of the application runs."""
+    """With our cookies before anything of the application runs, without them in it."""
     with browser(serving(engine)) as client:
-        client.post("/login")
         headers = {"Sec-Fetch-Site": "cross-site"}
+        response = client.post("/logout", headers=headers)
+        assert (response.status_code, "set-cookie" in response.headers) == (403, False)
+        client.post("/login")
         assert client.post("/logout", headers=headers).status_code == 403
 
 

@@ -42,7 +42,7 @@ T = TypeVar("T")
 SCOPE_KEY = "handstamp"
 
 _WATCHED = frozenset(
-    {b"cookie", b"authorization", b"sec-purpose", b"purpose", PASSIVE_HEADER}
+    {b"cookie", b"authorization", b"sec-purpose", b"purpose", b"upgrade", PASSIVE_HEADER}
 )
 _STARTS = frozenset(
     {"http.response.start", "websocket.accept", "websocket.http.response.start"}
@@ -88,8 +88,11 @@ class Handle(BaseHandle):
     async def logout(self) -> None:
         """End this session and clear the cookies, also when there is none.
 
-        Raises :class:`SessionsUnavailable`, and then nobody was logged out.
+        The cookies stay where a bearer token came in their place. Raises
+        :class:`CrossSiteRequest` or :class:`SessionsUnavailable`, and then nobody was
+        logged out.
         """
+        self._check_write()
         session = self._session_to_end()
         if session is not None:
             await self._door.sessions.revoke(session.id, reason="logout")
@@ -98,9 +101,11 @@ class Handle(BaseHandle):
     async def step_up(self, level: int) -> Session:
         """Raise this session's trust level: the user has just proven more.
 
-        A level that is higher already stays. Raises as :meth:`require` does, and
-        :class:`ConfigError` where the table has no column for levels.
+        A level that is higher already stays. Raises as :meth:`require` does,
+        :class:`CrossSiteRequest`, and :class:`ConfigError` where the table has no column
+        for levels.
         """
+        self._check_write()
         return self._stepped_up(await self.sessions.step_up(self.require().id, level))
 
     async def list_sessions(self) -> list[Session]:
@@ -111,14 +116,16 @@ class Handle(BaseHandle):
     async def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:
         """End one of this user's sessions; False if they have none of this id.
 
-        Raises as :meth:`require` does.
+        Raises as :meth:`require` does, or :class:`CrossSiteRequest`.
         """
+        self._check_write()
         user_id = self.require().user_id
         return await self.sessions.revoke(session_id, reason=reason, user_id=user_id)
 
     async def revoke_others(self) -> int:
         """End every session of this user but this one; how many. Raises as
-        :meth:`require` does."""
+        :meth:`require` does, or :class:`CrossSiteRequest`."""
+        self._check_write()
         session = self.require()
         return await self.sessions.revoke_user(
             session.user_id, keep=session.id, reason="signed out from another session"

@@ -4,7 +4,9 @@ Rule 1. What a request is asked at the door depends on its method and its header
 and is the same under ASGI and WSGI. An adapter asks :meth:`Door.question`, puts the
 question to the engine in its own way, and gives the answer to the request's handle.
 Rule 2. A write that another site's page caused with our cookies is refused before anything
-is read. (OWASP, Cross-Site Request Forgery Prevention: Fetch Metadata.)
+is read. (OWASP, Cross-Site Request Forgery Prevention: Fetch Metadata.) A write through the
+handle (login, logout …) is refused likewise, also without cookies and for a safe method:
+SameSite keeps our cookies off another site's form, but its answer could set and clear them.
 Rule 3. A request whose answer could not carry our cookies never rotates.
 """
 
@@ -20,6 +22,7 @@ from handstamp.core.origins import (
     is_cross_site,
     is_prefetch,
     is_subresource_of_other_site,
+    is_write,
     read_origin,
 )
 from handstamp.engine.sessions import Sessions
@@ -96,8 +99,8 @@ class Door:
         credentials = self.reader.read(headers, bearer=self.bearer)
         passive = False
         if credentials.ambient:
-            if method not in SAFE_METHODS and self.is_foreign(headers):
-                raise CrossSiteRequest
+            if is_write(method, headers):
+                self.check_origin(headers)
             if is_subresource_of_other_site(headers):  # rule 3
                 passive = True
                 if self.cookies.same_site != "None":
@@ -105,9 +108,11 @@ class Door:
         passive = passive or _asks_for_no_activity(headers) or is_prefetch(headers)
         return Question(credentials=credentials, passive=passive)
 
-    def is_foreign(self, headers: RawHeaders) -> bool:
-        """Whether another site's page made this request, and that is refused here."""
-        return self.refuse_cross_site and is_cross_site(headers, self.trusted_origins)
+    def check_origin(self, headers: RawHeaders) -> None:
+        """Raise :class:`CrossSiteRequest` if another site's page made this request, unless
+        that is allowed here (rule 2)."""
+        if self.refuse_cross_site and is_cross_site(headers, self.trusted_origins):
+            raise CrossSiteRequest
 
     def check_same(self, outer: object) -> None:
         """Raise :class:`ConfigError` unless the handle of an outer middleware belongs to

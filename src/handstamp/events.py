@@ -113,9 +113,8 @@ class BindingChanged(SessionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DuplicateCookies(Event):
-    """Several genuine tokens in different cookies of one name. ``candidates`` is their
-    number; what anybody can make up is not counted. ``conflict`` when more than one of
-    them was valid and they belong to different sessions: then none counted."""
+    """Several different cookies of our name in one request. ``conflict`` when more than
+    one of them was valid and they belong to different sessions: then none counted."""
 
     action: ClassVar[str] = "duplicate_cookie"
     alarming: ClassVar[bool] = True
@@ -133,7 +132,8 @@ class TokenSwapped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossSiteRefused(Event):
-    """A write made by another site's page with our cookie on it was refused."""
+    """A write made by another site's page was refused: a request with our cookie, or a
+    login, a logout and the like with or without."""
 
     action: ClassVar[str] = "cross_site_refused"
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from handstamp.core.clients import read_client
+from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Unknown
 from handstamp.core.records import Client, Session
 from handstamp.core.responses import Headers, sets_cookie, vary_on_cookie, with_cookies
@@ -125,10 +126,12 @@ class BaseHandle:
             self._sent = True
             self._publish(CrossSiteRefused())
             raise
-        credentials = question.credentials
+        self._came_with(question.credentials)
+        return question
+
+    def _came_with(self, credentials: Credentials) -> None:
         self._sent = credentials.sent
         self._bearer = credentials.sent and not credentials.ambient
-        return question
 
     def _resolve(self, answer: Answer) -> None:
         """Take the engine's answer. Raises :class:`SessionsUnavailable` where a request
@@ -155,14 +158,31 @@ class BaseHandle:
     def _publish(self, event: Event) -> None:
         self._door.sessions.publish(event)
 
+    def _check_write(self) -> None:
+        """Raise :class:`CrossSiteRequest` if another site's page asks for this write.
+
+        A bearer token answers for itself: a page of another site can send one only with
+        the consent of this server (CORS), and its session is the only one concerned.
+        """
+        door = self._door
+        self._came_with(door.reader.read(self._headers, bearer=door.bearer))
+        if not self._bearer:
+            self._check_origin()
+
+    def _check_origin(self) -> None:
+        try:
+            self._door.check_origin(self._headers)
+        except CrossSiteRequest:
+            self._publish(CrossSiteRefused())
+            raise
+
     def _check_login(self) -> None:
-        """Raise unless this response may carry a new session to this browser."""
+        """Raise unless this response may carry a new session to this browser. It sets
+        cookies, so its origin counts with a bearer token as well."""
         if self._started:
             raise HandstampError("log in and out before the response starts")
-        door = self._door
-        if door.is_foreign(self._headers):
-            raise CrossSiteRequest
-        if not door.cookies.secure and not self._is_local():
+        self._check_origin()
+        if not self._door.cookies.secure and not self._is_local():
             raise ConfigError(
                 "cookies without Secure are for your own machine: serve this host over "
                 "https with Cookies(), or list it in Cookies.insecure_hosts"
@@ -194,8 +214,9 @@ class BaseHandle:
 
     def _logged_out(self) -> None:
         self._session = None
-        self._set_cookies = self._door.writer.clear(self._came())
         self._deliver_until = float("inf")
+        # The cookies beside a bearer token are of another session, which lives on.
+        self._set_cookies = () if self._bearer else self._door.writer.clear(self._came())
 
     def response_headers(self, headers: Headers) -> Headers:
         """The application's response headers with what this request's session adds.

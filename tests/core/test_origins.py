@@ -10,6 +10,7 @@ from handstamp.core.origins import (
     is_cross_site,
     is_prefetch,
     is_subresource_of_other_site,
+    is_write,
     read_origin,
 )
 from handstamp.errors import ConfigError
@@ -168,6 +169,36 @@ def test_c70_c71_only_a_foreign_part_of_a_page_is_one(
     values = {b"Sec-Fetch-Site": site, b"sec-fetch-mode": mode, b"sec-fetch-dest": dest}
     headers = [(name, value) for name, value in values.items() if value is not None]
     assert is_part == is_subresource_of_other_site(headers)
+
+
+UPGRADE = (b"Upgrade", b"websocket")
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "writes"),
+    [
+        ("GET", [], False),
+        ("HEAD", [], False),
+        ("POST", [], True),
+        ("get", [], True),
+        ("CONNECT", [(b":protocol", b"websocket")], True),
+        (None, [], True),
+        ("GET", [UPGRADE], True),
+        ("HEAD", [UPGRADE], True),
+        ("GET", [(b"UPGRADE", b"h2c,\tWebSocket;q=1")], True),
+        ("GET", [(b"upgrade", b"h2c"), UPGRADE], True),
+        ("GET", [UPGRADE, (b"upgrade", b"")], True),
+        ("GET", [(b"upgrade", b"h2c, TLS/1.3")], False),
+        ("GET", [(b"upgrade-insecure-requests", b"1")], False),
+        ("GET", [(b"connection", b"Upgrade"), (b"upgrade", b"")], False),
+        ("GET", [(b"sec-websocket-protocol", b"websocket")], False),
+    ],
+)
+def test_a_handshake_is_a_write(
+    method: str | None, headers: list[tuple[bytes, bytes]], writes: bool
+) -> None:
+    """Whatever its method, and whatever else it would be upgraded to."""
+    assert is_write(method, headers) == writes
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ Rule 2. Without it, ``Origin`` must name the host that was asked; ``null`` names
 Rule 3. Without either it is no browser of this decade, or no browser: not cross-site.
 Rule 4. Origins the application lists are ours.
 Rule 5. Methods that are safe by definition (RFC 9110, section 9.2.1) change nothing, so
-another site may cause them; a WebSocket handshake is not among them, whatever its method.
+another site may cause them. A WebSocket handshake opens a channel in which anything may be
+written, so it is a write: a request with ``Upgrade: websocket`` whatever its method is
+(RFC 6455, section 4.1), and CONNECT (RFC 8441, section 4), which is no safe method.
 """
 
 from __future__ import annotations
@@ -40,6 +42,21 @@ def is_cross_site(
     if site is not None:
         return site not in _OURS
     return origin is not None and not _same_host(origin, host)
+
+
+def is_write(method: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request may change something (rule 5); ``method`` is None where a server
+    has told that it is a WebSocket handshake."""
+    return method not in SAFE_METHODS or is_handshake(headers)
+
+
+def is_handshake(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether these request headers ask for a WebSocket, among other protocols or alone."""
+    return any(
+        b"websocket" in value.lower()
+        for name, value in headers
+        if name.lower() == b"upgrade"
+    )
 
 
 def is_subresource_of_other_site(headers: Iterable[tuple[bytes, bytes]]) -> bool:
