@@ -77,6 +77,17 @@ class Socket:
             return
 
 
+class ReadingSocket(Socket):
+    auth: ClassVar = {"exempt_methods": ["GET", "OPTIONS"]}
+
+    async def on_get(self, req: Any, resp: Any) -> None:
+        resp.media = "open"
+
+
+class OpenSocket(Socket):
+    auth: ClassVar = {"exempt_methods": ["WEBSOCKET"]}
+
+
 class LateSocket:
     async def on_websocket(self, req: Any, ws: Any) -> None:
         await ws.accept()
@@ -165,6 +176,8 @@ def async_site(**options: Any) -> Any:
     app = populate(falcon.asgi.App(**options), async_responder)
     app.add_route("/ws", Socket())
     app.add_route("/ws-late", LateSocket())
+    app.add_route("/ws-reading", ReadingSocket())
+    app.add_route("/ws-open", OpenSocket())
     return app
 
 
@@ -463,9 +476,11 @@ def test_without_a_middleware_the_error_says_what_to_do(site: Site) -> None:
 
 
 def test_a_write_of_another_site_is_refused(client: Browser) -> None:
-    """403 before anything of the application runs."""
-    client.post("/login")
+    """With our cookies before anything of the application runs, without them in it."""
     headers = {"Sec-Fetch-Site": "cross-site"}
+    response = client.post("/logout", headers=headers)
+    assert (response.status_code, dict(response.cookies)) == (403, {})
+    client.post("/login")
     assert client.post("/logout", headers=headers).status_code == 403
     assert client.get("/me").json == ["alice", False]
 
@@ -504,11 +519,11 @@ async def closing(conductor: Any, path: str, headers: dict[str, str]) -> int | N
     return closed.value.code
 
 
-async def denial(engine: Engine, headers: dict[str, str]) -> int:
+async def denial(engine: Engine, headers: dict[str, str], path: str = "/ws") -> int:
     """The code that a handshake is denied with, which Falcon's client does not show."""
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     app = wrap(async_site(), engine.sessions)
-    scope = socket_scope("/ws", headers=raw)
+    scope = socket_scope(path, headers=raw)
     answer = await serve(app, scope, [{"type": "websocket.connect"}])
     [message] = answer.messages
     assert message["type"] == "websocket.close"
@@ -523,6 +538,27 @@ async def test_a_socket_has_the_user(engine: Engine) -> None:
         async with conductor.simulate_ws("/ws", headers=headers) as ws:
             assert await ws.receive_json() == {"user_id": "alice"}
         assert (await conductor.simulate_get("/me", headers=headers)).json[0] == "alice"
+
+
+async def test_an_exemption_of_get_opens_no_socket(engine: Engine) -> None:
+    """Though Falcon says GET for a handshake; its router says WEBSOCKET, and so does the
+    exemption of one."""
+    async with conducted(engine) as conductor:
+        assert (await conductor.simulate_get("/ws-reading")).json == "open"
+        assert await denial(engine, {}, "/ws-reading") == 4401
+        async with conductor.simulate_ws("/ws-open") as ws:
+            assert await ws.receive_json() == {"user_id": None}
+        headers = await signed_in(engine)
+        async with conductor.simulate_ws("/ws-reading", headers=headers) as ws:
+            assert await ws.receive_json() == {"user_id": "alice"}
+
+
+def test_an_exemption_of_get_opens_no_handshake(client: Browser) -> None:
+    """Where a server hands a handshake to `on_get`, as under WSGI."""
+    upgrade = {"Upgrade": "websocket"}
+    assert client.get("/reading", headers=upgrade).status_code == 401
+    client.post("/login")
+    assert client.get("/reading", headers=upgrade).status_code == 200
 
 
 async def test_a_revoked_session_closes_its_socket(engine: Engine) -> None:

@@ -22,6 +22,7 @@ import falcon
 import falcon.asgi
 
 from handstamp import asgi, wsgi
+from handstamp.core.origins import is_handshake
 from handstamp.core.records import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, HandstampError
@@ -152,11 +153,20 @@ class SessionComponent:
         if rules is None and not self._protect:
             return
         rules = rules or {}
-        exempt = {"OPTIONS", *rules.get("exempt_methods", ())}
-        if rules.get("auth_disabled") or req.method in exempt:
+        if rules.get("auth_disabled") or req.method == "OPTIONS":
             return
         handle: BaseHandle = session_auth(req)
+        exempt = rules.get("exempt_methods")
+        if exempt and _method(req, handle) in exempt:
+            return
         handle.require(level=rules.get("level"), fresh_within=rules.get("fresh_within"))
+
+
+def _method(req: falcon.Request, handle: BaseHandle) -> str:
+    """The method of a request in the words of Falcon's router, which has one for
+    WebSockets; ``req.method`` has not."""
+    is_socket = isinstance(req, falcon.asgi.Request) and req.is_websocket
+    return "WEBSOCKET" if is_socket or is_handshake(handle._headers) else req.method
 
 
 def _rules(resource: object) -> Mapping[str, Any] | None:
@@ -222,9 +232,10 @@ def wrap(
 
     ``options`` go to the ``SessionAuthMiddleware`` of the transport. A resource with an
     attribute ``auth``, a dict, needs a session for all of its methods but those in
-    ``exempt_methods``; ``level`` and ``fresh_within`` ask for more, and
-    ``auth_disabled=True`` for nothing. With ``protect=True`` a resource that says nothing
-    needs one as well. OPTIONS never does, and sinks and static routes are no resources.
+    ``exempt_methods``, where a WebSocket is ``"WEBSOCKET"``; ``level`` and
+    ``fresh_within`` ask for more, and ``auth_disabled=True`` for nothing. With
+    ``protect=True`` a resource that says nothing needs one as well. OPTIONS never does,
+    and sinks and static routes are no resources.
 
     Serve the result; ``app`` gets a :class:`SessionComponent` behind its other middleware,
     and an error handler unless it has one. Raises :class:`ConfigError`.
