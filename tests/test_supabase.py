@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
@@ -650,6 +650,29 @@ def test_under_wsgi_a_hit_stays_in_its_own_thread(supabase_dsn: str) -> None:
     finally:
         call(sessions.close)
     assert seen == [held.user_id] * 3
+
+
+def test_under_wsgi_a_forged_cookie_stays_in_its_own_thread(
+    supabase_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is well formed too, or several: no other thread verifies the signature."""
+    sessions = sessions_on(supabase_dsn)
+    held = Held(str(uuid4()), str(uuid4()), "a2b3c4d5e6f7")
+    forged = held.cookie(secret="another project's secret, as long as ours")["cookie"]
+    other = held.cookie(-300, secret="another project's secret, as long as ours")["cookie"]
+
+    def crossing(*_: object) -> None:
+        raise AssertionError("crossed into the loop")
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("content-type", "text/plain")])
+        return [repr(environ[ENVIRON_KEY].user_id).encode()]
+
+    monkeypatch.setattr("handstamp.blocking._begin", crossing)
+    middleware = WsgiMiddleware(app, sessions)
+    for cookie in (forged, f"{forged}; {other}", f"{NAME}=base64-x"):
+        environ = wsgi.environ("/", HTTP_COOKIE=cookie)
+        assert wsgi.serve(middleware, environ).body == b"None"
 
 
 async def test_a_database_without_supabase_is_refused_whenever_it_is_opened(

@@ -475,16 +475,24 @@ NAMES = list(forgeries(Held(str(uuid4()), str(uuid4()), "x")))
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_what_is_no_token_of_ours_costs_no_query(world: World, name: str) -> None:
-    """In the cookie or as a bearer token; not even its refresh token is looked at."""
+    """In the cookie or as a bearer token; not even its refresh token is looked at. Two of
+    them are no event, beside a live one either."""
     sessions = await world.process()
     client, held = await world.browser(sessions), await world.sign_in(sessions)
     token = forgeries(held)[name]
     body = {**held.body(), "access_token": token}
-    for headers in (as_header(body), {"authorization": f"Bearer {token}"}):
+    twice = both(as_header(body), as_header({**body, "expires_at": 0}))
+    before = len(world.events)
+    for headers in (as_header(body), {"authorization": f"Bearer {token}"}, twice):
         answer, asked = await queries(sessions, client.get("/maybe", headers=headers))
         assert (answer.json(), asked) == ({"user_id": None}, 0)
         assert "set-cookie" not in answer.headers
-    assert len(sessions._supabase._verified) == 0
+    cookies = as_header(body), as_header({**body, "refresh_token": "x"}), held.cookie()
+    beside = both(*cookies) if name != "huge" else held.cookie()  # only 64 KiB are read
+    answer = await client.get("/maybe", headers=beside)
+    assert answer.json() == {"user_id": held.user_id}
+    assert world.events[before:] == []
+    assert len(sessions._supabase._verified) == 1
 
 
 async def test_a_public_key_is_no_secret(world: World) -> None:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from hashlib import sha256
+from threading import Lock
 from typing import cast
 
 from cachetools import LRUCache
@@ -98,6 +99,7 @@ class SupabaseAuthentication(Authentication):
         self._connections = parts.connections
         self._rows = Lookup(parts.store)
         self._verified: LRUCache[bytes, AccessToken] = LRUCache(VERIFIED)
+        self._verifying = Lock()
         self._flights: Flights[bytes, Issued | None] = Flights()
 
     def _note(self, entry: Entry, now: float) -> None:
@@ -112,8 +114,10 @@ class SupabaseAuthentication(Authentication):
         return entry.hard if entry.deadline > NEVER else NEVER
 
     def is_forged(self, credentials: Credentials) -> bool:
-        """Whether nothing of this could be a session: a plain call without I/O."""
-        return not credentials.claims
+        """Whether no access token of this is genuine: a plain call without I/O, from any
+        thread."""
+        claims = cast("tuple[CookieSession, ...]", credentials.claims)
+        return not any(self._verify(claim.access_token) for claim in claims)
 
     async def _ask(
         self, credentials: Credentials, client: Client, passive: bool
@@ -122,16 +126,17 @@ class SupabaseAuthentication(Authentication):
         if not claims:
             return Invalid(Reason.ABSENT)
         hits: dict[str, Entry] = {}
-        shown: list[_Presented] = []
+        genuine, shown = 0, list[_Presented]()
         for text, claim in zip(credentials.session, claims, strict=True):
             entry = self.hit(text, passive)
             token = None if entry else self._verify(claim.access_token)
+            genuine += entry is not None or token is not None
             if entry is not None:
                 hits[entry.session.id] = entry
             elif token is not None:
                 shown.append(_Presented(text, claim, token))
         if len(claims) > 1:
-            return await self._several(hits, shown, client, passive, len(claims))
+            return await self._several(hits, shown, client, passive, genuine)
         if hits:
             return Authenticated(session=next(iter(hits.values())).session)
         if not shown:
@@ -144,7 +149,7 @@ class SupabaseAuthentication(Authentication):
         shown: Sequence[_Presented],
         client: Client,
         passive: bool,
-        candidates: int,
+        genuine: int,
     ) -> Authenticated | Invalid:
         """Whose session it is by several cookies (rule 5)."""
         standing = await self._standing(shown)
@@ -153,7 +158,8 @@ class SupabaseAuthentication(Authentication):
             live = [each for each in standing if self._is_renewable(each)]
         ids = {*hits, *(each.token.session_id for each in live)}
         conflict = len(ids) > 1
-        self._reports.publish(DuplicateCookies(candidates=candidates, conflict=conflict))
+        if genuine > 1:
+            self._reports.publish(DuplicateCookies(candidates=genuine, conflict=conflict))
         if conflict:
             return Invalid(Reason.CONFLICT)
         if hits:
@@ -203,13 +209,16 @@ class SupabaseAuthentication(Authentication):
 
     def _verify(self, text: str) -> AccessToken | None:
         key = sha256(text.encode()).digest()
-        known = self._verified.get(key)
+        with self._verifying:
+            known = self._verified.get(key)
         if known is None:
             known = self._minting.tokens.read(text)
             if known is None or not self._is_for_us(known):
                 return None
             # Without the claims, which hold whatever a user put into the metadata.
-            known = self._verified[key] = replace(known, claims={})
+            known = replace(known, claims={})
+            with self._verifying:
+                self._verified[key] = known
         return known
 
     def _is_for_us(self, token: AccessToken) -> bool:
@@ -334,4 +343,4 @@ class SupabaseAuthentication(Authentication):
     def start_over(self) -> None:
         """In a forked child: no flight of the parent's will ever land here."""
         self._flights.clear()
-        self._verified = LRUCache(VERIFIED)
+        self._verified, self._verifying = LRUCache(VERIFIED), Lock()
