@@ -50,6 +50,7 @@ POLICY = Policy(
     flush_every=timedelta(hours=6),
     touch_every=timedelta(microseconds=1),
     max_staleness=timedelta(days=1),
+    longest_trust=timedelta(days=1),
 )
 _UPDATE = "update user_sessions set last_activity_at = now() where id = $1"
 _SPENT = """

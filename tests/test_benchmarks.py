@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from benchmarks import hit
+from benchmarks import hit, trust
 from benchmarks.hearing import listening
 from benchmarks.rounds import Options, over, percentile, ratio, turns
 from benchmarks.table import Report, as_text
@@ -117,6 +117,8 @@ def test_every_request_of_hit_is_a_hit_and_none_asks_the_store(loop: str) -> Non
         "uuid, times_the_floor",
         "supabase, tokens only, times_the_floor",
         "supabase, with the user, times_the_floor",
+        "reads_again_per_session_and_minute",
+        "reads_again_per_query",
     } <= set(facts)
     others = ["uuid", "supabase, tokens only", "supabase, with the user"]
     assert [row["variant"] for row in report["rows"]] == [
@@ -128,6 +130,13 @@ def test_every_request_of_hit_is_a_hit_and_none_asks_the_store(loop: str) -> Non
         *(f"floor, {name}" for name in others),
         *others,
     ]
+
+
+async def test_the_reads_that_longest_trust_costs_are_counted() -> None:
+    """Less than twice a minute for a session in use, and several share a query."""
+    counted = await trust.count(quick=True)
+    assert 1 <= counted["reads_again_per_session_and_minute"] <= 2
+    assert counted["reads_again_per_query"] > 1
 
 
 def test_hit_refuses_a_shape_whose_requests_were_no_hits(

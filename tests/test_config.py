@@ -32,6 +32,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         touch_every=timedelta(seconds=60),
         flush_every=timedelta(seconds=5),
         max_staleness=timedelta(seconds=5),
+        longest_trust=timedelta(seconds=60),
         retention=timedelta(days=30),
         max_sessions=None,
         on_limit="evict",
@@ -77,6 +78,8 @@ def test_the_longest_policy_stays_in_the_calendar() -> None:
         ({"refresh_ttl": timedelta(minutes=14)}, ["refresh_ttl", "session_ttl"]),
         ({"absolute_ttl": timedelta(minutes=14)}, ["absolute_ttl", "session_ttl"]),
         ({"idle_ttl": timedelta(seconds=19)}, ["idle_ttl", "flush_every"]),
+        ({"longest_trust": timedelta(seconds=4)}, ["longest_trust", "max_staleness"]),
+        ({"max_staleness": timedelta(seconds=61)}, ["longest_trust", "max_staleness"]),
         ({"max_sessions": 0}, ["max_sessions"]),
         ({"max_sessions": -1}, ["max_sessions"]),
         ({"on_limit": "explode"}, ["on_limit", "evict", "refuse"]),
@@ -100,6 +103,7 @@ def test_a_policy_that_cannot_keep_its_promises_is_refused(
         {"refresh_ttl": timedelta(minutes=15)},
         {"absolute_ttl": timedelta(minutes=15)},
         {"idle_ttl": timedelta(seconds=20)},
+        {"longest_trust": timedelta(seconds=5)},
         {"max_sessions": 1},
     ],
 )
@@ -155,6 +159,21 @@ def test_what_is_said_of_grace_is_kept() -> None:
     """Only what nobody said shrinks: a contradiction is refused."""
     with pytest.raises(ConfigError, match="2 × grace"):
         Policy.from_env({"HANDSTAMP_SESSION_TTL": "2", "HANDSTAMP_GRACE": "30"})
+
+
+@pytest.mark.parametrize(("staleness", "longest"), [(2, 60), (60, 60), (3600, 3600)])
+def test_a_long_staleness_bound_works_by_itself(staleness: int, longest: int) -> None:
+    """`longest_trust` grows along, so that one variable is enough."""
+    policy = Policy.from_env({"HANDSTAMP_MAX_STALENESS": str(staleness)})
+    assert timedelta(seconds=longest) == policy.longest_trust
+
+
+def test_the_longest_trust_can_come_from_the_environment() -> None:
+    """What is said is kept: a contradiction is refused."""
+    environ = {"HANDSTAMP_LONGEST_TRUST": "20"}
+    assert timedelta(seconds=20) == Policy.from_env(environ).longest_trust
+    with pytest.raises(ConfigError, match="longest_trust"):
+        Policy.from_env({**environ, "HANDSTAMP_MAX_STALENESS": "30"})
 
 
 @pytest.mark.parametrize("text", ["", "15m", "ten", "nan", "inf", "1e400", "0x10"])

@@ -627,7 +627,10 @@ def test_wsgi_and_asgi_answer_alike(supabase_dsn: str, case: str) -> None:
 
 def test_under_wsgi_a_hit_stays_in_its_own_thread(supabase_dsn: str) -> None:
     """No query, and nothing is asked of the loop's thread."""
-    sessions = sessions_on(supabase_dsn, policy=Policy(max_staleness=timedelta(hours=1)))
+    sessions = sessions_on(
+        supabase_dsn,
+        policy=Policy(max_staleness=timedelta(hours=1), longest_trust=timedelta(hours=1)),
+    )
 
     async def sign_in() -> Held:
         async with living(supabase_dsn) as world:

@@ -55,6 +55,10 @@ class Policy:
     """How often the collected activity is written, and the most a crash loses."""
     max_staleness: timedelta = timedelta(seconds=5)
     """Longest time a cached session is believed without proof."""
+    longest_trust: timedelta = timedelta(seconds=60)
+    """Longest time until a cached session is read again, however much the notifications
+    are trusted: what the trigger cannot hear is noticed by then. Not shorter than
+    ``max_staleness``."""
     time_budget: timedelta = timedelta(seconds=1)
     """The most that authentication adds to a request when the database is silent."""
     stale_while_down: timedelta = timedelta(0)
@@ -94,6 +98,12 @@ class Policy:
             )
 
     def _check_limits(self) -> None:
+        if self.longest_trust < self.max_staleness:
+            raise ConfigError(
+                f"longest_trust ({self.longest_trust}) must not be shorter than "
+                f"max_staleness ({self.max_staleness}): a session is believed that long "
+                "even without a notification"
+            )
         if self.refresh_ttl < self.session_ttl:
             raise ConfigError("refresh_ttl must not be shorter than session_ttl")
         if self.absolute_ttl < self.session_ttl:
@@ -129,7 +139,8 @@ class Policy:
 
         Durations are in seconds. With a short ``session_ttl`` and nothing said of
         ``grace`` and ``flush_every``, those shrink along with it, so that a whole
-        life can be watched in seconds by setting a single variable.
+        life can be watched in seconds by setting a single variable. Likewise
+        ``longest_trust`` is never shorter than ``max_staleness`` unless it is given.
 
         Raises :class:`ConfigError` naming the variable that is not a number.
         """
@@ -145,6 +156,8 @@ class Policy:
         ttl = given.get("session_ttl", cls().session_ttl)
         grace = given.setdefault("grace", min(cls().grace, ttl / 2))
         given.setdefault("flush_every", min(cls().flush_every, grace / 2))
+        staleness = given.get("max_staleness", cls().max_staleness)
+        given.setdefault("longest_trust", max(cls().longest_trust, staleness))
         return cls(**given, max_sessions=int(limit) if limit else None)  # type: ignore[arg-type]
 
 

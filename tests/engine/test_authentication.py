@@ -125,7 +125,7 @@ async def test_what_becomes_of_the_user_is_known_after_the_bound(
 
 async def test_c59_an_entry_ends_with_its_session() -> None:
     """A cached session token is out at its expiry to the millisecond, without a read."""
-    async with running(policy=Policy(max_staleness=DAY)) as engine:
+    async with running(policy=Policy(max_staleness=DAY, longest_trust=DAY)) as engine:
         issued = await engine.login()
         engine.clock.advance(engine.policy.session_ttl - seconds(0.001))
         assert session_of(await engine.ask(issued, refresh=False))
@@ -166,7 +166,9 @@ async def test_an_idle_session_is_out_by_its_refresh_token_too() -> None:
 
 async def test_an_idle_limit_denies_on_fresh_data_only() -> None:
     """Activity in another process counts, though this one has an old entry."""
-    one, two = two_processes(Policy(idle_ttl=timedelta(minutes=5), max_staleness=DAY))
+    one, two = two_processes(
+        Policy(idle_ttl=timedelta(minutes=5), max_staleness=DAY, longest_trust=DAY)
+    )
     async with one.sessions, two.sessions:
         issued = await one.login()
         await two.ask(issued)

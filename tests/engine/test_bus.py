@@ -335,7 +335,7 @@ async def test_p4_a_trusted_entry_is_not_read_again() -> None:
     """While proofs come, an entry older than `max_staleness` is a hit; a cut ends that."""
     async with running(policy=Policy(max_staleness=seconds(STALENESS))) as engine:
         issued = await engine.login()
-        engine.clock.advance(seconds(60))
+        engine.clock.advance(seconds(29))
         await until(lambda: engine.sessions._bus.trusted_until > engine.clock())
         assert engine.sessions.hit(issued.session_token.encode()) is not None
         engine.store.channel.cut()  # type: ignore[attr-defined]
@@ -346,7 +346,9 @@ async def test_p4_a_trusted_entry_is_not_read_again() -> None:
 @pytest.mark.parametrize("text", ["s", "nonsense", "all", ""])
 async def test_c68_a_malformed_payload_doubts_everything(text: str) -> None:
     """Entries are read again before they are believed, and nobody is signed out."""
-    async with running(policy=Policy(max_staleness=seconds(3600))) as engine:
+    async with running(
+        policy=Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
+    ) as engine:
         issued = await engine.login()
         payload(engine, text)
         assert engine.sessions.hit(issued.session_token.encode()) is None
@@ -356,7 +358,9 @@ async def test_c68_a_malformed_payload_doubts_everything(text: str) -> None:
 
 async def test_c66_a_payload_of_a_user_forgets_that_user() -> None:
     """All of that user's entries leave, and no other's."""
-    async with running(policy=Policy(max_staleness=seconds(3600))) as engine:
+    async with running(
+        policy=Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
+    ) as engine:
         one, two, other = (
             await engine.login(),
             await engine.login(),
@@ -369,7 +373,9 @@ async def test_c66_a_payload_of_a_user_forgets_that_user() -> None:
 
 async def test_an_echo_is_harmless() -> None:
     """Hearing of one's own revocation changes nothing for a session that came after it."""
-    async with running(policy=Policy(max_staleness=seconds(3600))) as engine:
+    async with running(
+        policy=Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
+    ) as engine:
         old = await engine.login()
         await engine.sessions.revoke(old.session.id)
         new = await engine.login()
@@ -380,7 +386,7 @@ async def test_an_echo_is_harmless() -> None:
 
 async def test_c52_a_revocation_is_heard_in_the_other_process() -> None:
     """It is out of that cache before `max_staleness`, and without a look at the clock."""
-    policy = Policy(max_staleness=seconds(3600))
+    policy = Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
     async with (
         running(policy=policy) as one,
         running(policy=policy, store=one.store, clock=one.clock) as two,

@@ -17,7 +17,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = b"k" * 32
 READ = Read(before=100.0, after=102.0)
 MINUTE = timedelta(minutes=1)
-LAZY = Policy(max_staleness=timedelta(days=1))
+LAZY = Policy(max_staleness=timedelta(days=1), longest_trust=timedelta(days=90))
 
 
 def record(**changes: object) -> Record:

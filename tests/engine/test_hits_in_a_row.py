@@ -7,7 +7,11 @@ from datetime import timedelta
 from handstamp.config import Policy
 from tests.support.engines import ALICE, Engine
 
-STAYS = Policy(max_staleness=timedelta(minutes=10), touch_every=timedelta(seconds=60))
+STAYS = Policy(
+    max_staleness=timedelta(minutes=10),
+    longest_trust=timedelta(minutes=10),
+    touch_every=timedelta(seconds=60),
+)
 
 
 async def test_a_cached_entry_is_touched_again_every_interval() -> None:

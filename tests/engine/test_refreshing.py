@@ -188,7 +188,11 @@ async def test_c75_processes_at_once_get_one_successor() -> None:
 
 async def test_c77_the_replaced_session_token_is_good_for_grace() -> None:
     """A request under way with the old token is served where the old one was cached."""
-    async with running(policy=Policy(max_staleness=timedelta(minutes=10))) as engine:
+    async with running(
+        policy=Policy(
+            max_staleness=timedelta(minutes=10), longest_trust=timedelta(minutes=10)
+        )
+    ) as engine:
         issued = await engine.login()
         await engine.ask(issued)
         await engine.refreshed(issued)  # early: the session cookie was lost in this tab
@@ -726,7 +730,7 @@ async def test_what_vouches_for_polls_is_no_session_token() -> None:
 
 async def test_a_passive_request_ends_with_the_family() -> None:
     """At the refresh limit the refresh token vouches no more, cached or not."""
-    async with running(policy=Policy(max_staleness=DAY)) as engine:
+    async with running(policy=Policy(max_staleness=DAY, longest_trust=DAY)) as engine:
         issued = await engine.login()
         engine.clock.advance(engine.policy.refresh_ttl - seconds(1))
         assert session_of(await engine.ask(issued, passive=True))

@@ -31,6 +31,7 @@ from handstamp.events import (
     Replayed,
     Revoked,
 )
+from handstamp.stores.sql.install import install
 from handstamp.stores.supabase.tokens import read_v2
 from handstamp.supabase import SupabaseSessions
 from handstamp.testing import outage
@@ -129,7 +130,10 @@ async def test_ninety_seconds_are_the_margin(
 
 async def test_a_cached_session_is_refreshed_in_time_all_the_same(world: World) -> None:
     """The cache believes it no longer than until its token wants to be replaced."""
-    clock, policy = FakeClock(), Policy(max_staleness=timedelta(hours=1))
+    clock, policy = (
+        FakeClock(),
+        Policy(max_staleness=timedelta(hours=1), longest_trust=timedelta(hours=1)),
+    )
     sessions = await world.process(clock=clock, policy=policy)
     client, held = await world.browser(sessions), await world.sign_in(sessions)
     cookie = held.cookie(200)
@@ -206,7 +210,7 @@ async def test_a_conflict_is_never_told_to_a_browser(world: World, version: int)
 
 async def test_an_outage_takes_nothing_from_whoever_was_seen_just_now(world: World) -> None:
     """A live token is served from what was read, near its end too; others get 503."""
-    policy = Policy(max_staleness=timedelta(minutes=5))
+    policy = Policy(max_staleness=timedelta(minutes=5), longest_trust=timedelta(minutes=5))
     sessions = await world.process(policy=policy)
     client, held = await world.browser(sessions), await world.sign_in(sessions)
     headers = {"x-passive-request": "1"}
@@ -225,7 +229,7 @@ async def test_an_outage_takes_nothing_from_whoever_was_seen_just_now(world: Wor
 
 async def test_what_was_doubted_is_not_believed_in_an_outage(world: World) -> None:
     """Not even by the margin kept for refreshing."""
-    policy = Policy(max_staleness=timedelta(minutes=5))
+    policy = Policy(max_staleness=timedelta(minutes=5), longest_trust=timedelta(minutes=5))
     sessions = await world.process(policy=policy)
     client, held = await world.browser(sessions), await world.sign_in(sessions)
     cookie = held.cookie()
@@ -233,6 +237,28 @@ async def test_what_was_doubted_is_not_believed_in_an_outage(world: World) -> No
     sessions._parts.cache.doubt()
     with outage(sessions, just_begun=True):
         assert (await client.get("/me", headers=cookie)).status_code == 503
+
+
+async def test_p4_what_the_trigger_misses_is_noticed_within_longest_trust(
+    world: World,
+) -> None:
+    """A ban that no trigger heard, though the listener is trusted all the time."""
+    clock = FakeClock()
+    await install(world.psql, "supabase", trigger=True)
+    sessions = await world.process(clock=clock)
+    client, held = await world.browser(sessions), await world.sign_in(sessions)
+    await until(lambda: sessions._bus.trusted_until > clock())
+    cookie = held.cookie(LIVE)
+    assert (await client.get("/me", headers=cookie)).status_code == 200
+    await world.psql.execute("set session_replication_role = replica")
+    await world.psql.execute("update auth.users set banned_until = now() + '1 day'")
+    clock.advance(29)
+    await until(lambda: sessions._bus.trusted_until > clock())
+    _, asked = await queries(sessions, client.get("/me", headers=cookie))
+    assert asked == 0  # the margin for refreshing takes nothing from it
+    clock.advance(31)
+    await until(lambda: sessions._bus.trusted_until > clock())
+    assert (await client.get("/maybe", headers=cookie)).json() == {"user_id": None}
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -671,7 +697,7 @@ async def test_a_deleted_session_is_asked_for_once_in_a_while(world: World) -> N
 async def test_a_hit_asks_nothing_even_long_after_the_sign_in(world: World) -> None:
     """Neither the table nor, with every request, the order of the cache."""
     clock = FakeClock()
-    policy = Policy(max_staleness=timedelta(hours=1))
+    policy = Policy(max_staleness=timedelta(hours=1), longest_trust=timedelta(hours=1))
     sessions = await world.process(clock=clock, policy=policy)
     client, held = await world.browser(sessions), await world.sign_in(sessions)
     await world.psql.execute(

@@ -17,7 +17,7 @@ from handstamp.stores.memory import MemoryUser
 from tests.support.engines import Engine, running, seconds
 from tests.support.waiting import turns, until
 
-SLOW = Policy(max_staleness=seconds(3600))
+SLOW = Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
 """So that the watch looks when it is called, and hardly ever by itself."""
 
 
@@ -144,7 +144,9 @@ async def test_c109_a_session_that_runs_out_closes(
     policy: Policy, limit: timedelta
 ) -> None:
     """At its limit, with proven notices and without anybody revoking it."""
-    async with running(policy=replace(policy, max_staleness=seconds(3600))) as engine:
+    async with running(
+        policy=replace(policy, max_staleness=seconds(3600), longest_trust=seconds(3600))
+    ) as engine:
         _, socket = await opened(engine)
         await look(engine, everyone=False)
         engine.clock.advance(limit - seconds(1))

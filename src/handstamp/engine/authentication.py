@@ -1,7 +1,8 @@
 """Who makes this request: the hit, the miss, and what several cookies mean.
 
 A hit is a plain function call without I/O and without a lock: an entry is believed until
-its own limits, as long as the bus vouches for it or it was read within ``max_staleness``.
+its own limits or ``longest_trust``, as long as the bus vouches for it or it was read within
+``max_staleness``.
 A miss asks the table once for all session tokens of the request, together with whoever else
 misses at that moment, after the gate has thrown out what we never made.
 The session token decides identity; a refresh token is looked at only when no session
@@ -19,7 +20,7 @@ from handstamp.core.lifetime import Invalid, Reason, Unknown
 from handstamp.core.records import Client, Record, masked
 from handstamp.engine.answers import Answer, Authenticated
 from handstamp.engine.bus import Bus
-from handstamp.engine.cache import RECENCY, Entry
+from handstamp.engine.cache import NEVER, RECENCY, Entry
 from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.lookup import Lookup
 from handstamp.engine.parts import Parts
@@ -49,6 +50,7 @@ class Authentication:
         self._lookup = Lookup(parts.store)
         self._strangers = parts.strangers
         self._budget = parts.policy.time_budget.total_seconds()
+        self._longest_trust = parts.policy.longest_trust.total_seconds()
         self._stale = parts.policy.stale_while_down.total_seconds()
         self._interval = parts.policy.touch_interval.total_seconds()
         self.hits = 0
@@ -118,19 +120,25 @@ class Authentication:
         return await self._refreshing.refresh(credentials.refresh, client, passive=passive)
 
     def _ends(self, entry: Entry) -> float:
-        """How long an entry may serve where there is nobody to ask."""
-        return entry.deadline
+        """How long an entry may serve where there is nobody to ask: to the session's own
+        limits, unless it is doubted."""
+        return min(entry.hard, entry.idle) if entry.deadline > NEVER else NEVER
 
     def _still_believed(self, texts: Sequence[bytes]) -> Entry | None:
         """During an outage: what data inside the staleness bound says, and within
-        ``stale_while_down`` of it. It may allow; it never denies."""
+        ``stale_while_down`` of it. It may allow; it never denies.
+
+        What was proven counts for ``longest_trust`` after the read and no longer, for the
+        bus may go on proving while nothing can be read.
+        """
         now = self._clock()
         found: dict[str, Entry] = {}
         for text in texts:
             entry = self._get(sha256(text).digest())
             if entry is None or now >= self._ends(entry):
                 continue
-            bound = max(entry.confirmed, self._bus.proven_until)
+            proven = min(self._bus.proven_until, entry.confirmed + self._longest_trust)
+            bound = max(entry.confirmed, proven)
             if now < bound + self._stale:
                 found[entry.session.id] = entry
         return next(iter(found.values())) if len(found) == 1 else None

@@ -35,6 +35,7 @@ Ticket = NewType("Ticket", int)
 """The moment a read began, in invalidations."""
 
 NEVER = float("-inf")
+FOREVER = float("inf")
 RECENCY = 1.0
 """Seconds within which the order of use is not kept."""
 
@@ -44,8 +45,10 @@ class Entry:
     """A session that was judged valid, and until when that may be believed.
 
     Times are readings of the engine's clock, in seconds. ``hard`` is the end that
-    nothing moves, ``deadline`` the nearest of all limits. Until ``confirmed`` the entry may
-    be believed by its own age alone, whatever the bus has proven. ``touched`` is when its
+    nothing moves, ``idle`` the idle limit as it was read, ``deadline`` when the entry must
+    be read again: at the nearest of these, or when ``longest_trust`` is over. Until
+    ``confirmed`` the entry may be believed by its own age alone, whatever the bus has
+    proven. ``touched`` is when its
     activity was last noted, ``used`` when it was last active; ``seen`` says whether its
     token is known to have been presented since it was made; ``origin`` is the network and
     the browser of the last request that was compared with the sign-in. ``read_at`` is the
@@ -63,6 +66,7 @@ class Entry:
     touched: float
     used: float
     seen: bool
+    idle: float = FOREVER
     ordered: float = NEVER
     due: float = NEVER
     origin: tuple[str, str] | None = field(default=None, repr=False)

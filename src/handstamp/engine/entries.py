@@ -4,6 +4,10 @@
 life is counted from ``before``, so an entry ends early by a round trip, never late.
 Activity is dated from ``after``, so it lies behind the database's clock by a round trip,
 never ahead: use of an old token is never dated after the rotation that replaced it.
+
+However long notifications are trusted, an entry is read again within ``longest_trust``: a
+trigger can miss a change. That is a reason to ask and no limit of the session, so it does
+not shorten what may be believed while there is nobody to ask.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from handstamp.config import Policy
 from handstamp.core.lifetime import Invalid, Valid, judge
 from handstamp.core.records import Record, Session
 from handstamp.core.rotation import was_seen
-from handstamp.engine.cache import NEVER, Entry
+from handstamp.engine.cache import FOREVER, NEVER, Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ def make_entry(
     if isinstance(verdict, Invalid):
         return verdict
     hard = read.before + verdict.remaining.total_seconds()
+    idle = _idle_limit(verdict, read.before)
     # Without a refresh token there is no predecessor for which it could matter.
     seen = record.refresh_digest is None or was_seen(record, policy.session_ttl)
     entry = Entry(
@@ -50,7 +55,8 @@ def make_entry(
         digest=record.token_digest,
         session=Session.of(record),
         hard=hard,
-        deadline=_deadline(verdict, read.before, hard),
+        idle=idle,
+        deadline=min(hard, idle, read.before + trusted_for(key, policy)),
         confirmed=read.before + policy.max_staleness.total_seconds(),
         read=read.after,
         read_at=record.read_at,
@@ -65,10 +71,22 @@ def make_entry(
     return entry
 
 
-def _deadline(verdict: Valid, before: float, hard: float) -> float:
+def _idle_limit(verdict: Valid, before: float) -> float:
     if verdict.idle_remaining is None:
-        return hard
-    return min(hard, before + verdict.idle_remaining.total_seconds())
+        return FOREVER
+    return before + verdict.idle_remaining.total_seconds()
+
+
+def trusted_for(key: bytes, policy: Policy) -> float:
+    """Seconds for which notifications are trusted in place of another read: at most
+    ``longest_trust``, at least half of it, and never less than ``max_staleness``.
+
+    ``key`` is a digest, whose first bytes decide where in between: so sessions that were
+    read together are not read again together.
+    """
+    longest = policy.longest_trust.total_seconds()
+    shortest = max(longest / 2, policy.max_staleness.total_seconds())
+    return shortest + (longest - shortest) * (int.from_bytes(key[:2]) / 0xFFFF)
 
 
 def _touched(record: Record, after: float) -> float:

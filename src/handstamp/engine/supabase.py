@@ -42,7 +42,7 @@ from handstamp.core.supabase_rules import Refusal
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.engine.authentication import Authentication
 from handstamp.engine.bus import Bus
-from handstamp.engine.cache import NEVER, Entry
+from handstamp.engine.cache import Entry
 from handstamp.engine.entries import Read, make_entry, refresh_key
 from handstamp.engine.flights import Flights
 from handstamp.engine.lookup import Lookup
@@ -108,10 +108,6 @@ class SupabaseAuthentication(Authentication):
 
     def _pass(self, entry: Entry, now: float) -> None:
         """Nor for a first use."""
-
-    def _ends(self, entry: Entry) -> float:
-        """The margin is for refreshing; without a database there is no refresh."""
-        return entry.hard if entry.deadline > NEVER else NEVER
 
     def is_forged(self, credentials: Credentials) -> bool:
         """Whether no access token of this is genuine: a plain call without I/O, from any
@@ -245,8 +241,9 @@ class SupabaseAuthentication(Authentication):
             self._cache.drop(key)
             return entry
         if self._is_renewable(shown):
-            # Believed until it wants to be replaced; after that it is read each time.
-            entry.deadline -= MARGIN.total_seconds()
+            # Believed until it wants to be replaced; after that it is read each time. The
+            # margin is for refreshing: without a database it shortens nothing.
+            entry.deadline = min(entry.deadline, entry.hard - MARGIN.total_seconds())
         self._cache.thin(record.id, keep=key, most=COPIES)
         self._cache.put(ticket, entry)
         return Authenticated(session=entry.session)

@@ -2,8 +2,8 @@
 
 A notice about one session closes its connections at once. A notice about a user, or about
 anything, makes the watch look. Without proven notices it looks at all of them twice per
-``max_staleness``; with them, only at those whose own limits have come. An outage closes
-nothing: it is no verdict.
+``max_staleness``; with them, only at those whose own limits have come, or whose last look
+was ``longest_trust`` ago. An outage closes nothing: it is no verdict.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from hashlib import sha256
 
 from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.engine.bus import Bus
+from handstamp.engine.entries import trusted_for
 from handstamp.engine.parts import Parts
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.channel import Notice
@@ -32,6 +34,7 @@ class Watch:
         self._cache = parts.cache
         self._connections = parts.connections
         self._clock = parts.clock
+        self._pause = parts.policy.max_staleness.total_seconds() / 2
         self._wake = asyncio.Event()
 
     def heard(self, notice: Notice) -> None:
@@ -56,11 +59,10 @@ class Watch:
 
     async def keep(self, bus: Bus) -> None:
         """Look again and again, until cancelled."""
-        pause = self._policy.max_staleness.total_seconds() / 2
         self._wake = asyncio.Event()
         while True:
             try:
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(self._pause):
                     await self._wake.wait()
             except TimeoutError:
                 pass  # nobody called: the round is due
@@ -92,4 +94,10 @@ class Watch:
                 self._connections.close(session_id)
                 continue
             limits = (verdict.remaining, verdict.idle_remaining or verdict.remaining)
-            self._connections.stands(session_id, before + min(limits).total_seconds())
+            lasts = min(min(limits).total_seconds(), self._trusted_for(session_id))
+            self._connections.stands(session_id, before + lasts)
+
+    def _trusted_for(self, session_id: str) -> float:
+        """Until when the look after the next pause is early enough."""
+        key = sha256(session_id.encode()).digest()
+        return trusted_for(key, self._policy) - self._pause

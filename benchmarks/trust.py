@@ -1,0 +1,63 @@
+"""What `Policy.longest_trust` costs: how often a session that is trusted is read again.
+
+Counted on a clock that is moved by hand, so it takes no time and is the same on every
+machine. Each session makes one request a second, the listener is trusted all the time, and
+what is asked for at the same moment shares a query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from benchmarks.database import SECRET
+from handstamp.core.credentials import Credentials
+from handstamp.core.records import Client
+from handstamp.engine.sessions import Sessions
+from handstamp.stores.memory import MemoryStore
+
+SESSIONS, MINUTES = 300, 10
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+
+async def count(*, quick: bool) -> dict[str, float | int]:
+    """Reads and queries of sessions that are in use, by the default policy."""
+    clock = _Clock()
+    sessions = Sessions(MemoryStore(clock.now), secret=SECRET, clock=clock)
+    number = SESSIONS // 3 if quick else SESSIONS
+    async with sessions:
+        shown = [await _cookie(sessions, f"user{n}") for n in range(number)]
+        await sessions._bus.stop()
+        sessions._bus.trusted_until = float("inf")
+        lookup = sessions._authentication._lookup
+        reads, queries = sessions.stats().misses, lookup.groups
+        for _ in range(60 * MINUTES):
+            clock.seconds += 1
+            missed = [each for each in shown if sessions.hit(each) is None]
+            await asyncio.gather(*(_ask(sessions, each) for each in missed))
+        reads = sessions.stats().misses - reads
+        queries = lookup.groups - queries
+    return {
+        "reads_again_per_session_and_minute": reads / number / MINUTES,
+        "reads_again_per_query": reads / queries,
+    }
+
+
+async def _cookie(sessions: Sessions, user: str) -> bytes:
+    issued = await sessions.create(user, remember=True)
+    return issued.session_token.encode()
+
+
+async def _ask(sessions: Sessions, token: bytes) -> None:
+    credentials = Credentials(session=(token,), sent=True, ambient=True)
+    await sessions.authenticate(credentials, Client())
