@@ -419,6 +419,21 @@ def test_p2_a_forged_cookie_never_leaves_the_thread(
     assert (answer.body, answer.cookies) == (b"None", {})
 
 
+def test_a_cross_site_write_with_a_forged_cookie_never_leaves_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is refused as any other, and is no event: anybody can send a flood of them."""
+
+    def crossing(*_: object) -> None:
+        raise AssertionError("crossed into the loop")
+
+    monkeypatch.setattr("handstamp.blocking._begin", crossing)
+    engine = Engine()
+    sent = {"HTTP_COOKIE": cookie(session="A" * 80), **CROSS}
+    assert get(wrapped(engine, asking()), method="POST", **sent).status == 403
+    assert engine.events == []
+
+
 def test_what_is_only_half_forged_is_asked_for(engine: Engine) -> None:
     """A dead session token beside a good refresh token, and tokens in each other's place,
     which is an event."""

@@ -124,7 +124,9 @@ class BaseHandle:
             question = self._door.question(method, self._headers)
         except CrossSiteRequest:
             self._sent = True
-            self._publish(CrossSiteRefused())
+            credentials = self._door.reader.read(self._headers, bearer=self._door.bearer)
+            if not self._door.sessions.is_forged(credentials):  # anybody can make these
+                self._publish(CrossSiteRefused())
             raise
         self._came_with(question.credentials)
         return question
