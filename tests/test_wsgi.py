@@ -402,6 +402,8 @@ def test_p1_a_cached_session_never_leaves_the_thread(
         {"HTTP_COOKIE": cookie(refresh="B" * 80)},
         {"HTTP_AUTHORIZATION": "Bearer " + "A" * 80},
         {"HTTP_COOKIE": "__Host-session"},
+        {"HTTP_COOKIE": f"{cookie(session='A' * 80)}; {cookie(session='B' * 80)}"},
+        {"HTTP_COOKIE": f"{cookie(session='x', refresh='y')}; {cookie(refresh='z')}"},
     ],
     ids=str,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
@@ -17,9 +18,11 @@ from handstamp.config import Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, Reason, Unknown
 from handstamp.core.records import Client, Record
+from handstamp.core.tokens import ENTROPY
 from handstamp.engine import database_clock as engine_clock
 from handstamp.engine.answers import Authenticated
 from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
+from handstamp.stores.base import Capabilities
 from handstamp.stores.memory import MemoryStore, MemoryUser
 from tests.support.clock import FakeClock
 from tests.support.engines import (
@@ -509,16 +512,149 @@ async def test_many_users_at_once_are_never_mixed_up() -> None:
 # Several cookies.
 
 
-async def test_one_valid_cookie_among_several_counts() -> None:
-    """Wherever it stands, with an event that there were more."""
+FAKE = ["planted", "A" * 43 + "." + "A" * 43, "B" * 43 + "." + "Q" * 43]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_one_valid_cookie_among_forged_ones_counts(cached: bool) -> None:
+    """Wherever it stands; what anybody can make up is no event and no line in the log."""
     async with running() as engine:
         issued = await engine.login()
-        texts = ["planted", issued.session_token, "A" * 43 + "." + "A" * 43]
-        for order in (texts, texts[::-1]):
-            answer = await engine.sessions.authenticate(shown(order), LAPTOP)
+        for place in range(3):
+            if not cached:
+                engine.sessions._parts.cache.doubt()
+            texts = [*FAKE[:place], issued.session_token, *FAKE[place:]]
+            answer = await engine.sessions.authenticate(shown(texts), LAPTOP)
             assert session_of(answer).id == issued.session.id
+        assert engine.of(DuplicateCookies) == []
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_a_dead_cookie_of_ours_beside_a_live_one_is_an_event(cached: bool) -> None:
+    """Both are genuine, and those alone are counted."""
+    async with running() as engine:
+        dead, live = await engine.login(), await engine.login()
+        await engine.sessions.revoke(dead.session.id)
+        if not cached:
+            engine.sessions._parts.cache.doubt()
+        texts = [FAKE[0], dead.session_token, FAKE[1], live.session_token]
+        answer = await engine.sessions.authenticate(shown(texts), LAPTOP)
+        assert session_of(answer).id == live.session.id
         events = engine.of(DuplicateCookies)
-        assert [(e.candidates, e.conflict) for e in events] == [(3, False)] * 2
+        assert [(e.candidates, e.conflict) for e in events] == [(2, False)]
+
+
+async def test_two_cached_tokens_of_one_session_cost_no_query() -> None:
+    """Before and after a rotation, within grace: one session, and both are known."""
+    async with running() as engine:
+        issued = await engine.login()
+        later = await engine.refreshed(issued)
+        before = engine.store.queries
+        answer = await engine.ask(issued, later, refresh=False)
+        assert session_of(answer).id == issued.session.id
+        assert engine.store.queries == before
+
+
+@pytest.mark.parametrize("refresh", [[], FAKE[1:], [r + ".x" for r in FAKE]])
+async def test_several_forged_cookies_are_no_event(
+    refresh: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flood of them fills no log, whatever their number; and costs no query."""
+    async with running() as engine:
+        before = engine.store.queries
+        caplog.clear()
+        answer = await engine.sessions.authenticate(shown(FAKE, refresh), LAPTOP)
+        assert answer == Invalid(Reason.FORGED)
+        assert (engine.events, caplog.records) == ([], [])
+        assert engine.store.queries == before
+
+
+async def test_several_unsigned_cookies_that_no_row_has_are_no_event() -> None:
+    """Where unsigned tokens are accepted, only the table can say which are genuine."""
+    async with running(policy=Policy(accept_unsigned=True)) as engine:
+        for refresh in ([], FAKE):
+            answer = await engine.sessions.authenticate(shown(FAKE, refresh), LAPTOP)
+            assert answer == Invalid(Reason.NOT_FOUND)
+        assert engine.events == []
+
+
+# What needs no answer from the event loop, so that a WSGI server never asks.
+
+
+def signed(engine: Engine) -> tuple[str, str]:
+    """A pair with our signatures, of no session."""
+    pair = engine.sessions._parts.tokens.mint("01J", bytes(2 * ENTROPY), remember=True)
+    return pair.session, pair.refresh
+
+
+STORED = "sha256:" + "0" * 64
+ONLY_SIGNED = [
+    ([], [], True),
+    (FAKE[:1], [], True),
+    ([], FAKE[:1], True),
+    (FAKE, FAKE, True),
+    ([*FAKE, "S"], [], False),
+    (["S", *FAKE], FAKE, False),
+    (FAKE, [*FAKE, "R"], False),
+    (FAKE, ["R"], False),
+    # In each other's place: nothing is opened, but it is an event.
+    (["R", *FAKE], [], False),
+    ([], [*FAKE, "S"], False),
+]
+"""Session cookies, refresh cookies, whether all is forged; S and R are signed by us."""
+UNSIGNED = [
+    ([], [], True),
+    # A digest as it is stored is never a token, nor is the other token of ours.
+    ([STORED], [], True),
+    ([STORED, STORED[:-1] + "1"], [], True),
+    ([STORED, FAKE[0]], [], False),
+    (FAKE[:1], [], False),
+    (FAKE, [], False),
+    (["S"], [], False),
+    (["R"], [], False),
+    ([], ["S"], False),
+]
+
+
+def told(engine: Engine, session: list[str], refresh: list[str]) -> bool:
+    """What the engine says of these cookies."""
+    one, other = signed(engine)
+    names = {"S": one, "R": other}
+    texts = [[names.get(text, text) for text in each] for each in (session, refresh)]
+    return engine.sessions.is_forged(shown(*texts))
+
+
+@pytest.mark.parametrize(("session", "refresh", "forged"), ONLY_SIGNED)
+def test_a_request_is_forged_if_nothing_of_it_is_signed(
+    session: list[str], refresh: list[str], forged: bool
+) -> None:
+    """However many cookies it has; one that is genuine is enough."""
+    assert told(Engine(), session, refresh) is forged
+
+
+@pytest.mark.parametrize(("session", "refresh", "forged"), UNSIGNED)
+def test_an_unsigned_session_token_is_not_forged_where_it_may_be_in_the_table(
+    session: list[str], refresh: list[str], forged: bool
+) -> None:
+    """Under ``accept_unsigned``, and where the table holds tokens in clear."""
+    accepting = Engine(policy=Policy(accept_unsigned=True))
+    plain = Engine(store=Plain(FakeClock().now))
+    assert told(accepting, session, refresh) is forged
+    assert told(plain, session, refresh) is forged
+
+
+def test_an_unsigned_refresh_token_is_asked_for_only_under_accept_unsigned() -> None:
+    """A table that holds session tokens in clear has no refresh tokens."""
+    assert not told(Engine(policy=Policy(accept_unsigned=True)), [], FAKE)
+    assert told(Engine(store=Plain(FakeClock().now)), [], FAKE)
+
+
+class Plain(MemoryStore):
+    """A table whose rows may hold tokens in clear."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, plain=True)
 
 
 @pytest.mark.parametrize("cached", [True, False])

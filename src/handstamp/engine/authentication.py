@@ -12,7 +12,7 @@ token is alive, and never merges two sessions.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from hashlib import sha256
 
 from handstamp.core.credentials import Credentials
@@ -30,6 +30,9 @@ from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
 
 PREFIX = b"sha256:"
 """A stored digest begins so; no token does."""
+NOT_FOUND = Invalid(Reason.NOT_FOUND)
+Found = dict[bytes, Entry | Invalid]
+"""What became of each text that was looked for."""
 
 
 class Authentication:
@@ -148,48 +151,44 @@ class Authentication:
     ) -> Authenticated | Invalid:
         if not texts:
             return Invalid(Reason.ABSENT)
-        live = {e.session.id: e for text in texts if (e := self.hit(text, passive))}
-        asked = [text for text in texts if not self._is_live(text, live)]
-        reason = Reason.FORGED
-        genuine = [text for text in asked if self._may_ask(text)]
+        found: Found = {text: e for text in texts if (e := self.hit(text, passive))}
+        asked = [text for text in texts if text not in found]
+        signed = {text for text in asked if self._tokens.is_session(text)}
+        genuine = [t for t in asked if t in signed or self._may_be_unsigned(t)]
         if genuine:
-            found = await self._find(genuine, client, passive)
-            reason = next(
-                (f.reason for f in found if isinstance(f, Invalid)), Reason.NOT_FOUND
-            )
-            live |= {e.session.id: e for e in found if isinstance(e, Entry)}
-        if len(texts) > 1:
-            conflict = len(live) > 1
-            self._reports.publish(
-                DuplicateCookies(candidates=len(texts), conflict=conflict)
-            )
+            found |= await self._find(genuine, client, passive)
+        live = {e.session.id: e for e in found.values() if isinstance(e, Entry)}
+        self._report_several(found, signed, conflict=len(live) > 1)
         if len(live) > 1:
             return Invalid(Reason.CONFLICT)
         if not live:
-            return Invalid(reason)
+            return Invalid(_reason_of(found))
         return Authenticated(session=next(iter(live.values())).session)
 
-    def _is_live(self, text: bytes, live: dict[str, Entry]) -> bool:
-        key = sha256(text).digest()
-        return any(entry.key == key for entry in live.values())
+    def _report_several(
+        self, found: Found, signed: Container[bytes], conflict: bool
+    ) -> None:
+        """An event if more than one cookie is genuine: signed by us, or in the table."""
+        genuine = sum(1 for t, a in found.items() if t in signed or a != NOT_FOUND)
+        if genuine > 1:
+            self._reports.publish(DuplicateCookies(candidates=genuine, conflict=conflict))
 
-    def _may_ask(self, text: bytes) -> bool:
-        if self._tokens.is_session(text):
-            return True
-        # In a column that holds tokens in clear this would find the digest itself.
-        if text.startswith(PREFIX) or self._tokens.read_refresh(text) is not None:
+    def _may_be_unsigned(self, text: bytes) -> bool:
+        """Whether the table has to be asked for a session token that we did not sign."""
+        if not self._policy.accept_unsigned and not self._store.capabilities.plain:
             return False
-        return self._policy.accept_unsigned or self._store.capabilities.plain
+        # In a column that holds tokens in clear this would find the digest itself.
+        return not text.startswith(PREFIX) and self._tokens.read_refresh(text) is None
 
-    async def _find(
-        self, texts: Sequence[bytes], client: Client, passive: bool
-    ) -> list[Entry | Invalid]:
+    async def _find(self, texts: Sequence[bytes], client: Client, passive: bool) -> Found:
+        """What the table says of each of these texts."""
         self.misses += 1
         ticket, before = self._cache.ticket(), self._clock()
-        digests = [sha256(text).digest() for text in texts]
+        answers: Found = dict.fromkeys(texts, NOT_FOUND)
+        digests = {sha256(text).digest(): text for text in texts}
         keys = {k.hex(): k for k in digests if not self._strangers.knows(k, before)}
         if not keys:
-            return []
+            return answers
         in_clear = self._in_clear(texts)
         if in_clear:
             records = await self._lookup.find(list(keys), in_clear)
@@ -202,7 +201,6 @@ class Authentication:
         for text, key in keys.items():
             if text not in known_digests:
                 self._strangers.meet(key, read.after)
-        answers: list[Entry | Invalid] = []
         for record in records:
             # A row nobody asked for means that answers got mixed up below us.
             asked = keys.get(record.token_digest)
@@ -211,7 +209,7 @@ class Authentication:
             known = self._get(asked)
             noted = self._activity.noted(record.id, record.token_digest)
             answer = make_entry(record, self._policy, asked, read, known, noted)
-            answers.append(answer)
+            answers[digests[asked]] = answer
             if isinstance(answer, Invalid):
                 self._cache.drop(asked)
                 continue
@@ -261,13 +259,14 @@ class Authentication:
             )
 
     def is_forged(self, credentials: Credentials) -> bool:
-        """Whether nothing of this is of our making, and there is nothing to report about
-        it: a plain call without I/O, for whoever would have to cross a thread to ask."""
-        texts = (*credentials.session, *credentials.refresh)
-        unsigned = self._policy.accept_unsigned or self._store.capabilities.plain
-        if unsigned or len(credentials.session) > 1:
-            return False
+        """Whether nothing of this can be a session, and there is nothing to report about
+        it: a plain call without I/O, for callers that would have to cross a thread."""
         is_session, read_refresh = self._tokens.is_session, self._tokens.read_refresh
+        if credentials.refresh and self._policy.accept_unsigned:
+            return False
+        if any(self._may_be_unsigned(text) for text in credentials.session):
+            return False
+        texts = (*credentials.session, *credentials.refresh)
         return not any(is_session(text) or read_refresh(text) for text in texts)
 
     def _notice_swap(self, credentials: Credentials) -> None:
@@ -276,3 +275,11 @@ class Authentication:
             tokens.is_session(text) for text in credentials.refresh
         ):
             self._reports.publish(TokenSwapped())
+
+
+def _reason_of(found: Found) -> Reason:
+    """Why none of these is a session: what a row says comes before that there is none."""
+    reasons = [answer.reason for answer in found.values() if isinstance(answer, Invalid)]
+    if not reasons:
+        return Reason.FORGED
+    return next((r for r in reasons if r is not Reason.NOT_FOUND), Reason.NOT_FOUND)

@@ -94,7 +94,10 @@ class Refreshing:
         findings = [f for t in tokens if (f := await self._find(t)) is not None]
         standing = [f for f in findings if isinstance(f.verdict, (Rotate, Reissue))]
         conflict = len({f.record.id for f in standing}) > 1
-        self._reports.publish(DuplicateCookies(candidates=len(tokens), conflict=conflict))
+        found = {f.token.digest for f in findings}
+        genuine = sum(1 for t in tokens if t.session_id is not None or t.digest in found)
+        if genuine > 1:
+            self._reports.publish(DuplicateCookies(candidates=genuine, conflict=conflict))
         if conflict:
             return None
         standing.sort(key=lambda f: isinstance(f.verdict, Reissue))
