@@ -2,7 +2,7 @@
 
     python3 run.py demo  [options]       the demo, on a PostgreSQL of its own
     python3 run.py test  [pytest args]   the tests, on a PostgreSQL of their own
-    python3 run.py check                 formatting, lint and types
+    python3 run.py check                 formatting, lint, types and the package
     python3 run.py bench [options]       the benchmarks
     python3 run.py matrix [words]        each framework, oldest and newest, on each Python
 
@@ -17,6 +17,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -116,10 +117,15 @@ def run(*arguments: str, quiet: bool = False) -> None:
 
 def check() -> int:
     """Run every check, also after one has failed; give 1 when one has."""
-    failed = 0
-    for name, *arguments in CHECKS:
-        say(" ".join([name, *arguments]))
-        failed |= bool(subprocess.call([PYTHON, "-m", name, *arguments]))
+    with tempfile.TemporaryDirectory() as built:
+        package = [
+            ["build", "--no-isolation", "--outdir", built],
+            ["twine", "check", "--strict", f"{built}/*"],
+        ]
+        failed = 0
+        for name, *arguments in [*CHECKS, *package]:
+            say(" ".join([name, *arguments]))
+            failed |= bool(subprocess.call([PYTHON, "-m", name, *arguments]))
     return failed
 
 
