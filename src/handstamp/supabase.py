@@ -261,7 +261,9 @@ class _Reader:
         texts = tuple(map(_text, found.sessions))
         if len(texts) == 1:
             lines = [bytes(value) for name, value in headers if name.lower() == b"cookie"]
-            texts = (self.sole(b"; ".join(lines)) or texts[0],)
+            sole = self.sole(b"; ".join(lines))
+            if sole is not None and sole == found.texts[0].encode("latin-1", "replace"):
+                texts = (sole,)  # the text by which the short way finds it
         return Credentials(
             session=texts,
             claims=found.sessions,

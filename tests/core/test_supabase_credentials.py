@@ -85,10 +85,56 @@ def test_several_headers_are_one() -> None:
     assert tokens(read(*PIECES.split(b"; "))) == ["large"]
 
 
-def test_the_name_itself_counts_before_its_pieces() -> None:
-    """As in the package; an empty one does not count."""
-    assert tokens(read(PIECES + b"; " + ONE)) == ["a.b.c"]
+def test_the_name_itself_and_its_pieces_are_two_candidates() -> None:
+    """One of them may be somebody else's; an empty one does not count."""
+    for cookie in (PIECES + b"; " + ONE, ONE + b"; " + PIECES):
+        assert set(tokens(read(cookie))) == {"a.b.c", "large"}
     assert tokens(read(PIECES + b"; " + NAME.encode() + b"=")) == ["large"]
+
+
+def test_a_piece_too_many_is_left_out() -> None:
+    """Another number behind the last one makes no other session of it."""
+    last = len(PIECES.split(b"; "))
+    for junk in (b"junk", VALUE.encode(), b"base64-"):
+        tossed = f"{NAME}.{last}=".encode() + junk
+        assert tokens(read(PIECES + b"; " + tossed)) == ["large"]
+
+
+def test_every_combination_of_pieces_is_a_candidate() -> None:
+    """A tossed piece of the same number hides nothing, in any order."""
+    parts = PIECES.split(b"; ")
+    for number in range(len(parts)):
+        tossed = f"{NAME}.{number}=".encode() + b"A" * 3180
+        for cookies in ([tossed, *parts], [*parts, tossed]):
+            assert tokens(read(b"; ".join(cookies))) == ["large"]
+
+
+def test_the_texts_hold_the_sessions() -> None:
+    """One for each, by which it may be remembered."""
+    found = read(PIECES + b"; " + ONE)
+    assert tuple(map(decode_session, found.texts)) == found.sessions
+    assert set(found.texts) == {LARGE, VALUE}
+
+
+@pytest.mark.parametrize("twice", [3, 4])
+def test_two_cookies_of_four_pieces_can_be_told_apart(twice: int) -> None:
+    """Whatever the order of the pieces; more combinations than 32 are none."""
+    size = 3180 * twice // 4 - 150
+    both = [{**session(who), "user": {"n": who * size}} for who in ("one", "two")]
+    cookies = [cut(NAME, encode_session(each)) for each in both]
+    assert {len(cookie) for cookie in cookies} == {twice}
+    lines = [header({name: value}) for cookie in cookies for name, value in cookie.items()]
+    for order in (lines, lines[::-1], lines[::2] + lines[1::2]):
+        assert set(tokens(read(b"; ".join(order)))) == {"one", "two"}
+    third = header(dict.fromkeys(cookies[0], "x"))
+    assert tokens(read(b"; ".join([*lines, third]))) == []
+
+
+def test_what_one_request_makes_us_decode_is_bounded() -> None:
+    """Long pieces that make no session, in many combinations: none, and no work."""
+    piece = "x" * 7500
+    many = [f"{NAME}.{n}={t}{piece}".encode() for n in range(4) for t in "ab"]
+    assert tokens(read(b"; ".join([ONE, *many]))) == []
 
 
 def test_a_missing_piece_ends_the_value() -> None:
@@ -185,11 +231,9 @@ def test_a_bad_candidate_is_no_candidate() -> None:
     assert tokens(read(f"{NAME}=base64-!; ".encode() + ONE)) == ["a.b.c"]
 
 
-def test_bad_single_does_not_fall_back_to_pieces() -> None:
-    """The package treats it as absent and looks no further, and so must we."""
-    found = read(f"{NAME}=base64-!; ".encode() + PIECES)
-    assert found.sessions == ()
-    assert not found
+def test_a_bad_single_one_does_not_hide_the_pieces() -> None:
+    """The package looks no further there; but anybody may have set it."""
+    assert tokens(read(f"{NAME}=base64-!; ".encode() + PIECES)) == ["large"]
 
 
 def test_the_neighbours_of_auth_js_are_known_and_not_read() -> None:
@@ -212,11 +256,12 @@ def test_a_stranger_s_cookies_make_no_large_response() -> None:
     assert sum(map(len, writer.clear(found.came))) < 8192
 
 
-def test_what_stands_beyond_the_limit_is_not_read() -> None:
-    """64 KiB are looked at."""
+def test_of_what_is_longer_than_the_limit_nothing_is_read() -> None:
+    """64 KiB are looked at; what is cut off would decide."""
     padding = b"a=" + b"x" * (MOST_BYTES - len(ONE) - 4) + b"; "
     assert tokens(read(padding + ONE)) == ["a.b.c"]
     assert tokens(read(b"x" + padding + ONE)) == []
+    assert tokens(read(ONE + b"; x" + padding[:-2])) == []
 
 
 @pytest.mark.parametrize(
@@ -326,13 +371,14 @@ bits = st.sampled_from(
 @example(pieces=ONE + b" ")
 @example(pieces=PIECES.replace(b"; ", b" ; "))
 def test_both_ways_see_the_same_session(pieces: bytes) -> None:
-    """Where the short way takes a value, the long way finds that value and no other."""
+    """Where the short way takes a value that is a session, the long way finds that
+    session and no other."""
     found = read(pieces)
     assert len(found.sessions) <= 4
     value = READER.sole(pieces)
     if value is not None:
         alone = decode_session(value.decode("latin-1"))
-        assert found.sessions == (() if alone is None else (alone,))
+        assert alone is None or found.sessions == (alone,)
         assert found.sent
 
 

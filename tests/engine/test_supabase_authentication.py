@@ -611,13 +611,14 @@ async def test_of_two_cookies_of_one_session_the_newer_is_refreshed(world: World
     assert world.of(Replayed) == []
 
 
-async def test_a_live_session_beside_an_expired_one_refreshes_only_itself(
+async def test_a_live_session_beside_one_that_is_over_refreshes_only_itself(
     world: World,
 ) -> None:
-    """Identity is the live one's; the other is not touched."""
+    """Identity is the live one's; of the other nothing is left."""
     sessions = await world.process()
     client = await world.browser(sessions)
     live, dead = await world.sign_in(sessions), await world.sign_in(sessions)
+    await sessions.revoke(dead.id)
     header = both(dead.cookie(DEAD), live.cookie(NEAR))
     answer = await client.get("/me", headers=header)
     assert answer.json()["id"] == live.id

@@ -335,11 +335,15 @@ cookie_names = st.sampled_from(
 @example(cookies={NAME: "base64-!", **cut(NAME, WHOLE)})
 @example(cookies={NAME: STRAY})
 @given(cookies=st.dictionaries(cookie_names, values, max_size=5))
-def test_both_read_the_same_session_or_none(
+def test_what_the_package_reads_is_a_candidate(
     package: PackageClient, cookies: dict[str, str]
 ) -> None:
-    """Whatever the cookies are, whole, mixed up, broken or in the wrong place."""
+    """Whatever the cookies are, whole, mixed up, broken or in the wrong place. It is the
+    only one, unless a whole cookie and pieces came together, or a piece too many: the
+    package then takes one of them, and somebody else may have set it."""
     answer = package.ask("session", "http://127.0.0.1:1", cookie=as_header(cookies))
     theirs = answer["data"]["session"]
     ours = [s.access_token for s in read(cookies).sessions]
-    assert ours == ([theirs["access_token"]] if theirs else [])
+    assert not theirs or theirs["access_token"] in ours
+    if f"{NAME}.0" not in cookies or (theirs and not cookies.get(NAME)):
+        assert ours == ([theirs["access_token"]] if theirs else [])

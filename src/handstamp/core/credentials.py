@@ -6,8 +6,8 @@ its ``__Host-`` prefix. Quotes, escapes and percent signs mean nothing here; ``;
 ends a pair (RFC 6265, section 5.2).
 Rule 2. Order decides nothing (RFC 6265bis, section 4.2.2): every cookie of our name is a
 candidate, at most four different ones are looked at, and more of them are none.
-Rule 3. Several Cookie headers are one, joined by ``; `` (HTTP/2 crumbs). At most 16 KiB
-are looked at, in linear time.
+Rule 3. Several Cookie headers are one, joined by ``; `` (HTTP/2 crumbs). It is looked at
+in linear time; one above 64 KiB is not looked at, for what is cut off would decide.
 Rule 4. Nothing but these cookies, and a bearer header where it is switched on, is ever a
 credential: no query string, form, path or other header.
 """
@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 
 from handstamp.config import Cookies
 
-MOST_BYTES = 16 * 1024
+MOST_BYTES = 64 * 1024
+"""Of the Cookie headers: servers take no more."""
 MOST_CANDIDATES = 4
 LONGEST_TOKEN = 512
 """More than any token of ours, and enough for what applications issued before."""
@@ -114,7 +115,8 @@ def _pattern(name: str) -> re.Pattern[bytes]:
 
 
 def pick(headers: RawHeaders, most: int) -> tuple[bytes, bytes | None]:
-    """The Cookie headers as one (rule 3), up to ``most`` bytes, and the Authorization."""
+    """The Cookie headers as one (rule 3), and the Authorization; no cookie where they are
+    longer than ``most`` bytes."""
     crumbs: list[bytes] = []
     authorization = None
     for name, value in headers:
@@ -123,7 +125,8 @@ def pick(headers: RawHeaders, most: int) -> tuple[bytes, bytes | None]:
             crumbs.append(bytes(value))
         elif lowered == b"authorization":
             authorization = bytes(value)
-    return b"; ".join(crumbs)[:most], authorization
+    cookie = b"; ".join(crumbs)
+    return cookie if len(cookie) <= most else b"", authorization
 
 
 def _candidates(values: list[bytes]) -> tuple[bytes, ...]:

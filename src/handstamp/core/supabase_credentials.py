@@ -1,13 +1,16 @@
 """Request headers -> what a request claims by the cookie of ``@supabase/ssr``.
 
-Rule 1. A cookie of the name itself counts before its pieces; otherwise ``name.0``,
-``name.1``, … are joined up to the first that is missing or empty.
-Rule 2. Order decides nothing: where a name came several times, as after a change of the
-cookie's domain, each value is a candidate, at most four, and more of them are none. Of
-pieces, the first of each belong together, then the second of each, and so on.
+Rule 1. Order decides nothing, and neither does the form. Somebody else may have set a
+cookie beside the user's own, so everything that could be a session is a candidate: each
+value of the name itself, and ``name.0``, ``name.1``, … joined up to any number before the
+first that is missing or empty. Where a name came several times, as after a change of the
+cookie's domain, each of its values counts.
+Rule 2. What could be a session is bounded: four values of the name, 32 ways to join the
+pieces, four sessions in the end. Beyond that nothing of the cookie counts.
 Rule 3. Percent escapes are undone as JavaScript's cookie package does it: all, or none
 where one is wrong. Only space and tab are trimmed.
-Rule 4. Several Cookie headers are one. At most 64 KiB are looked at, in linear time.
+Rule 4. Several Cookie headers are one. One above 64 KiB is not looked at: what is cut off
+would decide.
 Rule 5. At most 32 names are remembered as sent, for each may become a line of the
 response: a stranger's cookies must not make it larger than proxies take.
 """
@@ -15,8 +18,9 @@ response: a stranger's cookies must not make it larger than proxies take.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from urllib.parse import unquote
 
 from handstamp.core.credentials import MOST_CANDIDATES, RawHeaders, pick
@@ -25,6 +29,10 @@ from handstamp.core.supabase_cookies import Came, CookieSession, decode_session
 MOST_BYTES = 64 * 1024
 """A session may hold the user's metadata, so its cookie is larger than one of ours."""
 MOST_NAMES = 32
+MOST_JOINED = 32
+"""Ways to join the pieces that came. Two cookies of four pieces each have 30."""
+MOST_DECODED = 8 * MOST_BYTES
+"""Characters that one request makes us decode, over all candidates."""
 
 _NUMBER = rb"(?:\.(?:0|[1-9][0-9]{0,8}))?"
 _NEIGHBOURS = rb"(?:-(?:flow-[A-Za-z0-9_-]{8,64}-|flows-)?code-verifier|-user)?"
@@ -32,16 +40,20 @@ _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._-]+) *", re.IGNORECASE)
 
 
+_Candidate = tuple[CookieSession, str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupabaseCredentials:
     """What a request claims; nothing in it is checked.
 
-    ``sessions`` are the candidates of the cookie, ``bearer`` is an access token that
-    came in their place. ``came`` are the cookies that the request had under our names
+    ``sessions`` are the candidates of the cookie and ``texts`` the values that hold them,
+    one for each; ``bearer`` is an access token that came in their place. ``came`` are the cookies that the request had under our names
     and those auth-js keeps beside them: what a writer needs to know.
     """
 
     sessions: tuple[CookieSession, ...] = ()
+    texts: tuple[str, ...] = field(default=(), repr=False)
     bearer: str | None = field(default=None, repr=False)
     came: Came = field(default_factory=dict, repr=False)
 
@@ -131,27 +143,47 @@ class SupabaseCookieReader:
         values: dict[str, list[str]] = {}
         for name, raw in found:
             values.setdefault(name.decode("ascii"), []).append(_unescaped(raw))
-        return SupabaseCredentials(sessions=self._candidates(values), came=_came(values))
+        found = self._candidates(values)
+        return SupabaseCredentials(
+            sessions=tuple(session for session, _ in found),
+            texts=tuple(text for _, text in found),
+            came=_came(values),
+        )
 
-    def _candidates(self, values: Mapping[str, list[str]]) -> tuple[CookieSession, ...]:
-        whole = [value for value in values.get(self._name, ()) if value]
-        texts = dict.fromkeys(whole or self._joined(values))
-        if len(texts) > MOST_CANDIDATES:
-            return ()
-        sessions = map(decode_session, texts)
-        return tuple(session for session in sessions if session is not None)
+    def _candidates(self, values: Mapping[str, list[str]]) -> list[_Candidate]:
+        """The sessions that may be meant, each with its text (rules 1 and 2)."""
+        whole = dict.fromkeys(value for value in values.get(self._name, ()) if value)
+        joined = self._joined(values)
+        if joined is None or len(whole) > MOST_CANDIDATES:
+            return []
+        found: dict[tuple[str, str], _Candidate] = {}
+        left = MOST_DECODED
+        for text in (*whole, *joined):
+            # No JSON object begins with another one: the start of a session is none.
+            if any(known.startswith(text) for _, known in found.values()):
+                continue
+            left -= len(text)
+            if left < 0:
+                return []
+            session = decode_session(text)
+            if session is not None:
+                tokens = session.access_token, session.refresh_token
+                found.setdefault(tokens, (session, text))
+        return list(found.values()) if len(found) <= MOST_CANDIDATES else []
 
-    def _joined(self, values: Mapping[str, list[str]]) -> list[str]:
-        times = len(values.get(f"{self._name}.0", ()))
-        joined = ("".join(self._pieces(values, time)) for time in range(times))
-        return [text for text in joined if text]
-
-    def _pieces(self, values: Mapping[str, list[str]], time: int) -> Iterator[str]:
-        for number in range(len(values)):
-            piece = values.get(f"{self._name}.{number}", [])[time : time + 1]
-            if not piece or not piece[0]:
-                return
-            yield piece[0]
+    def _joined(self, values: Mapping[str, list[str]]) -> list[str] | None:
+        """Every text that the pieces may make, longest first; None for too many."""
+        ways, joined = [""], list[str]()
+        for number in count():
+            came = values.get(f"{self._name}.{number}", ())
+            pieces = dict.fromkeys(piece for piece in came if piece)
+            if len(joined) + len(ways) * len(pieces) > MOST_JOINED:
+                return None
+            ways = [way + piece for way in ways for piece in pieces]
+            if not ways:
+                break
+            joined += ways
+        return joined[::-1]
 
 
 def _unescaped(raw: bytes) -> str:

@@ -105,7 +105,7 @@ class Authentication:
             cause = "the time budget is spent"
         except SessionsUnavailable as exc:
             cause = exc.cause
-        entry = self._still_believed(credentials.session)
+        entry = self._still_believed(credentials)
         if entry is None:
             return Unknown(cause)
         self._admit(entry, passive)  # activity during an outage is activity
@@ -127,7 +127,7 @@ class Authentication:
         limits, unless it is doubted."""
         return min(entry.hard, entry.idle) if entry.deadline > NEVER else NEVER
 
-    def _still_believed(self, texts: Sequence[bytes]) -> Entry | None:
+    def _still_believed(self, credentials: Credentials) -> Entry | None:
         """During an outage: what data inside the staleness bound says, and within
         ``stale_while_down`` of it. It may allow; it never denies.
 
@@ -136,7 +136,7 @@ class Authentication:
         """
         now = self._clock()
         found: dict[str, Entry] = {}
-        for text in texts:
+        for text in credentials.session:
             entry = self._get(sha256(text).digest())
             if entry is None or now >= self._ends(entry):
                 continue

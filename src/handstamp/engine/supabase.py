@@ -11,8 +11,10 @@ Rule 3. A refresh that is refused, or fails, or has no answer, takes nothing fro
 token that is still live. Where the application's own hook failed, the refresh is written
 and its answer alone is lost: at the next request the same token gets the same successor.
 Rule 4. A level of assurance counts only as far as both the token and the row have it.
-Rule 5. Among several cookies a live one decides; nothing is refreshed before it is certain
-whose session it is. Cookies of two sessions that stand are none.
+Rule 5. Several cookies of one session are that session; of two sessions they are none, for
+one of them may be somebody else's. A session counts while its access token is live, and
+while its refresh token would be accepted. Nothing is refreshed before it is certain whose
+session it is.
 Rule 6. A token of an OAuth client is that client's, with its scopes, and no sign-in to this
 application, unless the client is listed. Whose it is say the token and the row, and a
 token hook of GoTrue's may have changed the one.
@@ -109,6 +111,16 @@ class SupabaseAuthentication(Authentication):
     def _pass(self, entry: Entry, now: float) -> None:
         """Nor for a first use."""
 
+    def _still_believed(self, credentials: Credentials) -> Entry | None:
+        """The same, where no other session is claimed by a genuine token."""
+        entry = super()._still_believed(credentials)
+        if entry is None:
+            return None
+        claims = cast("tuple[CookieSession, ...]", credentials.claims)
+        tokens = filter(None, (self._verify(claim.access_token) for claim in claims))
+        is_sole = all(token.session_id == entry.session.id for token in tokens)
+        return entry if is_sole else None
+
     def is_forged(self, credentials: Credentials) -> bool:
         """Whether no access token of this is genuine: a plain call without I/O, from any
         thread."""
@@ -150,9 +162,9 @@ class SupabaseAuthentication(Authentication):
         """Whose session it is by several cookies (rule 5)."""
         standing = await self._standing(shown)
         live = [each for each in standing if self._lives(each)]
-        if not live and not hits and not passive:
-            live = [each for each in standing if self._is_renewable(each)]
-        ids = {*hits, *(each.token.session_id for each in live)}
+        expired = [each for each in standing if not self._lives(each)]
+        renewable = [each for each in expired if await self._would_renew(each)]
+        ids = {*hits, *(each.token.session_id for each in (*live, *renewable))}
         conflict = len(ids) > 1
         if genuine > 1:
             self._reports.publish(DuplicateCookies(candidates=genuine, conflict=conflict))
@@ -160,10 +172,20 @@ class SupabaseAuthentication(Authentication):
             return Invalid(Reason.CONFLICT)
         if hits:
             return Authenticated(session=next(iter(hits.values())).session)
-        if not live:
+        usable = live or ([] if passive else renewable)
+        if not usable:
             return Invalid(Reason.NOT_FOUND if shown else Reason.FORGED)
-        latest = max(live, key=lambda each: each.token.expires_at)
+        latest = max(usable, key=lambda each: each.token.expires_at)
         return await self._one(latest, client, passive)
+
+    async def _would_renew(self, shown: _Presented) -> bool:
+        """Whether this session could go on by its refresh token, here or elsewhere."""
+        if not self._names_its_session(shown):
+            return False
+        if not self._minting.tokens.can_mint:
+            return True  # whoever mints can tell, and may renew it
+        auth, token = self._minting.table.auth, shown.claim.refresh_token
+        return await auth.would_refresh(token, shown.token.session_id)
 
     async def _standing(self, shown: Sequence[_Presented]) -> list[_Presented]:
         """Those whose session is not over, whatever became of their access token."""
@@ -197,8 +219,11 @@ class SupabaseAuthentication(Authentication):
         return shown.token.is_live(self._database_clock.now() + margin)
 
     def _is_renewable(self, shown: _Presented) -> bool:
+        return self._minting.tokens.can_mint and self._names_its_session(shown)
+
+    def _names_its_session(self, shown: _Presented) -> bool:
         refresh_token = shown.claim.refresh_token
-        if not refresh_token or not self._minting.tokens.can_mint:
+        if not refresh_token:
             return False
         named = read_v2(refresh_token)
         return named is None or named.session_id == shown.token.session_id

@@ -17,8 +17,8 @@ from handstamp.core.supabase_rules import Refusal
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.supabase.outcomes import Outcome, Refused
 from handstamp.stores.supabase.tokens import is_v1, read_v2
-from handstamp.stores.supabase.v1 import attempt_v1
-from handstamp.stores.supabase.v2 import attempt_v2
+from handstamp.stores.supabase.v1 import accepts_v1, attempt_v1
+from handstamp.stores.supabase.v2 import accepts_v2, attempt_v2
 from handstamp.stores.supabase.work import Asked, Work
 
 SHORTEST_PAUSE = 10
@@ -50,6 +50,17 @@ async def refresh(
         await asyncio.sleep((SHORTEST_PAUSE + work.entropy(1)[0] % PAUSES) / 1000)
         if uptime() >= ends:
             raise SessionsUnavailable("too many refresh one session at once")
+
+
+async def would_refresh(work: Work, token: str, session_id: str) -> bool:
+    """Whether the refresh token ``token`` of ``session_id`` would be accepted by the rules
+    of rotation. Locks nothing and writes nothing."""
+    if is_v1(token):
+        return await accepts_v1(work, token, session_id)
+    claim = read_v2(token)
+    if claim is None or claim.session_id != session_id:
+        return False
+    return await accepts_v2(work, claim)
 
 
 def _attempt(work: Work, token: str) -> Callable[[Asked], Awaitable[Outcome | None]] | None:

@@ -39,7 +39,7 @@ from handstamp.stores.supabase.outcomes import (
     NewAuthSession,
     Outcome,
 )
-from handstamp.stores.supabase.refresh import refresh
+from handstamp.stores.supabase.refresh import refresh, would_refresh
 from handstamp.stores.supabase.rows import ended_of, seen, session_of, uuid_of, uuids_of
 from handstamp.stores.supabase.schema import Schema
 from handstamp.stores.supabase.statements import SupabaseStatements, Watched
@@ -194,6 +194,18 @@ class SupabaseStore(Connected):
             return await refresh(self._work(sql), token, client, asking, session_id)
 
         return await self._knowledge.writing(act)
+
+    async def would_refresh(self, token: str, session_id: str) -> bool:
+        """Whether :meth:`refresh` would accept this token of this session, as far as can
+        be seen without a lock; the session itself stands. Nothing is written.
+
+        Raises :class:`SessionsUnavailable` without an answer.
+        """
+
+        async def ask(sql: SupabaseStatements) -> bool:
+            return await would_refresh(self._work(sql), token, session_id)
+
+        return await self._knowledge.writing(ask)
 
     def _work(self, sql: SupabaseStatements) -> Work:
         return Work(self._database, sql, self._rules, self._keys, self._entropy)

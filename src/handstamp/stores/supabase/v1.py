@@ -33,6 +33,22 @@ async def attempt_v1(work: Work, token: str, asked: Asked) -> Outcome | None:
     return await work.locked(asked, partial(_refresh, work, token, asked))
 
 
+async def accepts_v1(work: Work, token: str, session_id: str) -> bool:
+    """Whether a v1 token of this session would be accepted, without a lock."""
+    row = await work.look_up(work.sql.find_v1, token)
+    stored, session = token_of(row), session_of(row)
+    if stored is None or session is None or session.id != session_id:
+        return False
+    if stored.user_id != session.user_id:
+        return False
+    active = None
+    if stored.revoked:
+        rows = await work.database.look_up(work.sql.active, stored.session_id)
+        active = token_of(rows[0]) if rows else None
+    verdict = judge_v1(stored, active, work.rules, session.read_at)
+    return not isinstance(verdict, Misused)
+
+
 async def _refuse_orphan(
     work: Work, stored: StoredToken, banned_until: datetime | None, asked: Asked
 ) -> Refused:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from handstamp.core.supabase_records import AuthSession
-from handstamp.core.supabase_rotation import Misused, judge_v2
+from handstamp.core.supabase_rotation import Count, Misused, judge_v2
 from handstamp.core.supabase_rules import Refusal
 from handstamp.stores.base import Ended
 from handstamp.stores.lanes import Connection
@@ -28,6 +28,15 @@ async def attempt_v2(work: Work, claim: CounterToken, asked: Asked) -> Outcome |
     if refusal is not None:
         return refused(session, refusal)
     return await work.locked(asked, partial(_refresh, work, claim, asked))
+
+
+async def accepts_v2(work: Work, claim: CounterToken) -> bool:
+    """Whether a v2 token would be accepted, without a lock."""
+    session = session_of(await work.look_up(work.sql.find_v2, claim.session_id))
+    if session is None or _signing_key(work, session, claim) is None:
+        return False
+    verdict = judge_v2(session, claim.counter, work.rules, session.read_at)
+    return isinstance(verdict, Count)
 
 
 def _signing_key(work: Work, session: AuthSession, claim: CounterToken) -> bytes | None:
