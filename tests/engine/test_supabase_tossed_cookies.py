@@ -271,7 +271,7 @@ async def test_a_flood_of_cookies_does_not_push_the_user_s_out_of_sight(
 
 async def test_an_outage_signs_nobody_into_a_tossed_session(world: World) -> None:
     """The attacker's session is cached, the user's is not: nobody can say."""
-    policy = Policy(max_staleness=timedelta(minutes=5))
+    policy = Policy(max_staleness=timedelta(minutes=1))
     sessions, client, user, attacker = await two(world, policy=policy)
     tossed = whole(attacker)
     assert (await client.get("/me", headers=header(tossed))).status_code == 200

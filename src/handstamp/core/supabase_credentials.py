@@ -48,8 +48,9 @@ class SupabaseCredentials:
     """What a request claims; nothing in it is checked.
 
     ``sessions`` are the candidates of the cookie and ``texts`` the values that hold them,
-    one for each; ``bearer`` is an access token that came in their place. ``came`` are the cookies that the request had under our names
-    and those auth-js keeps beside them: what a writer needs to know.
+    one for each; ``bearer`` is an access token that came in their place. ``came`` are the
+    cookies that the request had under our names and those auth-js keeps beside them: what
+    a writer needs to know.
     """
 
     sessions: tuple[CookieSession, ...] = ()
