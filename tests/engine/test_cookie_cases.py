@@ -352,11 +352,28 @@ async def test_c07_a_cookie_beyond_the_cap_is_not_found_in_the_cache_either(
     """Whether a session is cached makes no difference to which cookies count."""
     issued = await world.sessions.create("alice")
     visit = Visit(world)
-    filler = b"a=" + b"x" * 16_384 + b"; "
+    filler = b"a=" + b"x" * 65_536 + b"; "
     await visit.get("/", (b"cookie", cookie(issued)))
     assert visit.user == "alice"
-    await visit.get("/", (b"cookie", filler + cookie(issued)))
-    assert visit.user is None
+    for header in (filler + cookie(issued), cookie(issued) + b"; " + filler[:-2]):
+        await visit.get("/", (b"cookie", header))
+        assert visit.user is None
+
+
+async def test_a_flood_of_cookies_pushes_nobody_s_out_of_sight(world: World) -> None:
+    """Somebody else's session before the flood and the user's behind it: none counts, and
+    the user's own is found where the header is as long as servers take."""
+    mine, other = [await world.sessions.create(user) for user in ("alice", "mallory")]
+    visit = Visit(world, cookies=Cookies())
+    flood = b"; ".join(b"a%d=" % n + b"x" * 4000 for n in range(16))
+    for pair in ([other, mine], [mine, other]):
+        first, second = map(cookie, pair)
+        await visit.get("/", (b"cookie", b"; ".join([first, flood[:60_000], second])))
+        assert visit.user is None
+        await visit.get("/", (b"cookie", b"; ".join([first, flood, flood, second])))
+        assert visit.user is None
+    await visit.get("/", (b"cookie", flood[:60_000] + b"; " + cookie(mine)))
+    assert visit.user == "alice"
 
 
 async def test_c27_odd_servers_are_understood(world: World) -> None:
