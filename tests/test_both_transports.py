@@ -6,10 +6,12 @@ the same ids. What one middleware answers, the other answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from handstamp.config import Cookies
-from tests.support.transports import Case, over_asgi, over_wsgi
+from tests.support.transports import Case, Seen, over_asgi, over_wsgi
 
 BOTH = {"cookie": "theme=dark; __Host-session={session}; __Host-refresh={refresh}"}
 SESSION = {"cookie": "__Host-session={session}"}
@@ -17,6 +19,14 @@ REFRESH = {"cookie": "__Host-refresh={refresh}"}
 FORGED = {"cookie": "__Host-session=" + "A" * 80}
 CROSS = {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}
 PUBLIC = (("cache-control", "public, max-age=3600"), ("vary", "Accept"))
+EXPIRED = {"prepare": "expire"}
+NOT_MEANT = {
+    "a passive header": {"x-passive-request": "1"},
+    "sec-purpose": {"sec-purpose": "prefetch"},
+    "purpose": {"purpose": "prefetch"},
+    "x-moz": {"x-moz": "prefetch"},
+}
+"""What a client says of a request that is to be no activity."""
 CASES = [
     Case("anonymous"),
     Case("anonymous, never asked", act=None),
@@ -43,6 +53,11 @@ CASES = [
     Case("expired, passive", {**BOTH, "x-passive-request": "1"}, prepare="expire"),
     Case("expired, active after all", {**BOTH, "x-passive-request": "0"}, prepare="expire"),
     Case("expired, prefetch", {**BOTH, "sec-purpose": "prefetch"}, prepare="expire"),
+    *(
+        Case(f"expired, {method} with {name}", {**BOTH, **word}, **EXPIRED, method=method)
+        for method in ("POST", "DELETE", "PURGE", "get")
+        for name, word in NOT_MEANT.items()
+    ),
     Case("expired, part of another site", {**BOTH, **CROSS}, prepare="expire"),
     Case("revoked", BOTH, prepare="revoke"),
     Case("revoked, required", BOTH, prepare="revoke", act=("require",)),
@@ -133,6 +148,28 @@ CASES = [
     Case("an address", {"x-forwarded-for": "203.0.113.9"}, act=("client",)),
     Case("an agent", {"user-agent": "A\xff\x01gent"}, act=("client",)),
 ]
+
+
+@pytest.mark.parametrize("word", NOT_MEANT)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PURGE", "get"])
+@pytest.mark.parametrize("over", [over_asgi, over_wsgi], ids=["asgi", "wsgi"])
+def test_a_write_is_never_passive_by_its_client_s_word(
+    over: Callable[[Case], Seen], method: str, word: str
+) -> None:
+    """It rotates, and it is activity, whatever its headers say of it."""
+    said = over(Case("", {**BOTH, **NOT_MEANT[word]}, method=method, **EXPIRED))
+    plain = over(Case("", BOTH, method=method, **EXPIRED))
+    assert said == plain
+    assert said["events"].count("Refreshed") == 1
+
+
+@pytest.mark.parametrize("over", [over_asgi, over_wsgi], ids=["asgi", "wsgi"])
+def test_a_write_is_passive_by_the_application_s_word(over: Callable[[Case], Seen]) -> None:
+    """A path that is configured as passive stays so for every method."""
+    case = Case(
+        "", BOTH, path="/poll", method="POST", options={"passive": ["/poll"]}, **EXPIRED
+    )
+    assert "Refreshed" not in over(case)["events"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
+from handstamp.core.lifetime import Invalid, Reason
 from handstamp.core.records import Record
-from handstamp.engine.answers import Issued
+from handstamp.engine.answers import Answer, Issued
+from handstamp.events import Refreshed
 from handstamp.sockets import SESSION_ENDED
 from handstamp.stores.memory import MemoryStore
 from handstamp.types import ASGIApp, Message, Receive, Scope, Send
 from tests.support.asgi import cookie_header, socket_scope
 from tests.support.clock import FakeClock
-from tests.support.engines import ALICE, Engine, running
+from tests.support.engines import ALICE, Engine, new_tokens, running, seconds
 
 CLOSE = {"type": "websocket.close", "code": SESSION_ENDED}
 ACCEPT = {"type": "websocket.accept"}
@@ -33,13 +35,25 @@ async def engine() -> AsyncIterator[Engine]:
 class Socket:
     """A client and its server: what comes in, what went out, the task that serves it."""
 
-    def __init__(self, engine: Engine, app: ASGIApp, issued: Issued | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        app: ASGIApp,
+        issued: Issued | None,
+        *headers: tuple[bytes, bytes],
+        refresh: bool = False,
+        **scope: Any,
+    ) -> None:
         self.incoming: asyncio.Queue[Message] = asyncio.Queue()
         self.outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self.fails: type[BaseException] | None = None
-        headers = [cookie_header(issued.session_token)] if issued else []
+        sent = list(headers)
+        if issued:
+            token = issued.refresh_token if refresh else None
+            sent.append(cookie_header(issued.session_token, token))
         middleware = SessionAuthMiddleware(app, engine.sessions)
-        serving = middleware(socket_scope(headers=headers), self.incoming.get, self._send)
+        handshake = socket_scope(headers=sent, **scope)
+        serving = middleware(handshake, self.incoming.get, self._send)
         self.task = asyncio.ensure_future(serving)
 
     async def _send(self, message: Message) -> None:
@@ -50,8 +64,17 @@ class Socket:
     async def next(self) -> Message:
         """The next message that went out, without the headers of an accept."""
         message = await asyncio.wait_for(self.outgoing.get(), 30)
-        message.pop("headers", None)
+        headers = message.pop("headers", ())
+        self.cookies = [value for name, value in headers if name == b"set-cookie"]
         return message
+
+    def say(self, text: str) -> None:
+        """A frame of the client."""
+        self.incoming.put_nowait({"type": "websocket.receive", "text": text})
+
+    def leave(self) -> None:
+        """The client is gone."""
+        self.incoming.put_nowait({"type": "websocket.disconnect", "code": 1006})
 
     async def served(self) -> None:
         """The application is done."""
@@ -291,6 +314,144 @@ async def test_a_session_revoked_during_the_handshake_closes_its_socket() -> Non
         messages = [await socket.next() for _ in range(2)]
         assert messages == [ACCEPT, CLOSE]
         await socket.served()
+
+
+# A handshake that rotates.
+
+
+async def echoing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers every frame, so that a test knows when one was received."""
+    await accept(receive, send)
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+
+async def rotated_by_socket(
+    engine: Engine, app: ASGIApp, *headers: tuple[bytes, bytes], **scope: Any
+) -> tuple[Issued, Socket]:
+    """A session whose token has expired, and a socket that was opened with both of its
+    cookies since."""
+    issued = await engine.login()
+    await engine.expire()
+    socket = Socket(engine, app, issued, *headers, refresh=True, **scope)
+    assert await socket.next() == ACCEPT
+    return issued, socket
+
+
+async def came_back(engine: Engine, issued: Issued) -> Answer:
+    """What the holder of the old cookies is answered once grace is over."""
+    await engine.sessions.flush()
+    engine.clock.advance(engine.policy.grace + seconds(1))
+    return await engine.ask(issued, session=False)
+
+
+async def test_a_thief_who_only_opens_sockets_is_found_out(engine: Engine) -> None:
+    """The first frame shows that the handshake's cookies arrived: the old token is a
+    replay from then on, and the socket is closed."""
+    issued, socket = await rotated_by_socket(engine, echoing)
+    assert len(socket.cookies) == 2
+    socket.say("hello")
+    assert (await socket.next())["text"] == "hello"
+    assert await came_back(engine, issued) == Invalid(Reason.REPLAYED)
+    assert await socket.next() == CLOSE
+    await socket.served()
+
+
+async def test_a_thief_who_opens_one_socket_after_another_is_found_out(
+    engine: Engine,
+) -> None:
+    """Each handshake presents the token of the one before, whether a frame came or not."""
+    issued, first = await rotated_by_socket(engine, listening_quietly)
+    named = [cookie.partition(b";")[0] for cookie in first.cookies]
+    await engine.expire()
+    second = Socket(engine, listening_quietly, None, (b"cookie", b"; ".join(named)))
+    assert await second.next() == ACCEPT
+    assert await came_back(engine, issued) == Invalid(Reason.REPLAYED)
+    for socket in (first, second):
+        assert await socket.next() == CLOSE
+        await socket.served()
+
+
+async def test_a_frame_after_a_repeated_pair_counts_too(engine: Engine) -> None:
+    """Two tabs open a socket with the same old cookies: both answers carry one pair."""
+    issued, first = await rotated_by_socket(engine, listening_quietly)
+    second = Socket(engine, echoing, issued, refresh=True)
+    assert await second.next() == ACCEPT
+    assert len(second.cookies) == 2
+    second.say("hello")
+    await second.next()
+    assert await came_back(engine, issued) == Invalid(Reason.REPLAYED)
+    for socket in (first, second):
+        assert await socket.next() == CLOSE
+        await socket.served()
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["silent", "left"])
+async def test_p7_a_socket_of_which_nothing_is_heard_proves_nothing(
+    engine: Engine, left: bool
+) -> None:
+    """Its answer may have been lost on the way, and the end of a connection is no frame."""
+    issued, socket = await rotated_by_socket(engine, echoing)
+    if left:
+        socket.leave()
+        await socket.served()
+    again = new_tokens(await came_back(engine, issued))
+    assert again.session.id == issued.session.id
+    socket.leave()
+    await socket.served()
+
+
+async def test_p7_a_frame_proves_no_cookies_that_did_not_leave(engine: Engine) -> None:
+    """The handshake was accepted after grace, hence without cookies: the old token goes
+    on."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        engine.clock.advance(engine.policy.grace + seconds(1))
+        await echoing(scope, receive, send)
+
+    issued, socket = await rotated_by_socket(engine, slow)
+    assert socket.cookies == []
+    socket.say("hello")
+    await socket.next()
+    assert new_tokens(await came_back(engine, issued))
+    socket.leave()
+    await socket.served()
+
+
+@pytest.mark.parametrize(
+    "asgi",
+    [{}, {"version": "3.0"}, {"spec_version": "2.0"}, {"spec_version": "two"}],
+    ids=str,
+)
+async def test_a_handshake_whose_answer_takes_no_headers_rotates_nothing(
+    engine: Engine, asgi: dict[str, str]
+) -> None:
+    """A server of ASGI 2.0 would drop the cookies: the refresh token counts as it
+    stands."""
+    told: list[str | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.append(scope[SCOPE_KEY].user_id)
+        await listening_quietly(scope, receive, send)
+
+    issued, socket = await rotated_by_socket(engine, app, asgi=asgi)
+    assert (told, socket.cookies, engine.of(Refreshed)) == ([ALICE], [], [])
+    socket.leave()
+    await socket.served()
+    assert new_tokens(await engine.ask(issued, session=False))
+
+
+@pytest.mark.parametrize(
+    "header", [(b"x-passive-request", b"1"), (b"sec-purpose", b"prefetch")]
+)
+async def test_a_handshake_is_never_passive_by_its_client_s_word(
+    engine: Engine, header: tuple[bytes, bytes]
+) -> None:
+    """It is judged as a write."""
+    _, socket = await rotated_by_socket(engine, listening_quietly, header)
+    assert len(socket.cookies) == 2
+    socket.leave()
+    await socket.served()
 
 
 async def test_a_session_can_be_ended_from_another_thread(engine: Engine) -> None:

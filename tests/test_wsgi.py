@@ -21,11 +21,12 @@ from werkzeug.test import Client as WerkzeugClient
 
 from handstamp.blocking import call
 from handstamp.config import Cookies, Policy, TrustedProxies
+from handstamp.core.lifetime import Invalid, Reason
 from handstamp.engine.answers import Issued
 from handstamp.engine.cache import Cache
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import AuthenticationRequired, ConfigError, StepUpRequired
-from handstamp.events import CookieOverridden, CrossSiteRefused, TokenSwapped
+from handstamp.events import CookieOverridden, CrossSiteRefused, Refreshed, TokenSwapped
 from handstamp.stores.memory import MemoryStore
 from handstamp.wsgi import ENVIRON_KEY, SessionAuthMiddleware
 from tests.support.engines import ALICE, SECRET, Engine
@@ -367,6 +368,24 @@ def test_a_passive_path_is_no_activity(engine: Engine, passive: Any) -> None:
     assert engine.sessions.stats().pending_touches == 0
     assert get(app, **sent).body == b"'alice'"
     assert engine.sessions.stats().pending_touches == 1
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "WebSocket", "h2c, websocket"])
+def test_a_handshake_rotates_nothing_and_proves_its_token(
+    engine: Engine, upgrade: str
+) -> None:
+    """Whoever speaks WebSocket under WSGI writes the answer itself, so no cookie of ours
+    would be on it. The refresh token counts as it stands, and was seen: the one before it
+    is a replay."""
+    stolen = call(engine.login)
+    call(engine.expire)
+    sent = {"HTTP_COOKIE": cookie(call(engine.refreshed, stolen)), "HTTP_UPGRADE": upgrade}
+    call(engine.expire)
+    answer = get(wrapped(engine, asking()), **sent)
+    assert (answer.body, answer.all("set-cookie")) == (b"'alice'", [])
+    assert len(engine.of(Refreshed)) == 1
+    call(engine.sessions.flush)
+    assert call(engine.ask, stolen) == Invalid(Reason.REPLAYED)
 
 
 @pytest.mark.parametrize(

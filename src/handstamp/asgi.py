@@ -143,7 +143,7 @@ class SessionAuthMiddleware:
     ``cookies`` and ``trusted_proxies`` as in their classes. ``exclude`` lists exact
     values of ``scope["path"]`` that are not authenticated at all. ``passive`` tells
     requests that are no activity (polling): exact paths, or a function of the scope; the
-    header ``X-Passive-Request: 1`` does so for any request. ``cross_site="refuse"``
+    header ``X-Passive-Request: 1`` does so unless it is a write. ``cross_site="refuse"``
     answers 403 to writes that another site's page makes with our cookies; ``"allow"``
     switches that off, and ``trusted_origins`` lists origins that are yours.
     ``outage`` says what becomes of a request whose session cannot be checked: ``"ask"``
@@ -251,7 +251,7 @@ class SessionAuthMiddleware:
         return handle
 
     async def _ask(self, handle: Handle, method: str | None, scope: Scope) -> None:
-        question = handle._question(method)
+        question = handle._question(method, takes_cookies=_takes_headers(scope))
         if not question.credentials:
             return
         passive = self._passive is not None and self._passive(scope)
@@ -296,7 +296,7 @@ class SessionAuthMiddleware:
         if session is None:
             await self._serve(handle, scope, receive, send)
             return
-        guard = SocketGuard(receive, send)
+        guard = SocketGuard(receive, send, handle._first_frame)
         connections.add(session, guard.end)
         if not sessions.stands(ticket, session):
             guard.end()  # it ended after the read and before anybody knew of the socket
@@ -312,6 +312,20 @@ def _among(paths: Collection[str]) -> Callable[[Scope], bool] | None:
         return None
     exact = frozenset(paths)
     return lambda scope: scope["path"] in exact
+
+
+def _takes_headers(scope: Scope) -> bool:
+    """Whether the answer to this request can carry cookies: that to a handshake can
+    since version 2.1 of the specification (Daphne has 2.0)."""
+    if scope["type"] != "websocket":
+        return True
+    version = (scope.get("asgi") or {}).get("spec_version", "2.0")
+    major, _, minor = str(version).partition(".")
+    return (_number(major), _number(minor)) >= (2, 1)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _plain_headers(scope: Scope) -> RawHeaders:

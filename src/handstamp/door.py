@@ -8,6 +8,7 @@ is read. (OWASP, Cross-Site Request Forgery Prevention: Fetch Metadata.) A write
 handle (login, logout …) is refused likewise, also without cookies and for a safe method:
 SameSite keeps our cookies off another site's form, but its answer could set and clear them.
 Rule 3. A request whose answer could not carry our cookies never rotates.
+Rule 4. A client may say of a request that it is no activity, but not of a write.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from handstamp.errors import ConfigError, CrossSiteRequest
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 PASSIVE_HEADER = b"x-passive-request"
-"""A request with this header authenticates without counting as activity."""
+"""A request with this header authenticates without counting as activity, unless it writes
+(rule 4)."""
 PLAIN_METHODS = SAFE_METHODS - {"OPTIONS"}
 """Methods of requests that no page of another site can do harm with."""
 
@@ -91,21 +93,25 @@ class Door:
             bearer=bearer,
         )
 
-    def question(self, method: str | None, headers: RawHeaders) -> Question:
+    def question(
+        self, method: str | None, headers: RawHeaders, *, takes_cookies: bool = True
+    ) -> Question:
         """What to ask about a request; ``method`` is None for a WebSocket.
 
-        Raises :class:`CrossSiteRequest` (rule 2).
+        ``takes_cookies`` says whether the answer to it can carry cookies at all. Raises
+        :class:`CrossSiteRequest` (rule 2).
         """
         credentials = self.reader.read(headers, bearer=self.bearer)
-        passive = False
+        passive, writes = not takes_cookies, is_write(method, headers)  # rule 3
         if credentials.ambient:
-            if is_write(method, headers):
+            if writes:
                 self.check_origin(headers)
-            if is_subresource_of_other_site(headers):  # rule 3
+            if is_subresource_of_other_site(headers):
                 passive = True
                 if self.cookies.same_site != "None":
                     credentials = replace(credentials, refresh=())
-        passive = passive or _asks_for_no_activity(headers) or is_prefetch(headers)
+        if not writes:  # rule 4
+            passive = passive or _asks_for_no_activity(headers) or is_prefetch(headers)
         return Question(credentials=credentials, passive=passive)
 
     def check_origin(self, headers: RawHeaders) -> None:

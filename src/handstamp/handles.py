@@ -54,6 +54,8 @@ class BaseHandle:
     _started = False
     _set_cookies: tuple[bytes, ...] = ()
     _deliver_until = float("inf")
+    _issued: Issued | None = None
+    _delivered: Issued | None = None
     _client: Client | None = None
 
     _door: Door
@@ -118,10 +120,12 @@ class BaseHandle:
                 raise FreshLoginRequired(within=fresh_within, age=age)
         return session
 
-    def _question(self, method: str | None) -> Question:
+    def _question(self, method: str | None, *, takes_cookies: bool) -> Question:
         """What to ask the engine, once that is no cross-site write."""
         try:
-            question = self._door.question(method, self._headers)
+            question = self._door.question(
+                method, self._headers, takes_cookies=takes_cookies
+            )
         except CrossSiteRequest:
             self._sent = True
             credentials = self._door.reader.read(self._headers, bearer=self._door.bearer)
@@ -151,8 +155,14 @@ class BaseHandle:
             self._deliver(answer.issued)
 
     def _deliver(self, issued: Issued) -> None:
+        self._issued = issued
         self._set_cookies = self._door.writer.deliver(issued, self._came())
         self._deliver_until = issued.deliver_until
+
+    def _first_frame(self) -> None:
+        """The client has read the answer to its handshake, and the cookies with it."""
+        if self._delivered is not None:
+            self._door.sessions.mark_seen(self._delivered)
 
     def _came(self) -> Mapping[str, str | None]:
         return self._door.reader.came(self._headers)
@@ -215,7 +225,7 @@ class BaseHandle:
         return session
 
     def _logged_out(self) -> None:
-        self._session = None
+        self._session = self._issued = None
         self._deliver_until = float("inf")
         # The cookies beside a bearer token are of another session, which lives on.
         self._set_cookies = () if self._bearer else self._door.writer.clear(self._came())
@@ -228,6 +238,8 @@ class BaseHandle:
         self._started = True
         if self._set_cookies:
             late = self._door.sessions.clock() > self._deliver_until
+            if not late:
+                self._delivered = self._issued
             return self._edit(headers, () if late else self._set_cookies)
         for name, _ in headers:  # a loop: any() costs a generator for every response
             if name in _NOTABLE:

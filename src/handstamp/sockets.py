@@ -8,6 +8,7 @@ client had gone.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from handstamp.types import Message, Receive, Send
@@ -18,11 +19,21 @@ _DISCONNECT = {"type": "websocket.disconnect", "code": SESSION_ENDED}
 
 
 class SocketGuard:
-    """Stands between an application and one WebSocket."""
+    """Stands between an application and one WebSocket.
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    ``on_first_frame`` is called once, when the client has sent something: a client that
+    follows RFC 6455 does so only after it has read the answer to its handshake.
+    """
+
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        on_first_frame: Callable[[], None] | None = None,
+    ) -> None:
         self._receive = receive
         self._send = send
+        self._on_first_frame = on_first_frame
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
@@ -63,6 +74,9 @@ class SocketGuard:
         message = incoming.result()
         if message["type"] == "websocket.disconnect":
             self._over = True
+        elif self._on_first_frame is not None and message["type"] == "websocket.receive":
+            self._on_first_frame()
+            self._on_first_frame = None
         return message
 
     def _next(self) -> asyncio.Future[Message]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from handstamp.blocking import check_threads, soon, within
 from handstamp.config import Cookies, TrustedProxies
 from handstamp.core.lifetime import Unknown
+from handstamp.core.origins import is_handshake
 from handstamp.core.records import Session
 from handstamp.door import PLAIN_METHODS, Door, RawHeaders
 from handstamp.engine.sessions import Sessions
@@ -95,7 +96,9 @@ class Handle(BaseHandle):
         soon(self._door.sessions.publish, event)
 
     def _authenticate(self, method: str | None, passive: Callable[[], bool]) -> None:
-        question = self._question(method)
+        # Whoever speaks WebSocket under WSGI answers the handshake past start_response.
+        takes_cookies = not is_handshake(self._headers)
+        question = self._question(method, takes_cookies=takes_cookies)
         if not question.credentials:
             return
         sessions = self._door.sessions

@@ -276,6 +276,29 @@ def test_recorded_activity_is_always_seen(
     assert stamp - max(at or NOW, NOW) <= 2 * TICK
 
 
+@pytest.mark.parametrize("ttl", changed_ttls)
+@pytest.mark.parametrize("at", [None, NOW + SECOND])
+def test_rule_5_a_first_use_is_seen_under_any_session_ttl(
+    ttl: timedelta, at: datetime | None
+) -> None:
+    """What is recorded comes after the rotation that the row shows, and after the one
+    that a changed setting makes of it: stores take no time that goes back."""
+    record = make_record(read_at=NOW + timedelta(hours=1))
+    stamp = seen_at(at, record, ttl)
+    assert record.last_activity_at == NOW
+    if at is None or ttl < TTL:
+        assert stamp > NOW
+    assert was_seen(replace(record, last_activity_at=stamp), ttl)
+
+
+def test_rule_5_a_passive_first_use_is_never_dated_before_the_rotation() -> None:
+    """A `session_ttl` that is longer today would date the rotation back, to before what
+    the row already says."""
+    hour = timedelta(hours=1)
+    record = make_record(read_at=NOW + hour)
+    assert seen_at(None, record, TTL + hour) == NOW + TICK
+
+
 def test_no_verdict_shows_its_tokens() -> None:
     """The verdicts that carry a pair keep it out of their repr."""
     for verdict in (Rotate(FIRST), Reissue(FIRST, NOW, redate=True)):

@@ -286,6 +286,87 @@ async def test_c79_seen_by_a_passive_request_is_seen() -> None:
         assert await engine.ask(issued) == Invalid(Reason.REPLAYED)
 
 
+@pytest.mark.parametrize("polls", [1, 3])
+async def test_c79_a_thief_who_only_polls_with_the_refresh_token_is_found_out(
+    polls: int,
+) -> None:
+    """One rotation ahead of its victim and passive ever since: the refresh token itself
+    proves that its answer arrived, so the victim's old one is a replay."""
+    async with running() as engine:
+        issued = await engine.login()
+        await engine.expire()
+        ahead = await engine.refreshed(issued, client=PHONE)
+        await engine.expire()
+        for _ in range(polls):
+            assert session_of(await engine.ask(ahead, client=PHONE, passive=True))
+            await engine.sessions.flush()
+            engine.clock.advance(LATER)
+        assert await engine.ask(issued) == Invalid(Reason.REPLAYED)
+        assert isinstance(await engine.ask(ahead, passive=True), Invalid)
+
+
+async def test_c79_what_a_poll_proved_survives_a_repeated_answer() -> None:
+    """The victim gets the repetition before the proof is written: it is not lost."""
+    clock = FakeClock()
+    store = MemoryStore(clock.now)
+    async with (
+        running(clock=clock, store=store) as one,
+        running(clock=clock, store=store) as two,
+    ):
+        issued = await one.login()
+        await one.expire()
+        ahead = await one.refreshed(issued, client=PHONE)
+        clock.advance(LATER)
+        assert session_of(await one.ask(ahead, passive=True, session=False))
+        assert same_tokens(await two.refreshed(issued), ahead)
+        await one.sessions.flush()
+        clock.advance(LATER)
+        assert await two.ask(issued, session=False) == Invalid(Reason.REPLAYED)
+
+
+async def test_c79_a_poll_with_the_old_token_proves_nothing() -> None:
+    """It shows that the answer did not arrive, so the pair is handed out again."""
+    async with running() as engine:
+        issued = await engine.login()
+        await engine.expire()
+        lost = await engine.refreshed(issued)
+        for _ in range(3):
+            assert session_of(await engine.ask(issued, session=False, passive=True))
+            await engine.sessions.flush()
+            engine.clock.advance(LATER)
+        assert same_tokens(await engine.refreshed(issued), lost)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_what_proves_a_token_is_no_activity(cached: bool) -> None:
+    """The refresh token of a poll is recorded as seen, and extends no idle limit."""
+    hour = timedelta(hours=1)
+    async with running(policy=Policy(idle_ttl=hour)) as engine:
+        issued = await engine.login()
+        engine.clock.advance(hour - seconds(1))
+        for _ in range(1 + cached):
+            assert session_of(await engine.ask(issued, passive=True))
+        assert await engine.sessions.flush() == 1
+        row = engine.row(issued.session.id)
+        assert row.last_activity_at == issued.session.created_at + timedelta(microseconds=1)
+        assert was_seen(row, engine.policy.session_ttl)
+        engine.clock.advance(1.001)
+        assert await engine.ask(issued, passive=True) == Invalid(Reason.IDLE)
+
+
+async def test_a_token_that_is_known_to_be_seen_is_not_recorded_again() -> None:
+    """A page that polls for hours costs one write."""
+    async with running() as engine:
+        issued = await engine.login()
+        await engine.expire()
+        written = []
+        for _ in range(3):
+            assert session_of(await engine.ask(issued, passive=True))
+            written.append(await engine.sessions.flush())
+            engine.clock.advance(engine.policy.max_staleness)
+        assert written == [1, 0, 0]
+
+
 async def test_c80_a_token_generations_old_ends_the_session() -> None:
     """Without a history table: its signature is ours, and its place is taken twice over."""
     async with running() as engine:
@@ -655,6 +736,54 @@ async def test_the_current_one_of_two_cookies_goes_before_a_repetition() -> None
         assert engine.of(Reissued) == []
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["stale first", "stale last"])
+async def test_a_repetition_beside_a_token_that_stands_no_more(first: bool) -> None:
+    """The order of the cookies decides nothing: the one that stands is answered."""
+    async with running() as engine:
+        gone, issued = await engine.login("bob"), await engine.login()
+        await engine.sessions.revoke(gone.session.id)
+        await engine.expire()
+        fresh = await engine.refreshed(issued)
+        cookies = [gone, issued] if first else [issued, gone]
+        assert same_tokens(new_tokens(await engine.ask(*cookies, session=False)), fresh)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["stale first", "stale last"])
+async def test_a_replay_is_not_hidden_by_another_cookie(first: bool) -> None:
+    """A cookie of a session that is over, planted beside the stolen one's predecessor."""
+    async with running() as engine:
+        gone, issued = await engine.login("mallory"), await engine.login()
+        await engine.sessions.revoke(gone.session.id)
+        await engine.expire()
+        await used(engine, await engine.refreshed(issued))
+        engine.clock.advance(LATER)
+        cookies = [gone, issued] if first else [issued, gone]
+        answer = await engine.ask(*cookies, session=False)
+        assert answer == Invalid(Reason.REPLAYED)
+        assert not engine.row(issued.session.id).is_active
+
+
+async def test_of_several_cookies_none_of_which_stands_none_counts() -> None:
+    """The answer is a reason, not a conflict, and nothing is written."""
+    engine = counting()
+    async with engine.sessions:
+        one, two = await engine.login(), await engine.login("bob")
+        for issued in (one, two):
+            await engine.sessions.revoke(issued.session.id)
+        assert await engine.ask(one, two, session=False) == Invalid(Reason.REVOKED)
+        assert writes(engine) == (0, 0)
+
+
+async def test_a_repetition_and_another_session_s_token_are_a_conflict() -> None:
+    """Both stand, so they contradict each other like any two sessions."""
+    async with running() as engine:
+        one, two = await engine.login(), await engine.login("bob")
+        await engine.expire()
+        await engine.refreshed(one)
+        assert await engine.ask(one, two, session=False) == Invalid(Reason.CONFLICT)
+        assert await engine.ask(two, one, session=False) == Invalid(Reason.CONFLICT)
+
+
 async def test_refresh_tokens_of_two_sessions_count_for_none() -> None:
     """Anonymous, with an event, and nothing is written."""
     engine = counting()
@@ -681,7 +810,8 @@ async def test_the_session_token_decides_identity() -> None:
 
 
 async def test_a_passive_request_never_rotates() -> None:
-    """A dead session token: it is authenticated by the refresh token as it stands."""
+    """A dead session token: it is authenticated by the refresh token as it stands, which
+    is recorded as seen."""
     engine = counting()
     async with engine.sessions:
         issued = await engine.login()
@@ -690,7 +820,7 @@ async def test_a_passive_request_never_rotates() -> None:
         assert isinstance(answer, Authenticated)
         assert (answer.session.id, answer.issued) == (issued.session.id, None)
         assert writes(engine) == (0, 0)
-        assert engine.sessions.stats().pending_touches == 0
+        assert engine.sessions.stats().pending_touches == 1
 
 
 async def test_a_polling_page_is_cached_too() -> None:

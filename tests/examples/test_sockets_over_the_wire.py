@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -11,7 +13,15 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.examples.serving import SOCKETS, Example, Server, make_due, sign_in, until
+from tests.examples.serving import (
+    SOCKETS,
+    Example,
+    Server,
+    execute,
+    make_due,
+    sign_in,
+    until,
+)
 
 
 @pytest.fixture(params=SOCKETS, ids=str)
@@ -128,6 +138,30 @@ def test_a_handshake_delivers_new_cookies(server: Server) -> None:
             client.cookies.clear()
         client.cookies.update(pair)
         assert client.get("/me").status_code == 200
+
+
+SEEN = """
+    select true from user_sessions
+    where session_token_hash = $1 and last_activity_at > expires_at - interval '15 minutes'
+"""
+
+
+def test_the_first_frame_proves_that_the_new_cookies_arrived(server: Server) -> None:
+    """Its server recorded it as the first use of the new tokens, so that who still has
+    the old ones is a second party."""
+    if not server.example.pairs:
+        pytest.skip("no refresh token of ours in the row")
+    with server.client() as client:
+        sign_in(client)
+        make_due(client)
+        with socket(server, dict(client.cookies)) as websocket:
+            values = websocket.response.headers.get_all("set-cookie")
+            pair = dict(value.split(";")[0].split("=", 1) for value in values)
+            server.tokens.update(pair.values())
+            stored = sha256(pair["session"].encode()).hexdigest()
+            assert not asyncio.run(execute(server.dsn, SEEN, stored))
+            websocket.send("here I am")
+            until(lambda: asyncio.run(execute(server.dsn, SEEN, stored)), "the first use")
 
 
 def test_a_binary_frame_ends_the_socket_quietly(server: Server) -> None:

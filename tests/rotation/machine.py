@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from handstamp import Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, Unknown
-from handstamp.engine.answers import Answer, Issued
+from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.errors import LoginRefused
 from tests.rotation.families import BLUR, Family, Fate, Pair
 from tests.rotation.worlds import USERS, Base, Row, World, client, forgers_tokens, sha256
@@ -208,8 +208,10 @@ class RotationMachine(RuleBasedStateMachine):
         *,
         part: str = "both",
         passive: bool = False,
+        issued: list[Issued] | None = None,
     ) -> Outcome:
-        """Make one request with these tokens, and judge what became of it."""
+        """Make one request with these tokens, and judge what became of it; ``issued``
+        gets what each world answered."""
         family, now = self.families[pair.session_id], self.now
         credentials = _credentials(pair, part)
         replays = [len(world.replayed(family.id)) for world in self.worlds]
@@ -218,6 +220,8 @@ class RotationMachine(RuleBasedStateMachine):
             engine = world.processes[process]
             answer = await engine.authenticate(credentials, client(by), passive=passive)
             outcome = _outcome(answer)
+            if issued is not None and isinstance(answer, Authenticated) and answer.issued:
+                issued.append(answer.issued)
             # Of a race that was lost in the one world and won in the other, only the
             # end is the same: the session is over.
             return replace(outcome, reason="") if family.blind else outcome
@@ -300,6 +304,8 @@ class RotationMachine(RuleBasedStateMachine):
         if passive:
             assert outcome.tokens is None, "a passive request rotated"
             self.vouched[process, pair.refresh] = self.now
+            if fate is Fate.ROTATE:
+                self._proven(family, process)  # whoever has it got its answer
             return
         assert outcome.tokens is not None, f"{fate} handed out nothing"
         if fate is Fate.ROTATE:
@@ -309,6 +315,12 @@ class RotationMachine(RuleBasedStateMachine):
         assert outcome.tokens == (current.session, current.refresh), "a second successor"
         if fate is Fate.REDATE:
             family.redate(self.now)
+
+    def _proven(self, family: Family, process: int) -> None:
+        """The newest tokens are known to have arrived, to this process for now."""
+        key = (family.id, family.generation)
+        was_at, _ = self.pending[process].get(key, (None, False))
+        self.pending[process][key] = (was_at, True)
 
     def _learn(self, family: Family, tokens: tuple[str, str]) -> None:
         old = {text for pair in family.chain for text in (pair.session, pair.refresh)}
@@ -469,6 +481,62 @@ class RotationMachine(RuleBasedStateMachine):
             self.clock.advance(max(timedelta(0), end - self.now))
 
     @precondition(_has_jar)
+    @rule(data=st.data(), process=some_process, late=st.booleans(), off=whole)
+    def poll(self, data: st.DataObject, process: int, late: bool, off: timedelta) -> None:
+        """A page polls with the refresh token alone, which is written down."""
+        browser = data.draw(st.sampled_from(self._jars()))
+        assert browser.jar is not None
+        self._poll(browser, process)
+        if late:
+            self.clock.advance(off)
+
+    def _poll(self, browser: Browser, process: int) -> None:
+        assert browser.jar is not None
+        self._present(browser.jar, process, browser.number, part="refresh", passive=True)
+        self._flush(process)
+
+    @precondition(_has_jar)
+    @rule(
+        data=st.data(),
+        process=some_process,
+        expired=st.booleans(),
+        answered=st.booleans(),
+        frame=st.booleans(),
+    )
+    def open_socket(
+        self,
+        data: st.DataObject,
+        process: int,
+        expired: bool,
+        answered: bool,
+        frame: bool,
+    ) -> None:
+        """A browser opens a WebSocket; the answer arrives or is lost. If it arrived, a
+        frame of the client says so."""
+        browser = data.draw(st.sampled_from(self._jars()))
+        assert browser.jar is not None
+        if expired:
+            self._run_out(browser.jar)
+        self._open_socket(browser, process, answered=answered, frame=frame)
+
+    def _run_out(self, pair: Pair) -> None:
+        family = self.families[pair.session_id]
+        self.clock.advance(max(timedelta(0), family.expires_at - self.now))
+
+    def _open_socket(
+        self, browser: Browser, process: int, *, answered: bool, frame: bool
+    ) -> None:
+        assert browser.jar is not None
+        family = self.families[browser.jar.session_id]
+        issued: list[Issued] = []
+        outcome = self._present(browser.jar, process, browser.number, issued=issued)
+        self._answered(browser, outcome, "taken" if answered else "lost")
+        if issued and answered and frame:
+            for world, given in zip(self.worlds, issued, strict=True):
+                world.processes[process].mark_seen(given)
+            self._proven(family, process)
+
+    @precondition(_has_jar)
     @rule(
         data=st.data(),
         requests=st.lists(st.tuples(some_process, some_response), min_size=2, max_size=3),
@@ -603,6 +671,38 @@ class RotationMachine(RuleBasedStateMachine):
             return
         self.families[victim.jar.session_id].honest = False
         self.browsers[thief] = Browser(thief, victim.jar)
+
+    @precondition(_has_jar)
+    @rule(
+        data=st.data(),
+        process=some_process,
+        way=st.sampled_from(["poll", "socket"]),
+        off=st.sampled_from([TICK, SECOND, timedelta(hours=5)]),
+        really=seldom,
+    )
+    def lurk(
+        self, data: st.DataObject, process: int, way: str, off: timedelta, really: bool
+    ) -> None:
+        """A thief goes one rotation ahead and from then on only polls with the refresh
+        token, or only keeps a socket open; then the victim comes back."""
+        victim = data.draw(st.sampled_from(self._jars()))
+        assert victim.jar is not None
+        if not really:
+            return
+        family = self.families[victim.jar.session_id]
+        family.honest = False
+        thief = Browser(BROWSERS, victim.jar)
+        self._run_out(victim.jar)
+        if way == "poll":
+            outcome = self._present(victim.jar, process, thief.number)
+            self._answered(thief, outcome, "taken")
+            self._poll(thief, process)
+        else:
+            self._open_socket(thief, process, answered=True, frame=True)
+            self._flush(process)
+        end = family.rotated_at + self.policy.grace + off
+        self.clock.advance(max(timedelta(0), end - self.now))
+        self._present(victim.jar, process, victim.number)
 
     @precondition(lambda self: any(f.generation for f in self.families.values()))
     @rule(

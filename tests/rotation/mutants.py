@@ -22,6 +22,7 @@ from handstamp.core.tokens import RefreshToken, TokenPair, Tokens
 from handstamp.engine import refreshing
 from handstamp.engine.cache import Cache, _Fence
 from handstamp.engine.refreshing import Refreshing
+from handstamp.engine.sessions import Sessions
 from handstamp.stores.memory import MemoryStore
 from tests.rotation.worlds import patched
 
@@ -156,7 +157,21 @@ def _no_retirement(self: Cache, session_id: str, *, keep: bytes, until: float) -
         entry.hard = entry.deadline = entry.confirmed = float("inf")
 
 
+def _proves_nothing(self: Any, *arguments: Any) -> None:
+    """What was presented, or sent, is not taken as proof."""
+
+
 MUTANTS = (
+    Mutant(
+        name="unproven_poll",
+        story="a thief who only polls is never seen",
+        patch=lambda: patched(Refreshing, "_mark_seen", _proves_nothing),
+    ),
+    Mutant(
+        name="unproven_frame",
+        story="a thief who only opens sockets is never seen",
+        patch=lambda: patched(Sessions, "mark_seen", _proves_nothing),
+    ),
     Mutant(
         name="no_grace",
         story="a second tab signs everybody out",

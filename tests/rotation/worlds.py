@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 from handstamp import Policy, Sessions
@@ -179,7 +179,10 @@ class PostgresBase:
         self._dsn = dsn
         self._open = AsyncExitStack()
         self.store = silent(TableStore)(
-            dsn, shape=self.shape, connect=FrozenPostgres.connect
+            dsn,
+            shape=self.shape,
+            connect=FrozenPostgres.connect,
+            budget=timedelta(minutes=10),  # a slow machine ends nothing
         )
 
     async def open(self) -> None:

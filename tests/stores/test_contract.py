@@ -715,6 +715,35 @@ async def test_a_passive_first_use_is_the_smallest_step(table: Table, user: str)
     assert await table.store.touch([touch_of(record, None)], POLICY) == 0
 
 
+@needs("refresh")
+async def test_a_first_use_is_recorded_after_the_session_token_expired(
+    table: Table, user: str
+) -> None:
+    """A refresh token proves its answer at any time while the session stands, and a poll
+    with it is no activity."""
+    record = await rotated(table, await created(table, user))
+    await table.advance(2 * TTL)
+    assert await table.store.touch([touch_of(record, None)], POLICY) == 1
+    after = await found(table, record.id)
+    assert record.last_activity_at is not None
+    assert after.last_activity_at == record.last_activity_at + STEP
+    assert after.expires_at < table.now
+    assert was_seen(after, TTL)
+
+
+@pytest.mark.parametrize("ttl", [TTL / 3, 4 * TTL], ids=str)
+@needs("refresh")
+async def test_a_passive_first_use_is_seen_under_another_session_ttl(
+    table: Table, user: str, ttl: timedelta
+) -> None:
+    """The setting was changed since the rotation: what is recorded still says seen."""
+    record = await rotated(table, await created(table, user))
+    await table.advance(2 * TTL)
+    policy = replace(POLICY, session_ttl=ttl)
+    assert await table.store.touch([touch_of(record, None)], policy) == 1
+    assert was_seen(await found(table, record.id), ttl)
+
+
 @needs("activity")
 async def test_a_touch_counts_for_a_row_without_activity(table: Table, user: str) -> None:
     """A NULL in `last_activity_at` is older than anything."""

@@ -126,8 +126,8 @@ class Successor:
 class Touch:
     """Activity of one session at one time, by one generation of its token.
 
-    ``at`` is None when a passive request was the first use of a new token: it is then
-    recorded as seen, and as nothing more.
+    ``at`` is None where that was no activity, and only shows that the client has its
+    tokens: they are then recorded as seen, and as nothing more.
     """
 
     session_id: str

@@ -14,10 +14,12 @@ of the presented one's successor (one for each key).
 Rule 1. A dead family refuses everything and learns nothing.
 Rule 2. A rotation writes ``last_activity_at`` = the rotation and ``expires_at`` = the
 rotation + ``session_ttl``, so the table needs no column for its date.
-Rule 3. A successor was *seen* once activity is recorded after the rotation. Only the
-holder of the new token can cause that, so an unseen successor means that the answer was
-lost, however long ago; the holder of the old token then gets the very same successor
-again, and the rotation is dated anew so that grace counts from the answer that arrived.
+Rule 3. A successor was *seen* once something is recorded after the rotation. Only a client
+that received it can cause that: it presents the new session token or the new refresh token,
+by any request, or sends a frame over a WebSocket whose handshake carried them. So an unseen
+successor means that the answer was lost, however long ago; the holder of the old token then
+gets the very same successor again, and the rotation is dated anew so that grace counts from
+the answer that arrived.
 Rule 4. Being one step behind, unseen, is never theft by itself. Being behind after the
 successor was seen and grace has passed can only be two holders of one family.
 Rule 5. Rows outlive settings. A rotation leaves a whole number of seconds between

@@ -44,29 +44,26 @@ class Activity:
         """This session was active at ``now``."""
         entry.touched = now
         entry.seen = True
-        self._keep(
-            entry,
-            Touch(
-                session_id=entry.session.id,
-                token_digest=entry.digest,
-                at=entry.database_time(now),
-            ),
-        )
+        self._keep(entry.session.id, entry.digest, entry.database_time(now))
 
     def notice_seen(self, entry: Entry, now: float) -> None:
         """A passive request was the first to use this token: seen, and no more."""
         entry.seen = True
-        self._keep(
-            entry, Touch(session_id=entry.session.id, token_digest=entry.digest, at=None)
-        )
+        self.mark_seen(entry.session.id, entry.digest)
+
+    def mark_seen(self, session_id: str, digest: str) -> None:
+        """The client has the tokens of the session token with this digest. That is no
+        activity."""
+        self._keep(session_id, digest, None)
 
     def noted(self, session_id: str, digest: str) -> datetime | None:
         """Activity of this session that the table does not know of yet."""
         touch = self._pending.get((session_id, digest))
         return None if touch is None else touch.at
 
-    def _keep(self, entry: Entry, touch: Touch) -> None:
-        key = entry.session.id, entry.digest
+    def _keep(self, session_id: str, digest: str, at: datetime | None) -> None:
+        key = session_id, digest
+        touch = Touch(session_id=session_id, token_digest=digest, at=at)
         with self._lock:
             known = self._pending.pop(key, None)  # and to the end: the oldest go first
             self._pending[key] = _newer(known, touch)

@@ -20,6 +20,7 @@ from handstamp.core.rotation import (
     Replay,
     Rotate,
     judge_refresh,
+    was_seen,
 )
 from handstamp.core.tokens import RefreshToken, TokenPair, digest
 from handstamp.engine.answers import Authenticated, Issued
@@ -33,6 +34,8 @@ from handstamp.stores.base import Ended
 
 _TRIES = 5
 """Each lost race means that another process made progress, so a few are plenty."""
+_ORDER = (Rotate, Reissue, Replay, Refuse)
+"""Which of several cookies counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,8 @@ class Refreshing:
         return RefreshToken(text=text, session_id=None, state=text, remember=True)
 
     async def _choose(self, tokens: Sequence[RefreshToken]) -> RefreshToken | None:
-        """Among several cookies, the one that stands; None if they contradict.
+        """Among several cookies, the one that stands; None if they contradict. If none
+        stands, a replay goes before what ends nothing, so that no other cookie hides it.
 
         Nothing is written on the way. A stale token beside the current one of the same
         session is a forgotten cookie and no theft: its holder has both.
@@ -100,8 +104,8 @@ class Refreshing:
             self._reports.publish(DuplicateCookies(candidates=genuine, conflict=conflict))
         if conflict:
             return None
-        standing.sort(key=lambda f: isinstance(f.verdict, Reissue))
-        return (standing[0].token if standing else None) or tokens[0]
+        findings.sort(key=lambda f: _ORDER.index(type(f.verdict)))
+        return findings[0].token if findings else tokens[0]
 
     def _known(self, token: RefreshToken) -> Session | None:
         entry = self._cache.get(refresh_key(digest(token.text)))
@@ -161,6 +165,7 @@ class Refreshing:
         match finding.verdict:
             case Rotate(pair):
                 if passive:
+                    self._mark_seen(finding.record)
                     return self._vouch(finding)
                 return await self._rotate(finding, pair, client)
             case Reissue(pair, _, redate):
@@ -172,8 +177,13 @@ class Refreshing:
             case Refuse(reason):
                 return self._refuse(finding.record, reason, client)
 
+    def _mark_seen(self, record: Record) -> None:
+        """Whoever presents the row's own refresh token got the answer that carried it."""
+        if not was_seen(record, self._policy.session_ttl):
+            self._activity.mark_seen(record.id, record.token_digest)
+
     def _vouch(self, finding: _Finding) -> Authenticated:
-        """A passive request: the refresh token as it stands, and nothing is written."""
+        """A passive request: the refresh token as it stands, and nothing is replaced."""
         key = refresh_key(digest(finding.token.text))
         record, policy = finding.record, self._policy
         entry = make_entry(outlived(record), policy, key, finding.read)

@@ -25,7 +25,7 @@ from handstamp.config import Cookies, Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.core.records import Client, NewSession, Record, Session
-from handstamp.core.tokens import ENTROPY, TokenPair, Tokens
+from handstamp.core.tokens import ENTROPY, TokenPair, Tokens, digest
 from handstamp.engine import janitor
 from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.engine.authentication import Authentication
@@ -428,6 +428,17 @@ class Sessions:
     def database_now(self) -> datetime:
         """The database's clock, as far as its last answer lets us know it."""
         return self._parts.database_clock.now()
+
+    def mark_seen(self, issued: Issued) -> None:
+        """For middleware: record that the client has received these tokens.
+
+        Whoever presents what they replaced is a second party then, once grace is over.
+        Call it only where the client itself has shown that it read them.
+        """
+        able = self.store.capabilities
+        if able.refresh and able.activity:
+            key = digest(issued.session_token.encode())
+            self._parts.activity.mark_seen(issued.session.id, key.hex())
 
     def ticket(self) -> Ticket:
         """For middleware: take this before authenticating a connection that stays."""
