@@ -145,7 +145,8 @@ async def test_a_logout_deletes_the_row_and_the_cookie(
 async def test_a_ban_is_seen_within_the_bound(
     supabase_dsn: str, user: str, database: asyncpg.Connection
 ) -> None:
-    """A fresh look refuses who is banned, and the session works again afterwards."""
+    """A fresh look refuses who is banned, and the session works again afterwards, once
+    the end is forgotten."""
     async with sessions_on(supabase_dsn) as sessions, browser(sessions) as client:
         await client.post(f"/login/{user}")
         await database.execute(
@@ -154,7 +155,11 @@ async def test_a_ban_is_seen_within_the_bound(
         sessions._parts.cache.doubt()
         assert (await client.get("/me")).status_code == 401
         assert NAME in client.cookies
+        queries = sessions.store.queries
+        assert (await client.get("/me")).status_code == 401
+        assert sessions.store.queries == queries
         await database.execute("update auth.users set banned_until = null")
+        sessions._parts.strangers.start_over()
         assert (await client.get("/me")).status_code == 200
 
 

@@ -19,6 +19,7 @@ from handstamp.core.lifetime import Invalid, Reason, Unknown
 from handstamp.core.records import Record, Successor
 from handstamp.core.rotation import was_seen
 from handstamp.engine.answers import Authenticated
+from handstamp.engine.strangers import LIFE
 from handstamp.events import (
     DuplicateCookies,
     LateRefresh,
@@ -452,13 +453,15 @@ async def test_c85_a_disabled_user_gets_no_refresh() -> None:
 
 
 async def test_c85_a_user_enabled_again_is_back() -> None:
-    """A disabled user's session is refused and not ended."""
+    """A disabled user's session is refused and not ended; what was read is forgotten
+    within seconds."""
     async with running() as engine:
         issued = await engine.login()
         await engine.expire()
         engine.store.users[ALICE] = MemoryUser(is_active=False)
         await engine.ask(issued)
         engine.store.users[ALICE].is_active = True
+        engine.clock.advance(timedelta(seconds=LIFE))
         assert session_of(await engine.ask(issued)).id == issued.session.id
 
 

@@ -1,21 +1,27 @@
-"""Tokens of ours that the table does not know: few, briefly, and never in the way."""
+"""Tokens that open nothing: remembered with the reason, briefly, and never in the way."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Reason, Unknown
+from handstamp.core.lifetime import FINAL, Invalid, Reason, Unknown
 from handstamp.core.tokens import ENTROPY, Tokens
-from handstamp.engine.answers import Answer
+from handstamp.engine.answers import Answer, Issued
 from handstamp.engine.strangers import LIFE, MOST, Strangers
+from handstamp.events import LateRefresh, Replayed
+from handstamp.stores.memory import MemoryUser
 from tests.support.engines import (
     LAPTOP,
     SECRET,
     Engine,
+    new_tokens,
     running,
+    same_tokens,
     seconds,
     session_of,
     shown,
@@ -41,9 +47,19 @@ def test_a_stranger_is_known_for_its_life() -> None:
     """Up to the last moment, and not at it."""
     strangers = Strangers(life=2.0)
     strangers.meet(key(1), 100.0)
-    assert strangers.knows(key(1), 101.999)
-    assert not strangers.knows(key(1), 102.0)
-    assert not strangers.knows(key(2), 100.0)
+    assert strangers.why(key(1), 101.999)
+    assert not strangers.why(key(1), 102.0)
+    assert not strangers.why(key(2), 100.0)
+
+
+def test_a_stranger_has_its_reason() -> None:
+    """The last one that was given; without one, it is that there is no row."""
+    strangers = Strangers()
+    strangers.meet(key(1), 100.0)
+    strangers.meet(key(2), 100.0, Reason.IDLE)
+    strangers.meet(key(2), 100.0, Reason.REVOKED)
+    why = [strangers.why(key(n), 101.0) for n in (1, 2, 3)]
+    assert why == [Reason.NOT_FOUND, Reason.REVOKED, None]
 
 
 def test_meeting_again_counts_from_now() -> None:
@@ -51,7 +67,7 @@ def test_meeting_again_counts_from_now() -> None:
     strangers = Strangers(life=2.0)
     strangers.meet(key(1), 100.0)
     strangers.meet(key(1), 101.5)
-    assert strangers.knows(key(1), 103.0)
+    assert strangers.why(key(1), 103.0)
     assert len(strangers) == 1
 
 
@@ -61,7 +77,7 @@ def test_c37_strangers_are_few() -> None:
     for number in range(10_000):
         strangers.meet(key(number), 100.0)
     assert len(strangers) == 100
-    assert [n for n in range(10_000) if strangers.knows(key(n), 100.0)] == list(
+    assert [n for n in range(10_000) if strangers.why(key(n), 100.0)] == list(
         range(9900, 10_000)
     )
     assert (LIFE, MOST) == (2.0, 10_000)
@@ -73,7 +89,7 @@ def test_what_became_a_session_is_no_stranger() -> None:
     strangers.meet(key(1), 100.0)
     strangers.forget(key(1))
     strangers.forget(key(2))
-    assert not strangers.knows(key(1), 100.0)
+    assert not strangers.why(key(1), 100.0)
 
 
 async def test_c36_an_unknown_token_is_asked_for_once_in_its_life() -> None:
@@ -167,3 +183,177 @@ async def test_c39_a_query_without_an_answer_makes_no_stranger(fault: type) -> N
         with suppress(RuntimeError):
             await answer(engine, genuine(1))
         assert len(engine.sessions._parts.strangers) == 0
+
+
+# The tokens of sessions that are over.
+
+ENDS = [
+    Reason.REVOKED,
+    Reason.USER_DISABLED,
+    Reason.PASSWORD_CHANGED,
+    Reason.ABSOLUTE,
+    Reason.REFRESH_EXPIRED,
+    Reason.NOT_FOUND,
+]
+
+
+async def ended(engine: Engine, reason: Reason) -> Issued:
+    """The tokens of a session that is over for this reason, in this process and the
+    table."""
+    issued = await engine.login()
+    row = engine.row(issued.session.id)
+    match reason:
+        case Reason.REVOKED:
+            await engine.sessions.revoke(row.id)
+        case Reason.USER_DISABLED:
+            engine.store.users[row.user_id] = MemoryUser(is_active=False)
+        case Reason.PASSWORD_CHANGED:
+            later = engine.clock.now() + seconds(1)
+            engine.store.users[row.user_id] = MemoryUser(password_changed_at=later)
+        case Reason.ABSOLUTE:
+            long_ago = row.read_at - engine.policy.absolute_ttl
+            engine.store.rows[row.id] = replace(row, created_at=long_ago)
+        case Reason.REFRESH_EXPIRED:
+            engine.store.rows[row.id] = replace(row, refresh_expires_at=row.read_at)
+        case Reason.NOT_FOUND:
+            del engine.store.rows[row.id]
+    engine.sessions._parts.cache.forget_session(row.id)
+    return issued
+
+
+STRICT = Policy(end_on_password_change=True)
+
+
+@pytest.mark.parametrize("passive", [True, False])
+@pytest.mark.parametrize(
+    ("session", "refresh"), [(True, True), (True, False), (False, True)]
+)
+@pytest.mark.parametrize("reason", ENDS)
+async def test_the_tokens_of_a_signed_out_user_cost_one_query_in_their_life(
+    reason: Reason, session: bool, refresh: bool, passive: bool
+) -> None:
+    """Each token one; not one for each request. Every request is told the reason."""
+    async with running(policy=STRICT) as engine:
+        issued = await ended(engine, reason)
+        before = engine.store.queries
+        for _ in range(100):
+            answer = await engine.ask(
+                issued, session=session, refresh=refresh, passive=passive
+            )
+            assert answer == Invalid(reason)
+        assert engine.store.queries == before + session + refresh
+        engine.clock.advance(seconds(LIFE))
+        await engine.ask(issued, session=session, refresh=refresh, passive=passive)
+        assert engine.store.queries == before + 2 * (session + refresh)
+
+
+async def test_a_replayed_token_costs_no_more_queries_either() -> None:
+    """The session that it ended is over for it as well."""
+    async with running() as engine:
+        issued = await engine.login()
+        first = await engine.refreshed(issued)
+        await engine.ask(first, refresh=False)
+        await engine.sessions.flush()
+        engine.clock.advance(engine.policy.grace + seconds(1))
+        replayed = await engine.ask(issued, session=False)
+        assert replayed == Invalid(Reason.REPLAYED)
+        before = engine.store.queries
+        for _ in range(100):
+            assert isinstance(await engine.ask(issued, session=False), Invalid)
+        assert engine.store.queries == before + 1
+        assert len(engine.of(Replayed)) == 1
+
+
+async def test_the_refresh_token_of_a_session_that_is_over_costs_code_no_query_either() -> (
+    None
+):
+    """Outside of cookies, for a client that tries again and again."""
+    async with running() as engine:
+        issued = await ended(engine, Reason.REVOKED)
+        assert issued.refresh_token is not None
+        before = engine.store.queries
+        for _ in range(100):
+            assert await engine.sessions.refresh(issued.refresh_token) is None
+        assert engine.store.queries == before + 1
+
+
+async def test_several_dead_refresh_cookies_cost_one_query_each() -> None:
+    """And a live one among them is found, whatever is known of the others."""
+    async with running() as engine:
+        dead = [await ended(engine, Reason.REVOKED) for _ in range(3)]
+        before = engine.store.queries
+        for _ in range(10):
+            assert isinstance(await engine.ask(*dead, session=False), Invalid)
+        assert engine.store.queries == before + 4  # one is read again before it is refused
+        live = await engine.login()
+        answer = await engine.ask(*dead, live, session=False)
+        assert new_tokens(answer).session.id == live.session.id
+
+
+async def test_a_row_that_an_operator_makes_valid_again_is_shadowed_briefly() -> None:
+    """For the life of a stranger, and not longer."""
+    async with running() as engine:
+        issued = await ended(engine, Reason.REVOKED)
+        row = engine.row(issued.session.id)
+        assert await engine.ask(issued) == Invalid(Reason.REVOKED)
+        engine.store.rows[row.id] = replace(row, is_active=True, revoked_at=None)
+        engine.clock.advance(seconds(LIFE))
+        assert session_of(await engine.ask(issued)).id == row.id
+
+
+async def test_a_token_that_a_redated_rotation_revives_is_no_stranger() -> None:
+    """Its expiry was read; then the client that had missed it is given it again."""
+    async with running() as engine:
+        issued = await engine.login()
+        lost = await engine.refreshed(issued)
+        await engine.expire()
+        assert await engine.ask(lost, refresh=False) == Invalid(Reason.EXPIRED)
+        again = await engine.refreshed(issued)
+        assert same_tokens(again, lost)
+        engine.sessions._parts.cache.forget_session(lost.session.id)
+        answer = await engine.ask(lost, refresh=False)
+        assert session_of(answer).id == lost.session.id
+
+
+async def test_an_idle_session_that_was_active_elsewhere_is_no_stranger() -> None:
+    """Another process had not written its activity when this one read."""
+    async with running(policy=Policy(idle_ttl=timedelta(minutes=5))) as engine:
+        issued = await engine.login()
+        engine.clock.advance(timedelta(minutes=5))
+        engine.sessions._parts.cache.forget_session(issued.session.id)
+        assert await engine.ask(issued) == Invalid(Reason.IDLE)
+        row = engine.row(issued.session.id)
+        active = engine.clock.now() - seconds(1)
+        engine.store.rows[row.id] = replace(row, last_activity_at=active)
+        assert session_of(await engine.ask(issued)).id == row.id
+
+
+async def test_a_late_tab_is_no_stranger() -> None:
+    """Refused within grace, it is judged again at every request."""
+    async with running() as engine:
+        issued = await engine.login()
+        later = await engine.refreshed(await engine.refreshed(issued))
+        for _ in range(2):
+            answer = await engine.ask(issued, session=False)
+            assert answer == Invalid(Reason.LATE)
+        assert len(engine.of(LateRefresh)) == 2
+        assert session_of(await engine.ask(later)).id == later.session.id
+
+
+async def test_unsigned_refresh_tokens_that_no_row_has_cost_two_queries_in_their_life() -> (
+    None
+):
+    """One for the token, one for what it would have led to."""
+    async with running(policy=Policy(accept_unsigned=True)) as engine:
+        before = engine.store.queries
+        for _ in range(100):
+            answer = await engine.sessions.authenticate(shown([], ["theirs"]), LAPTOP)
+            assert answer == Invalid(Reason.NOT_FOUND)
+        assert engine.store.queries == before + 2
+
+
+def test_a_final_end_is_one_that_no_client_can_undo() -> None:
+    """Whoever adds a reason says on which side it is."""
+    revocable = {Reason.EXPIRED, Reason.IDLE, Reason.LATE}
+    no_row = {Reason.ABSENT, Reason.FORGED, Reason.CONFLICT}
+    assert set(Reason) - revocable - no_row == FINAL

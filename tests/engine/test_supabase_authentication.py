@@ -625,6 +625,41 @@ async def test_a_live_session_beside_one_that_is_over_refreshes_only_itself(
     assert [event.session_id for event in world.of(Refreshed)] == [live.id]
 
 
+@pytest.mark.parametrize("end", ["revoked", "banned", "over in time"])
+async def test_the_tokens_of_a_signed_out_user_cost_no_query_for_each_request(
+    world: World, end: str
+) -> None:
+    """However they come: alone, with the refresh token, two of them, as a bearer token."""
+    sessions = await world.process()
+    client, held = await world.browser(sessions), await world.sign_in(sessions)
+    other = await world.sign_in(sessions)
+    for each in (held, other):
+        if end == "revoked":
+            await sessions.revoke(each.id)
+        elif end == "banned":
+            ban = "update auth.users set banned_until = now() + interval '1 day'"
+            await world.psql.execute(ban)
+        else:
+            limit = "update auth.sessions set not_after = now()"
+            await world.psql.execute(limit)
+    sessions._parts.cache.doubt()
+    ways = [
+        {"authorization": f"Bearer {held.token()}"},
+        held.cookie(),
+        held.cookie(NEAR),
+        held.cookie(DEAD),
+        both(held.cookie(), other.cookie()),
+        both(held.cookie(), other.cookie(DEAD)),
+    ]
+    for headers in ways:
+        await client.get("/maybe", headers=headers)
+    asked = sessions.store.queries
+    for headers in ways * 3:
+        answer = await client.get("/maybe", headers=headers)
+        assert answer.json() == {"user_id": None}
+    assert sessions.store.queries == asked
+
+
 async def test_a_bearer_token_stands_in_place_of_the_cookie(world: World) -> None:
     """It is never refreshed, and is no reason to refuse another site's write."""
     sessions = await world.process()

@@ -49,6 +49,21 @@ class Reason(StrEnum):
     CONFLICT = "conflict"
 
 
+FINAL = frozenset(
+    {
+        Reason.NOT_FOUND,
+        Reason.REVOKED,
+        Reason.USER_DISABLED,
+        Reason.PASSWORD_CHANGED,
+        Reason.ABSOLUTE,
+        Reason.REFRESH_EXPIRED,
+        Reason.REPLAYED,
+    }
+)
+"""Ends from which nothing that a client does leads back. An expired token may be dated
+anew with its successor, and an idle session may have been active in another process."""
+
+
 @dataclass(frozen=True, slots=True)
 class Valid:
     """Valid for ``remaining``; ``idle_remaining`` is None without an idle limit."""

@@ -16,7 +16,7 @@ from collections.abc import Container, Sequence
 from hashlib import sha256
 
 from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Invalid, Reason, Unknown
+from handstamp.core.lifetime import FINAL, Invalid, Reason, Unknown
 from handstamp.core.records import Client, Record, masked
 from handstamp.engine.answers import Answer, Authenticated
 from handstamp.engine.bus import Bus
@@ -30,7 +30,7 @@ from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
 
 PREFIX = b"sha256:"
 """A stored digest begins so; no token does."""
-NOT_FOUND = Invalid(Reason.NOT_FOUND)
+NONE = Reason.NOT_FOUND
 Found = dict[bytes, Entry | Invalid]
 """What became of each text that was looked for."""
 
@@ -169,7 +169,7 @@ class Authentication:
         self, found: Found, signed: Container[bytes], conflict: bool
     ) -> None:
         """An event if more than one cookie is genuine: signed by us, or in the table."""
-        genuine = sum(1 for t, a in found.items() if t in signed or a != NOT_FOUND)
+        genuine = sum(1 for t, a in found.items() if t in signed or a != Invalid(NONE))
         if genuine > 1:
             self._reports.publish(DuplicateCookies(candidates=genuine, conflict=conflict))
 
@@ -184,9 +184,10 @@ class Authentication:
         """What the table says of each of these texts."""
         self.misses += 1
         ticket, before = self._cache.ticket(), self._clock()
-        answers: Found = dict.fromkeys(texts, NOT_FOUND)
         digests = {sha256(text).digest(): text for text in texts}
-        keys = {k.hex(): k for k in digests if not self._strangers.knows(k, before)}
+        whys = {key: self._strangers.why(key, before) for key in digests}
+        answers: Found = {digests[k]: Invalid(why or NONE) for k, why in whys.items()}
+        keys = {key.hex(): key for key, why in whys.items() if why is None}
         if not keys:
             return answers
         in_clear = self._in_clear(texts)
@@ -212,6 +213,8 @@ class Authentication:
             answers[digests[asked]] = answer
             if isinstance(answer, Invalid):
                 self._cache.drop(asked)
+                if answer.reason in FINAL:
+                    self._strangers.meet(asked, read.after, answer.reason)
                 continue
             self._admit(answer, passive)
             self._compare(answer, known, record, client)
@@ -282,4 +285,4 @@ def _reason_of(found: Found) -> Reason:
     reasons = [answer.reason for answer in found.values() if isinstance(answer, Invalid)]
     if not reasons:
         return Reason.FORGED
-    return next((r for r in reasons if r is not Reason.NOT_FOUND), Reason.NOT_FOUND)
+    return next((reason for reason in reasons if reason is not NONE), NONE)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from handstamp.core.lifetime import Invalid, Reason
+from handstamp.core.lifetime import FINAL, Invalid, Reason
 from handstamp.core.records import Client, Record, Session, Successor
 from handstamp.core.rotation import (
     RefreshVerdict,
@@ -75,6 +75,11 @@ class Refreshing:
         tokens = [token for text in texts if (token := self._read(text)) is not None]
         if not tokens:
             return Invalid(Reason.FORGED)
+        now = self._clock()
+        whys = {token.digest: self._strangers.why(_key(token), now) for token in tokens}
+        tokens = [token for token in tokens if whys[token.digest] is None]
+        if not tokens:
+            return Invalid(next(why for why in whys.values() if why is not None))
         chosen = tokens[0] if len(tokens) == 1 else await self._choose(tokens)
         if chosen is None:
             return Invalid(Reason.CONFLICT)
@@ -108,7 +113,7 @@ class Refreshing:
         return findings[0].token if findings else tokens[0]
 
     def _known(self, token: RefreshToken) -> Session | None:
-        entry = self._cache.get(refresh_key(digest(token.text)))
+        entry = self._cache.get(_key(token))
         now = self._clock()
         if entry is None or now >= entry.deadline or now >= entry.confirmed:
             return None
@@ -136,6 +141,7 @@ class Refreshing:
         ticket, before = self._cache.ticket(), self._clock()
         record = await self._row(token)
         if record is None:
+            self._strangers.meet(_key(token), self._clock())
             return None
         read = Read(before, self._clock())
         self._database_clock.saw(record.read_at, read.after)
@@ -144,6 +150,8 @@ class Refreshing:
         verdict = judge_refresh(
             record, token.digest, successors, self._policy, active_at=active_at
         )
+        if isinstance(verdict, Refuse) and verdict.reason in FINAL:
+            self._strangers.meet(_key(token), read.after, verdict.reason)
         return _Finding(token, record, verdict, read, ticket)
 
     async def _row(self, token: RefreshToken) -> Record | None:
@@ -184,7 +192,7 @@ class Refreshing:
 
     def _vouch(self, finding: _Finding) -> Authenticated:
         """A passive request: the refresh token as it stands, and nothing is replaced."""
-        key = refresh_key(digest(finding.token.text))
+        key = _key(finding.token)
         record, policy = finding.record, self._policy
         entry = make_entry(outlived(record), policy, key, finding.read)
         if not isinstance(entry, Invalid):
@@ -285,3 +293,7 @@ class Refreshing:
             refresh_ttl=policy.refresh_ttl,
             longest=policy.lifetime(remember=finding.token.remember),
         )
+
+
+def _key(token: RefreshToken) -> bytes:
+    return refresh_key(digest(token.text))

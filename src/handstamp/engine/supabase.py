@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from hashlib import sha256
@@ -35,9 +35,10 @@ from typing import cast
 
 from cachetools import LRUCache
 
+from handstamp.config import Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Invalid, Reason, judge_family
-from handstamp.core.records import Client
+from handstamp.core.records import Client, Record
 from handstamp.core.supabase_cookies import CookieSession
 from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import Refusal
@@ -189,18 +190,31 @@ class SupabaseAuthentication(Authentication):
 
     async def _standing(self, shown: Sequence[_Presented]) -> list[_Presented]:
         """Those whose session is not over, whatever became of their access token."""
-        if not shown:
-            return []
-        found = await self._rows.find([each.token.session_id for each in shown])
-        if found:
-            self._database_clock.saw(found[0].read_at, self._clock())
-        owners = {
-            record.id: record.user_id
-            for record in found
-            if not isinstance(judge_family(record, self._policy), Invalid)
-        }
+        found = await self._read(each.token.session_id for each in shown)
+        owners = {i: r.user_id for i, r in found.items() if isinstance(r, Record)}
         tokens = ((each, each.token) for each in shown)
         return [each for each, t in tokens if owners.get(t.session_id) == t.user_id]
+
+    async def _read(self, session_ids: Iterable[str]) -> dict[str, Record | Invalid]:
+        """The rows of these sessions; in place of one that does not stand, the reason."""
+        before = self._clock()
+        whys = {i: self._strangers.why(i.encode(), before) for i in session_ids}
+        found: dict[str, Record | Invalid] = {i: Invalid(w) for i, w in whys.items() if w}
+        asked = [i for i in whys if i not in found]
+        if not asked:
+            return found
+        self.misses += 1
+        rows = {row.id: row for row in await self._rows.find(asked)}
+        after = self._clock()
+        for session_id in asked:
+            row = rows.get(session_id)
+            verdict = _judge(row, self._policy)
+            if isinstance(verdict, Invalid):
+                self._strangers.meet(session_id.encode(), after, verdict.reason)
+            if row is not None:
+                self._database_clock.saw(row.read_at, after)
+            found[session_id] = verdict
+        return found
 
     async def _one(
         self, shown: _Presented, client: Client, passive: bool
@@ -246,22 +260,17 @@ class SupabaseAuthentication(Authentication):
         return token.client_id is None or token.client_id in self._oauth_clients
 
     async def _look(self, shown: _Presented) -> Authenticated | Invalid:
-        token, stranger = shown.token, shown.token.session_id.encode()
+        token, key = shown.token, sha256(shown.text).digest()
         ticket, before = self._cache.ticket(), self._clock()
-        if self._strangers.knows(stranger, before):
-            return Invalid(Reason.NOT_FOUND)
-        self.misses += 1
-        rows = await self._rows.find([token.session_id])
-        read = Read(before, self._clock())
-        if not rows:
-            self._strangers.meet(stranger, read.after)
-            return Invalid(Reason.NOT_FOUND)
-        self._database_clock.saw(rows[0].read_at, read.after)
-        if rows[0].user_id != token.user_id:
+        row = (await self._read([token.session_id]))[token.session_id]
+        entry: Entry | Invalid
+        if isinstance(row, Invalid):
+            entry = row
+        elif row.user_id != token.user_id:
             return Invalid(Reason.FORGED)
-        key = sha256(shown.text).digest()
-        record = bounded(rows[0], token.expires_at, token.aal)
-        entry = make_entry(record, self._policy, key, read)
+        else:
+            record = bounded(row, token.expires_at, token.aal)
+            entry = make_entry(record, self._policy, key, Read(before, self._clock()))
         if isinstance(entry, Invalid):
             self._cache.drop(key)
             return entry
@@ -269,7 +278,7 @@ class SupabaseAuthentication(Authentication):
             # Believed until it wants to be replaced; after that it is read each time. The
             # margin is for refreshing: without a database it shortens nothing.
             entry.deadline = min(entry.deadline, entry.hard - MARGIN.total_seconds())
-        self._cache.thin(record.id, keep=key, most=COPIES)
+        self._cache.thin(entry.session.id, keep=key, most=COPIES)
         self._cache.put(ticket, entry)
         return Authenticated(session=entry.session)
 
@@ -297,7 +306,7 @@ class SupabaseAuthentication(Authentication):
         token, session_id = shown.claim.refresh_token, shown.token.session_id
         whole = f"{session_id}\n{spelled_once(token)}"
         key = refresh_key(sha256(whole.encode()).digest())
-        if self._strangers.knows(key, self._clock()):
+        if self._strangers.why(key, self._clock()) is not None:
             return None  # refused a moment ago
 
         async def ask() -> Issued | None:
@@ -366,3 +375,12 @@ class SupabaseAuthentication(Authentication):
         """In a forked child: no flight of the parent's will ever land here."""
         self._flights.clear()
         self._verified, self._verifying = LRUCache(VERIFIED), Lock()
+
+
+def _judge(row: Record | None, policy: Policy) -> Record | Invalid:
+    """The row if its session stands. Nothing but a refresh moves its limits, and a session
+    that has reached one is not refreshed."""
+    if row is None:
+        return Invalid(Reason.NOT_FOUND)
+    verdict = judge_family(row, policy)
+    return verdict if isinstance(verdict, Invalid) else row
