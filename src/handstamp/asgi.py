@@ -181,7 +181,7 @@ class SessionAuthMiddleware:
         self._exclude = frozenset(exclude)
         self._passive = passive if callable(passive) else _among(passive)
         self._choosy = bool(self._exclude) or self._passive is not None
-        self._sole = self._door.reader.sole
+        self._sole, self._agrees = self._door.reader.sole, self._door.reader.agrees
         self._hit = sessions.hit
 
     def __repr__(self) -> str:
@@ -224,6 +224,8 @@ class SessionAuthMiddleware:
         token = self._sole(cookie)
         entry = None if token is None else self._hit(token)
         if entry is None:
+            return None
+        if self._agrees is not None and not self._agrees(cookie, entry.session.id):
             return None
         handle = self.handle_class(self._door, headers, scope.get("client"))
         handle._session = entry.session

@@ -113,9 +113,10 @@ class BindingChanged(SessionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DuplicateCookies(Event):
-    """Several genuine tokens in different cookies of one name. ``candidates`` is their
-    number; what anybody can make up is not counted. ``conflict`` when more than one of
-    them was valid and they belong to different sessions: then none counted."""
+    """Several genuine tokens in different cookies of one name, or a session token beside
+    the refresh token of another session. ``candidates`` is their number; what anybody can
+    make up is not counted. ``conflict`` when more than one of them was valid and they
+    belong to different sessions: then none counted."""
 
     action: ClassVar[str] = "duplicate_cookie"
     alarming: ClassVar[bool] = True

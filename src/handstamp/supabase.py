@@ -246,6 +246,8 @@ def _as_settings(cookie: SupabaseCookie, given: Cookies | None) -> Cookies:
 class _Reader:
     """The cookie, or a bearer token, each under the text it is cached by."""
 
+    agrees = None  # one cookie holds both tokens
+
     def __init__(self, name: str) -> None:
         self._reader = SupabaseCookieReader(name)
         self.sole = self._reader.sole

@@ -105,7 +105,7 @@ class Handle(BaseHandle):
         credentials, idle = question.credentials, question.passive or passive()
         if len(credentials.session) == 1:  # rule 1: also for a POST, or a bearer token
             entry = sessions.hit(credentials.session[0], idle)
-            if entry is not None:
+            if entry is not None and credentials.agrees(entry.session.id):
                 self._session = entry.session
                 return
         if sessions.is_forged(credentials):  # a flood of these must not reach the loop
@@ -210,7 +210,7 @@ class SessionAuthMiddleware:
         self._exclude = frozenset(map(_path_info, exclude))
         self._passive = passive if callable(passive) else _among(passive)
         self._choosy = bool(self._exclude) or self._passive is not None
-        self._sole = self._door.reader.sole
+        self._sole, self._agrees = self._door.reader.sole, self._door.reader.agrees
         self._hit = sessions.hit
         self._forks_untold = "uwsgi" in sys.modules
 
@@ -262,6 +262,10 @@ class SessionAuthMiddleware:
         token = self._sole(_as_bytes(cookie))
         entry = None if token is None else self._hit(token)
         if entry is None:
+            return None
+        if self._agrees is not None and not self._agrees(
+            _as_bytes(cookie), entry.session.id
+        ):
             return None
         handle = self.handle_class(self._door, environ)
         handle._session = entry.session

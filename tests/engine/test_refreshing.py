@@ -799,11 +799,16 @@ async def test_refresh_tokens_of_two_sessions_count_for_none() -> None:
         assert [e.conflict for e in engine.of(DuplicateCookies)] == [True]
 
 
-async def test_the_session_token_decides_identity() -> None:
-    """A live session token beside another session's refresh token: the first counts."""
+async def test_a_refresh_token_merges_no_two_sessions() -> None:
+    """Beside a live session token of another session it is a conflict while it would be
+    accepted, and nothing at all after that; it is never used."""
     async with running() as engine:
         one, two = await engine.login(), await engine.login("bob")
         credentials = shown([one.session_token], [two.refresh_token])
+        answer = await engine.sessions.authenticate(credentials, LAPTOP)
+        assert answer == Invalid(Reason.CONFLICT)
+        assert [e.conflict for e in engine.of(DuplicateCookies)] == [True]
+        await engine.sessions.revoke(two.session.id)
         answer = await engine.sessions.authenticate(credentials, LAPTOP)
         assert session_of(answer).id == one.session.id
         assert engine.of(Refreshed) == []

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from handstamp.config import Cookies
+from handstamp.core.tokens import refresh_prefix
 
 MOST_BYTES = 64 * 1024
 """Of the Cookie headers: servers take no more."""
@@ -51,6 +52,11 @@ class Credentials:
     def __bool__(self) -> bool:
         return bool(self.session or self.refresh)
 
+    def agrees(self, session_id: str) -> bool:
+        """Whether no refresh token is of another session than this one, by what it says."""
+        prefix = refresh_prefix(session_id)
+        return all(text.startswith(prefix) for text in self.refresh)
+
 
 NOTHING = Credentials()
 
@@ -58,12 +64,17 @@ NOTHING = Credentials()
 class CookieReader:
     """Reads our two cookies out of raw request headers; compiled once per name."""
 
-    __slots__ = ("_needle", "_refresh", "_session")
+    __slots__ = ("_needle", "_refresh", "_refresh_needle", "_session", "agrees")
 
     def __init__(self, cookies: Cookies) -> None:
         self._session = _pattern(cookies.session_name)
         self._refresh = _pattern(cookies.refresh_name)
         self._needle = cookies.session_name.encode() + b"="
+        self._refresh_needle = cookies.refresh_name.encode() + b"="
+        is_exclusive = cookies.session_name.startswith("__Host-")
+        self.agrees = None if is_exclusive else self._agrees
+        """Whether no refresh cookie in a header is of another session than this one, by
+        what it says; None where no other host can set the session cookie."""
 
     def sole(self, header: bytes) -> bytes | None:
         """The session cookie where nothing about it is unusual, else None.
@@ -80,6 +91,11 @@ class CookieReader:
         if before and before[-2:] != b"; ":
             return None
         return after.partition(b";")[0]
+
+    def _agrees(self, header: bytes, session_id: str) -> bool:
+        prefix = refresh_prefix(session_id)
+        _, *rest = header.split(self._refresh_needle)
+        return all(part.startswith(prefix) for part in rest)
 
     def read(self, headers: RawHeaders, *, bearer: bool = False) -> Credentials:
         """Everything in ``headers`` that claims to be a credential of ours.

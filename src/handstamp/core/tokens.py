@@ -55,6 +55,11 @@ def digest(text: bytes) -> bytes:
     return hashlib.sha256(text).digest()
 
 
+def refresh_prefix(session_id: str) -> bytes:
+    """What every refresh token of this session begins with."""
+    return f"{session_id}.".encode()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
     """A session token and its refresh token, as text for two cookies."""

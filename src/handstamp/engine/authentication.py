@@ -5,8 +5,9 @@ its own limits or ``longest_trust``, as long as the bus vouches for it or it was
 ``max_staleness``.
 A miss asks the table once for all session tokens of the request, together with whoever else
 misses at that moment, after the gate has thrown out what we never made.
-The session token decides identity; a refresh token is looked at only when no session
-token is alive, and never merges two sessions.
+The session token decides identity; a refresh token authenticates only when no session
+token is alive, and never merges two sessions. One that would still be accepted for another
+session than the session token's is a conflict: one of them may be somebody else's cookie.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from hashlib import sha256
 
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import FINAL, Invalid, Reason, Unknown
-from handstamp.core.records import Client, Record, masked
+from handstamp.core.records import Client, Record, Session, masked
+from handstamp.core.tokens import refresh_prefix
 from handstamp.engine.answers import Answer, Authenticated
 from handstamp.engine.bus import Bus
 from handstamp.engine.cache import NEVER, RECENCY, Entry
@@ -114,13 +116,26 @@ class Authentication:
     async def _ask(
         self, credentials: Credentials, client: Client, passive: bool
     ) -> Authenticated | Invalid:
-        answer = await self._by_session(credentials.session, client, passive)
-        if not isinstance(answer, Invalid) or answer.reason is Reason.CONFLICT:
+        answer, genuine = await self._by_session(credentials.session, client, passive)
+        if isinstance(answer, Authenticated):
+            others = await self._sessions_beside(answer.session, credentials)
+            genuine += others
+            answer = Invalid(Reason.CONFLICT) if others else answer
+        conflict = isinstance(answer, Invalid) and answer.reason is Reason.CONFLICT
+        if genuine > 1:
+            self._reports.publish(DuplicateCookies(candidates=genuine, conflict=conflict))
+        if conflict or isinstance(answer, Authenticated):
             return answer
         self._notice_swap(credentials)
         if not credentials.refresh:
             return answer
         return await self._refreshing.refresh(credentials.refresh, client, passive=passive)
+
+    async def _sessions_beside(self, session: Session, credentials: Credentials) -> int:
+        """How many refresh tokens would be accepted for another session."""
+        if credentials.agrees(session.id):
+            return 0
+        return await self._refreshing.sessions_beside(session.id, credentials.refresh)
 
     def _ends(self, entry: Entry) -> float:
         """How long an entry may serve where there is nobody to ask: to the session's own
@@ -135,7 +150,7 @@ class Authentication:
         bus may go on proving while nothing can be read.
         """
         now = self._clock()
-        found: dict[str, Entry] = {}
+        found: dict[bytes, Entry] = {}
         for text in credentials.session:
             entry = self._get(sha256(text).digest())
             if entry is None or now >= self._ends(entry):
@@ -143,14 +158,34 @@ class Authentication:
             proven = min(self._bus.proven_until, entry.confirmed + self._longest_trust)
             bound = max(entry.confirmed, proven)
             if now < bound + self._stale:
-                found[entry.session.id] = entry
-        return next(iter(found.values())) if len(found) == 1 else None
+                found[text] = entry
+        if len({entry.session.id for entry in found.values()}) != 1:
+            return None
+        entry = next(iter(found.values()))
+        return None if self._may_be_of_others(credentials, found, entry) else entry
+
+    def _may_be_of_others(
+        self, credentials: Credentials, found: Container[bytes], entry: Entry
+    ) -> bool:
+        """Whether a genuine token may be of another session, which nobody can look up."""
+        tokens = self._tokens
+        unknown = [text for text in credentials.session if text not in found]
+        if any(tokens.is_session(t) or self._may_be_unsigned(t) for t in unknown):
+            return True
+        if credentials.agrees(entry.session.id):
+            return False
+        prefix = refresh_prefix(entry.session.id)
+        others = [text for text in credentials.refresh if not text.startswith(prefix)]
+        unsigned = self._policy.accept_unsigned
+        return any(unsigned or tokens.read_refresh(text) for text in others)
 
     async def _by_session(
         self, texts: Sequence[bytes], client: Client, passive: bool
-    ) -> Authenticated | Invalid:
+    ) -> tuple[Authenticated | Invalid, int]:
+        """The answer by the session tokens, and how many of them are genuine: signed by
+        us, or in the table."""
         if not texts:
-            return Invalid(Reason.ABSENT)
+            return Invalid(Reason.ABSENT), 0
         found: Found = {text: e for text in texts if (e := self.hit(text, passive))}
         asked = [text for text in texts if text not in found]
         signed = {text for text in asked if self._tokens.is_session(text)}
@@ -158,20 +193,12 @@ class Authentication:
         if genuine:
             found |= await self._find(genuine, client, passive)
         live = {e.session.id: e for e in found.values() if isinstance(e, Entry)}
-        self._report_several(found, signed, conflict=len(live) > 1)
+        known = sum(1 for t, a in found.items() if t in signed or a != Invalid(NONE))
         if len(live) > 1:
-            return Invalid(Reason.CONFLICT)
+            return Invalid(Reason.CONFLICT), known
         if not live:
-            return Invalid(_reason_of(found))
-        return Authenticated(session=next(iter(live.values())).session)
-
-    def _report_several(
-        self, found: Found, signed: Container[bytes], conflict: bool
-    ) -> None:
-        """An event if more than one cookie is genuine: signed by us, or in the table."""
-        genuine = sum(1 for t, a in found.items() if t in signed or a != Invalid(NONE))
-        if genuine > 1:
-            self._reports.publish(DuplicateCookies(candidates=genuine, conflict=conflict))
+            return Invalid(_reason_of(found)), known
+        return Authenticated(session=next(iter(live.values())).session), known
 
     def _may_be_unsigned(self, text: bytes) -> bool:
         """Whether the table has to be asked for a session token that we did not sign."""

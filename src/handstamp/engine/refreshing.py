@@ -22,7 +22,7 @@ from handstamp.core.rotation import (
     judge_refresh,
     was_seen,
 )
-from handstamp.core.tokens import RefreshToken, TokenPair, digest
+from handstamp.core.tokens import RefreshToken, TokenPair, digest, refresh_prefix
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.engine.cache import Ticket
 from handstamp.engine.entries import Read, make_entry, outlived, refresh_key
@@ -111,6 +111,27 @@ class Refreshing:
             return None
         findings.sort(key=lambda f: _ORDER.index(type(f.verdict)))
         return findings[0].token if findings else tokens[0]
+
+    async def sessions_beside(self, session_id: str, texts: Sequence[bytes]) -> int:
+        """How many of these refresh tokens would be accepted for another session.
+
+        Nothing is written, and what would not be accepted is not asked for again for a
+        moment. Raises :class:`SessionsUnavailable`.
+        """
+        others = 0
+        for token in filter(None, map(self._read, texts)):
+            if token.session_id == session_id:
+                continue
+            key = digest(refresh_prefix(session_id) + token.text)
+            if self._strangers.why(key, self._clock()) is not None:
+                continue
+            finding = await self._find(token)
+            stands = finding and isinstance(finding.verdict, (Rotate, Reissue))
+            if finding and stands and finding.record.id != session_id:
+                others += 1
+            else:
+                self._strangers.meet(key, self._clock())
+        return others
 
     def _known(self, token: RefreshToken) -> Session | None:
         entry = self._cache.get(_key(token))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,12 @@ Came = Mapping[str, str | None]
 
 class Reader(Protocol):
     """Request headers -> credentials."""
+
+    @property
+    def agrees(self) -> Callable[[bytes, str], bool] | None:
+        """Whether a header that has the token of this session has none of another; for
+        whoever looked at the session token alone. None where that needs no look."""
+        ...
 
     def sole(self, header: bytes) -> bytes | None:
         """What identifies the session, where nothing about the header is unusual."""

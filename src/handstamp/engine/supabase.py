@@ -112,15 +112,12 @@ class SupabaseAuthentication(Authentication):
     def _pass(self, entry: Entry, now: float) -> None:
         """Nor for a first use."""
 
-    def _still_believed(self, credentials: Credentials) -> Entry | None:
-        """The same, where no other session is claimed by a genuine token."""
-        entry = super()._still_believed(credentials)
-        if entry is None:
-            return None
+    def _may_be_of_others(
+        self, credentials: Credentials, found: Container[bytes], entry: Entry
+    ) -> bool:
         claims = cast("tuple[CookieSession, ...]", credentials.claims)
         tokens = filter(None, (self._verify(claim.access_token) for claim in claims))
-        is_sole = all(token.session_id == entry.session.id for token in tokens)
-        return entry if is_sole else None
+        return any(token.session_id != entry.session.id for token in tokens)
 
     def is_forged(self, credentials: Credentials) -> bool:
         """Whether no access token of this is genuine: a plain call without I/O, from any
