@@ -189,6 +189,39 @@ async def test_every_danger_is_told_at_once(uuid_dsn: str) -> None:
     assert (await ask(uuid_dsn)).status == 0
 
 
+async def test_ids_that_no_token_can_carry_are_a_danger(empty_dsn: str) -> None:
+    """With the DDL that gives the rows other ids, and none of the ids is shown."""
+    await sql(
+        empty_dsn,
+        "create table logins (id text primary key, user_id uuid not null,"
+        " token_digest text not null unique, expires_at timestamptz not null)",
+        "insert into logins select repeat('secret', 50) || n, gen_random_uuid(), n, now()"
+        " from generate_series(1, 3) n",
+    )
+    told = await ask(empty_dsn)
+    assert told.status == 1
+    (text,) = (text for text, level in told.of("table").items() if level == "danger")
+    assert "logins.id holds ids of up to 301 characters" in text
+    assert "secret" not in told.text
+    await sql(empty_dsn, *told.mends("table"))
+
+
+async def test_an_id_that_is_a_token_in_clear_is_a_danger(empty_dsn: str) -> None:
+    """The ids are shown in logs and lists: no shape is proposed that would show tokens."""
+    await sql(
+        empty_dsn,
+        "create table sessions (id text primary key, user_id uuid not null,"
+        " expires_at timestamptz not null)",
+        "insert into sessions values ('hidden', gen_random_uuid(), now())",
+    )
+    told = await ask(empty_dsn)
+    assert (told.status, told.told["shape"]) == (1, None)
+    (text,) = told.of("table")
+    assert "whoever sees the id of a session" in text
+    assert "hidden" not in told.text
+    await sql(empty_dsn, *told.mends("table"))
+
+
 async def test_a_column_that_is_needed_and_not_there(uuid_dsn: str) -> None:
     """It says what is missing, and what to name."""
     await sql(uuid_dsn, "alter table user_sessions drop column expires_at")

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import urlsafe_b64decode
+from datetime import timedelta
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from itsdangerous import Signer
 
+from handstamp.config import Cookies
+from handstamp.core.cookies import CookieWriter
+from handstamp.core.credentials import LONGEST_TOKEN, CookieReader
+from handstamp.core.ids import normalize_text
 from handstamp.core.tokens import ENTROPY, RefreshToken, TokenPair, Tokens, digest
 from handstamp.errors import ConfigError
 from tests.core.making import NEW_KEY, OLD_KEY, make_tokens
@@ -170,13 +175,69 @@ def test_c28_each_purpose_has_a_key_of_its_own(purpose: str) -> None:
     assert (purpose == "refresh") == (TOKENS.read_refresh(refresh) is not None)
 
 
-def test_a_session_id_outside_the_alphabet_is_refused_at_the_gate() -> None:
-    """Even with a good signature, an id that could not be ours is not looked up."""
-    for sid in ("", "a" * 65, "a b", "a'b", "a~b", "é"):
-        assert (
-            TOKENS.read_refresh(TOKENS.mint(sid, bytes(64), remember=True).refresh.encode())
-            is None
-        )
+OF_PLAIN_IDS = {
+    SID: "b4Z3HYHFhlJXqQvdqjR10X087DiCMVO90BF6yoEgIXk",
+    "7": "3GM6c6tSIIL764-IczZt7fMw8VBS1KZRdKEHBi0AYIU",
+    "-5": "IZcuGuTYd_O4hOur0jAri9Z4TaJtSM_GrF7ahceUQK0",
+    "9b1deb4d-3b7d-4bad-9bdd-2b0d7b3dcb6d": "8pVvgzy7QccQyIoAmvivtFndmjUcCF3aVWEH6lieUFo",
+    "_" * 64: "XBQLtQaOV5GbSBX_Yhy5jesz7VbtPXCmjcCbdTPBLxA",
+}
+"""Signatures of refresh tokens as they were before other ids were carried."""
+
+
+@pytest.mark.parametrize("sid", OF_PLAIN_IDS)
+def test_the_token_of_a_plain_id_has_the_text_it_always_had(sid: str) -> None:
+    """Browsers hold such tokens, and tables their digests."""
+    state = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8"
+    text = f"{sid}.r.{state}.{OF_PLAIN_IDS[sid]}"
+    assert TOKENS.mint(sid, bytes(range(64)), remember=True).refresh == text
+    assert opened(TOKENS, text).session_id == sid
+
+
+@given(sid=st.text(max_size=255).filter(normalize_text))
+@example(sid="")
+@example(sid="\U0001f98a" * 255)
+@example(sid="~YTpi")
+@example(sid="a.r.b")
+def test_a_refresh_token_carries_any_id(sid: str) -> None:
+    """Whatever a column of texts can hold, in a cookie that every browser keeps."""
+    text = TOKENS.mint(sid, bytes(64), remember=False).refresh
+    assert opened(TOKENS, text).session_id == sid
+    assert len(text) <= LONGEST_TOKEN
+    written = CookieWriter(Cookies()).refresh(text, timedelta(days=30))
+    assert len(written) < 4096
+    read = CookieReader(Cookies()).read([(b"cookie", written.partition(b"; ")[0])])
+    assert read.refresh == (text.encode(),)
+
+
+@pytest.mark.parametrize(
+    "carried",
+    [
+        *("", "~YWJj", "~YTpi=", "~YTpj\n", "~YTpi~", "~~YTpi", "YTpi~", "~YTpi.r", "a~b"),
+        *("~YTpjZB", "~YTpjZC", "~_w", "~7aCA", "~AA", "~YQBi", "a:b", "é", "a" * 65),
+        "~" + "YTph" * 400,
+    ],
+    ids=ascii,
+)
+def test_another_spelling_of_an_id_is_refused_even_with_a_good_signature(
+    carried: str,
+) -> None:
+    """Plain ids in base64, stray bits, padding, broken UTF-8, NUL, and what is too long:
+    an id has one text, so a row has one refresh token."""
+    key = next(iter(TOKENS._keys))
+    state = REFRESH.decode().split(".")[2]
+    signed = key.refresh.sign(f"{carried}.r.{state}".encode())
+    assert TOKENS.read_refresh(signed) is None
+    good = key.refresh.sign(f"~YTpi.r.{state}".encode())
+    assert opened(TOKENS, good.decode()).session_id == "a:b"
+
+
+@pytest.mark.parametrize("sid", ["a" * 256, "a\x00b", "\ud800"], ids=ascii)
+def test_no_token_is_made_for_what_is_no_id(sid: str) -> None:
+    """A refresh token that could not be read again would sign its holder out."""
+    with pytest.raises(ValueError, match="cannot be the id") as caught:
+        TOKENS.mint(sid, bytes(64), remember=True)
+    assert sid not in str(caught.value)
 
 
 def test_c41_a_digest_is_the_whole_sha256_of_the_text() -> None:

@@ -235,7 +235,7 @@ REFUSED = {
     "drop column session_token": ("no column session_token", UUID_PLAIN),
     "add column other int": (
         "both id and token",
-        replace(UUID_PLAIN, id="session_token"),
+        replace(UUID_PLAIN, id="session_token", at_rest="prefixed"),
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,31 @@ def test_c131_what_is_no_name_of_the_users_is_refused(name: str) -> None:
     """The users' names end up in the same SQL."""
     with pytest.raises(ConfigError, match="is_active"):
         UsersTable(is_active=name)
+
+
+def test_a_shape_whose_ids_are_tokens_in_clear_is_refused() -> None:
+    """The id of a session is in logs, events and lists: there it would open the session.
+    The refusal says how to get ids that are none."""
+    with pytest.raises(ConfigError, match="could sign in with it") as refusal:
+        TableShape(table="app.logins", id="sid", token="sid", at_rest="plain")
+    assert 'alter table "app"."logins" add column session_id' in str(refusal.value)
+    with pytest.raises(ConfigError, match="could sign in with it"):
+        replace(UUID_PLAIN, id=UUID_PLAIN.token)
+    for at_rest in ("digest", "prefixed"):
+        assert TableShape(id="sid", token="sid", at_rest=at_rest).id_is_token
+    assert not TableShape(id="Sid", token="sid", at_rest="plain").id_is_token
+
+
+@pytest.mark.parametrize("held", ["token", "refresh_token"])
+@pytest.mark.parametrize("shown", ["user_id", "fingerprint", "user_agent", "location"])
+def test_a_column_of_tokens_is_never_shown_as_something_else(held: str, shown: str) -> None:
+    """By whatever field an application would see it."""
+    with pytest.raises(ConfigError, match=f"{shown}= and {held}= name one column, secret"):
+        TableShape(**{held: "secret", shown: "secret"})
+    with pytest.raises(ConfigError, match="refresh_token="):
+        TableShape(id="secret", refresh_token="secret")
+    with pytest.raises(ConfigError, match="token="):
+        TableShape(token="secret", refresh_token="secret")
 
 
 def test_a_name_is_quoted_part_by_part() -> None:

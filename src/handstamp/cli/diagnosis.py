@@ -13,7 +13,7 @@ from handstamp.cli.remarks import facts_remarks, tokens_remarks
 from handstamp.cli.surroundings import look_around
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Table, read_table
-from handstamp.stores.dangers import refusals
+from handstamp.stores.dangers import refusals, refuse_long_ids
 from handstamp.stores.doctor import examining
 from handstamp.stores.doctor.comparing import NAMES, as_python, capabilities, differences
 from handstamp.stores.doctor.doubting import Users, columns_of
@@ -27,7 +27,7 @@ from handstamp.stores.doctor.proposing import (
 )
 from handstamp.stores.doctor.triggering import lacking, trigger_sql
 from handstamp.stores.fitting import Fitted, fit
-from handstamp.stores.shapes import quoted
+from handstamp.stores.shapes import TableShape, quoted
 from handstamp.stores.statements import Statements
 
 if TYPE_CHECKING:
@@ -131,8 +131,10 @@ async def _look(
             dangers.insert(0, _danger(error))
         text = "grants, indexes and the trigger were not looked at: mend the dangers first"
         return [*dangers, *found, Finding(Level.NOTICE, "doctor", text)], False
+    sql = Statements(fitted)
+    dangers += await _long_ids(connection, shape, sql)
     found += await _grants(connection, fitted)
-    found += await look_at_indexes(connection, samples(Statements(fitted)))
+    found += await look_at_indexes(connection, samples(sql))
     trigger, covered = await _trigger(connection, fitted)
     return [*dangers, *found, *trigger], covered
 
@@ -152,6 +154,24 @@ async def _count(connection: Connection, name: str, token: str | None) -> Rows |
             return await examining.count_rows(connection, name, token)
     except (asyncpg.InsufficientPrivilegeError, asyncpg.QueryCanceledError):
         return None
+
+
+async def _long_ids(
+    connection: Connection, shape: TableShape, sql: Statements
+) -> list[Finding]:
+    """Ids that no token can carry, in more rows than the application itself looks at."""
+    if sql.longest_ids is None:
+        return []
+    try:
+        async with connection.transaction():
+            await connection.execute(examining.TIME_LIMIT)
+            (longest,) = await connection.fetch(sql.longest_ids, examining.BIG)
+            refuse_long_ids(shape, dict(longest))
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.QueryCanceledError):
+        pass  # said of the tokens already
+    except ConfigError as error:
+        return [_danger(error)]
+    return []
 
 
 async def _grants(connection: Connection, fitted: Fitted) -> list[Finding]:

@@ -19,13 +19,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from handstamp.config import Cookies
-from handstamp.core.tokens import refresh_prefix
+from handstamp.core.tokens import LONGEST_REFRESH, refresh_prefix
 
 MOST_BYTES = 64 * 1024
 """Of the Cookie headers: servers take no more."""
 MOST_CANDIDATES = 4
-LONGEST_TOKEN = 512
-"""More than any token of ours, and enough for what applications issued before."""
+LONGEST_TOKEN = LONGEST_REFRESH
+"""The longest token of ours, and enough for what applications issued before."""
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 _VALUE = re.compile(rb"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")

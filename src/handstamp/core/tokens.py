@@ -5,7 +5,8 @@ value we never made is refused before anything is looked up.
 Rule 2. The table stores SHA-256 digests of the cookie's text as sent, nothing else. A
 256-bit random value needs no salt and no slow hash.
 Rule 3. A token has exactly one text. Base64 as a codec accepts many spellings of the
-same bytes, so both parts are matched as text and a stray spelling is refused.
+same bytes, so both parts are matched as text and a stray spelling is refused. The id
+of a session has one text as well (:mod:`handstamp.core.ids`).
 Rule 4. The successor of a refresh token is a function of it and of a key (a keyed
 ratchet), so every process that is shown R(n) arrives at the same R(n+1) and S(n+1)
 without a word between them, and the table needs no column for a previous token.
@@ -34,6 +35,8 @@ from functools import cached_property
 from itsdangerous import Signer
 from itsdangerous.signer import SigningAlgorithm
 
+from handstamp.core import ids
+from handstamp.core.ids import LONGEST_ENCODED
 from handstamp.errors import ConfigError
 
 ENTROPY = 32
@@ -44,9 +47,10 @@ _SHORTEST_SECRET = 32
 # characters only these 16 can end the one canonical spelling.
 _B64 = rb"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]"
 _SESSION = re.compile(_B64 + rb"\." + _B64)
-_REFRESH = re.compile(
-    rb"([0-9A-Za-z_-]{1,64})\.([rb])\.(" + _B64 + rb")\." + _B64,
-)
+_REFRESH = re.compile(rb"(~?[0-9A-Za-z_-]*)\.([rb])\.(" + _B64 + rb")\." + _B64)
+LONGEST_REFRESH = LONGEST_ENCODED + len(".r.") + 43 + len(".") + 43
+"""Bytes of the longest refresh token; with a cookie's name and attributes far below the
+4096 that browsers keep."""
 
 
 def digest(text: bytes) -> bytes:
@@ -57,7 +61,7 @@ def digest(text: bytes) -> bytes:
 
 def refresh_prefix(session_id: str) -> bytes:
     """What every refresh token of this session begins with."""
-    return f"{session_id}.".encode()
+    return f"{ids.encode(session_id)}.".encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +120,10 @@ class Tokens:
         return f"Tokens(keys={len(self._keys)})"
 
     def mint(self, session_id: str, entropy: bytes, *, remember: bool) -> TokenPair:
-        """The first pair of a session, from 64 bytes of fresh randomness."""
+        """The first pair of a session, from 64 bytes of fresh randomness.
+
+        Raises ``ValueError`` for other entropy, and for what is no id (:mod:`.ids`).
+        """
         if len(entropy) != 2 * ENTROPY:
             raise ValueError(f"entropy must be {2 * ENTROPY} bytes")
         session, refresh = entropy[:ENTROPY], entropy[ENTROPY:]
@@ -131,15 +138,16 @@ class Tokens:
 
     def read_refresh(self, text: bytes) -> RefreshToken | None:
         """What this refresh token says, or None if we did not make it. No I/O."""
-        match = _REFRESH.fullmatch(text)
-        if match is None:
+        match = _REFRESH.fullmatch(text) if len(text) <= LONGEST_REFRESH else None
+        session_id = None if match is None else ids.decode(match[1].decode())
+        if match is None or session_id is None:
             return None
         value, _, signature = text.rpartition(b".")
         if not any(k.refresh.verify_signature(value, signature) for k in self._keys):
             return None
         return RefreshToken(
             text=text,
-            session_id=match[1].decode(),
+            session_id=session_id,
             state=urlsafe_b64decode(match[3] + b"="),
             remember=match[2] == b"r",
         )
@@ -169,7 +177,7 @@ class _Key:
         kind = "r" if remember else "b"
         return TokenPair(
             session=self.session.sign(_b64(session)).decode(),
-            refresh=self.refresh.sign(f"{sid}.{kind}.{_b64(refresh)}").decode(),
+            refresh=self.refresh.sign(f"{ids.encode(sid)}.{kind}.{_b64(refresh)}").decode(),
         )
 
 

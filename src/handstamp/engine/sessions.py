@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
-
-from ulid import ULID
 
 from handstamp.clock import Clock, uptime
 from handstamp.config import Cookies, Policy
@@ -34,6 +31,7 @@ from handstamp.engine.bus import Bus
 from handstamp.engine.cache import Cache, Ticket
 from handstamp.engine.database_clock import DatabaseClock
 from handstamp.engine.entries import Read, make_entry
+from handstamp.engine.new_ids import make_id, new_id
 from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
 from handstamp.engine.reporting import Subscriber
@@ -50,7 +48,6 @@ from handstamp.stores.table import TableStore
 logger = logging.getLogger("handstamp")
 
 E = TypeVar("E", bound=Event)
-_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _NOBODY = Client()
 
 
@@ -105,7 +102,7 @@ class Sessions:
         )
         self.clock = clock
         self._entropy = entropy
-        self._new_id = new_id or partial(_new_id, shape.new_id, entropy)
+        self._new_id = new_id or partial(make_id, shape.new_id, entropy)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parts = parts = Parts(
             store=self.store,
@@ -246,7 +243,7 @@ class Sessions:
         """
         await self.open()
         able = await self.store.ready()
-        session_id = await self.store.new_id() or self._new_id()
+        session_id = await new_id(self.store, self._new_id)
         pair = self._parts.tokens.mint(
             session_id, self._entropy(2 * ENTROPY), remember=remember
         )
@@ -336,23 +333,25 @@ class Sessions:
         """End one session now; whether there was a live one to end.
 
         Give ``user_id`` to end it only if it is that user's: for every id that came from
-        a client. Returns after the commit. Raises :class:`SessionsUnavailable`, and then
-        nothing is known to have ended.
+        a client. Returns after the commit, and False if there is no live session of this
+        id. Raises :class:`SessionsUnavailable`, and then nothing is known to have ended;
+        and :class:`ConfigError` if the database keeps a row that was to be changed.
         """
-        if not _ID.fullmatch(session_id):
-            return False
         await self.open()
+        known = await self.store.normalize_session_id(session_id)
+        if known is None:
+            return False
         try:
-            ended = await self.store.revoke(session_id, reason=reason, user_id=user_id)
+            ended = await self.store.revoke(known, reason=reason, user_id=user_id)
         except BaseException:
             # It may have been committed before the answer was lost, or before the caller
             # was cancelled. Ask the table again rather than believe the cache. (A
             # stranger's id costs them a read.)
-            self._parts.cache.forget_session(session_id)
+            self._parts.cache.forget_session(known)
             raise
         if ended is None:
             # Perhaps another process was faster, and its notice is still on the way.
-            self._parts.cache.doubt_session(session_id)
+            self._parts.cache.doubt_session(known)
             return False
         self._ended(ended, reason)
         return True
@@ -362,13 +361,16 @@ class Sessions:
     ) -> int:
         """End every session of a user but ``keep``; how many there were.
 
-        Raises :class:`SessionsUnavailable`.
+        Raises as :meth:`revoke` does.
         """
         await self.open()
+        known = await self.store.normalize_user_id(user_id)
+        if known is None:
+            return 0
         try:
-            all_ended = await self.store.revoke_user(user_id, keep=keep, reason=reason)
+            all_ended = await self.store.revoke_user(known, keep=keep, reason=reason)
         finally:
-            self._parts.cache.forget_user(user_id)
+            self._parts.cache.forget_user(known)
         for ended in all_ended:
             self._ended(ended, reason)
         return len(all_ended)
@@ -382,8 +384,11 @@ class Sessions:
         await self.open()
         if not (await self.store.ready()).level:
             raise ConfigError("this table has no trust level: name it, TableShape(level=…)")
-        record = await self.store.raise_level(session_id, level)
-        self._parts.cache.doubt_session(session_id)
+        known = await self.store.normalize_session_id(session_id)
+        if known is None:
+            return None
+        record = await self.store.raise_level(known, level)
+        self._parts.cache.doubt_session(known)
         if record is None or isinstance(judge_family(record, self.policy), Invalid):
             return None
         return Session.of(record)
@@ -402,6 +407,8 @@ class Sessions:
         """
         await self.open()
         records = await self.store.list_for_user(user_id)
+        if current is not None:
+            current = await self.store.normalize_session_id(current)
         return [
             Session.of(record, current=record.id == current)
             for record in records
@@ -465,16 +472,6 @@ class Sessions:
             foreign_writers_heard=self._bus.covers_foreign_writers,
             events=dict(self._parts.reports.counts),
         )
-
-
-def _new_id(kind: str, entropy: Callable[[int], bytes]) -> str:
-    """An id for a new row; one from the database takes its place."""
-    if kind == "ulid":
-        return str(ULID())
-    raw = bytearray(entropy(16))
-    raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80  # RFC 9562, section 5.4
-    text = raw.hex()
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 def _one_list(

@@ -18,6 +18,11 @@ keep, whatever the table looks like:
    and never moves ``last_activity_at`` back.
 6. Whoever locks several rows locks them in the order of their ids.
 7. What a method returned has been committed.
+8. What counts as an id is the table's business, by the type of its column. Every id that
+leaves a store has the column's one spelling; every method takes any spelling of it, and
+finds nothing for what the column could not hold.
+9. A session that ``revoke`` or ``revoke_user`` were asked to end has ended when they
+return. Where the database kept its row as it was, they raise :class:`ConfigError`.
 """
 
 from __future__ import annotations
@@ -29,6 +34,13 @@ from typing import Protocol
 from handstamp.config import Policy
 from handstamp.core.records import NewSession, Record, Successor, Touch
 from handstamp.stores.channel import Channel
+
+STANDS = (
+    "a session in {table} is still live after it was ended: a policy of row level security"
+    " or a BEFORE trigger keeps its row as it is. Let the role of the application change"
+    " the row; handstamp doctor says whether there are policies, and names the triggers"
+)
+"""Rule 9, for whoever operates the database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +118,17 @@ class Store(Protocol):
         Raises :class:`SessionsUnavailable`, or :class:`ConfigError` for a table that
         must not be used.
         """
+        ...
+
+    async def normalize_session_id(self, session_id: str) -> str | None:
+        """The column's one spelling of an id (rule 8); None for what no row can have.
+
+        Raises as :meth:`ready` does, while the table has not been looked at.
+        """
+        ...
+
+    async def normalize_user_id(self, user_id: str) -> str | None:
+        """The same for the id of a user."""
         ...
 
     async def find(

@@ -39,7 +39,7 @@ def address_of(value: object) -> str | None:
 
 def ended_of(row: asyncpg.Record) -> Ended:
     """A row that says which session ended."""
-    return Ended(id=str(row["id"]).rstrip(), user_id=str(row["user_id"]).rstrip())
+    return Ended(id=str(row["id"]), user_id=str(row["user_id"]))
 
 
 def digest_of(token: str) -> str:

@@ -5,16 +5,17 @@ issued: whoever holds it would be somebody else, or nobody.
 Rule 2. A time that forgets fractions of a second forgets what tells a token that was used
 from one that never arrived, so where tokens rotate, no theft would be noticed.
 Rule 3. Every sign-in would fail: an id that the column does not take, or a column that
-wants a value nobody gives it.
+wants a value nobody gives it; or its rows have ids that no token can carry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from handstamp.core.ids import LONGEST_ID
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Column, Table
-from handstamp.stores.shapes import PREFIX, TableShape, quoted
+from handstamp.stores.shapes import PREFIX, TableShape, own_ids, quoted
 
 _DIGEST = 64
 _ID_LENGTHS = {"ulid": 26, "uuid": 36}
@@ -32,6 +33,23 @@ Danger = tuple[bool, str, str]
 def refuse(place: str, reason: str, ddl: str = "") -> ConfigError:
     """The error for one place of a table; ``ddl`` mends it."""
     return ConfigError(f"{place} {reason}." + (f" Mend it with: {ddl};" if ddl else ""))
+
+
+def refuse_long_ids(shape: TableShape, longest: Mapping[str, int]) -> None:
+    """Raise :class:`ConfigError` where an id of a row is longer than a token can carry.
+
+    ``longest`` are the characters of the longest value, for the fields ``id`` and
+    ``user_id``.
+    """
+    for field, length in longest.items():
+        if length > LONGEST_ID:
+            raise refuse(
+                f"{shape.table}.{getattr(shape, field)}",
+                f"holds ids of up to {length} characters, and {LONGEST_ID} is the most that"
+                " a token can carry: such a session is none"
+                + ('. Name the column made here, id="session_id"' if field == "id" else ""),
+                own_ids(shape) if field == "id" else "",
+            )
 
 
 def check(shape: TableShape, table: Table, named: dict[str, str]) -> None:
@@ -64,6 +82,12 @@ def _dangers(
         yield from _token_dangers(field, shape, column, alter)
     if field == "token":
         yield from _identity_dangers(shape, table, column, alter)
+        yield (
+            shape.id_is_token and shape.rotates,
+            "is both id and token, and tokens rotate: every rotation would make another "
+            "session of it. Say refresh_token=None, or name the column made here with id=",
+            own_ids(shape),
+        )
     if field == "id" and not shape.id_is_token:
         yield from _id_dangers(shape, column, alter)
     if field == "revoked_at":

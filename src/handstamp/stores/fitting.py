@@ -9,10 +9,10 @@ Rule 4. A ``timestamp without time zone`` holds UTC; it is read and written as s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+from handstamp.core.ids import LONGEST_ID
 from handstamp.errors import ConfigError
 from handstamp.stores.base import Capabilities
 from handstamp.stores.catalog import Column, Table
@@ -52,6 +52,10 @@ class Spelling:
         """Whether it holds texts."""
         return self.cast in ("text", "bpchar")
 
+    def may_exceed(self, length: int) -> bool:
+        """Whether it can hold texts of more characters than this."""
+        return self.is_text and (self.length is None or self.length > length)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
@@ -67,6 +71,12 @@ class Fitted:
     missing: tuple[str, ...]
     next_id: str | None
     address_is_required: bool
+
+    @property
+    def unbounded_ids(self) -> tuple[str, ...]:
+        """The fields of ids whose columns may hold longer ones than a token can carry."""
+        names = ("id", "user_id")
+        return tuple(n for n in names if self.columns[n].may_exceed(LONGEST_ID))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -205,20 +215,3 @@ def _next_id(shape: TableShape, column: Column) -> str | None:
         f"{shape.table}.{column.name} has no default to take new ids from: give it one, or "
         'set new_id="ulid" or new_id="uuid"'
     )
-
-
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_INTEGER = re.compile(r"-?[0-9]{1,19}")
-_BITS = {"int2": 15, "int4": 31, "int8": 63}
-_LONGEST_ID = 255
-_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
-
-
-def is_value(cast: str, text: str) -> bool:
-    """Whether ``text`` is a value of a column of this type, as far as an id can be."""
-    if cast == "uuid":
-        return bool(_UUID.fullmatch(text))
-    if cast in _BITS:
-        most = 1 << _BITS[cast]
-        return bool(_INTEGER.fullmatch(text)) and -most <= int(text) < most
-    return len(text) <= _LONGEST_ID and not _UNSTORABLE.search(text)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from handstamp.config import Policy
+from handstamp.core.ids import normalize_text
 from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.core.records import NewSession, Record, Successor, Touch
 from handstamp.core.rotation import seen_at, was_seen
@@ -66,6 +67,14 @@ class MemoryStore:
     async def ready(self) -> Capabilities:
         """See :meth:`Store.ready`."""
         return self.capabilities
+
+    async def normalize_session_id(self, session_id: str) -> str | None:
+        """See :meth:`Store.normalize_session_id`; ids are texts here."""
+        return normalize_text(session_id)
+
+    async def normalize_user_id(self, user_id: str) -> str | None:
+        """See :meth:`Store.normalize_user_id`."""
+        return normalize_text(user_id)
 
     async def new_id(self) -> str | None:
         """See :meth:`Store.new_id`; the engine makes them."""

@@ -23,6 +23,14 @@ PREFIX = "sha256:"
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}(\.[A-Za-z_][A-Za-z0-9_$]{0,62})?")
 _NO_COLUMNS = frozenset({"at_rest", "new_id", "users"})
 
+_SHOWN_TOKENS = (
+    'id= and token= name one column, {column}, and with at_rest="plain" it holds tokens in'
+    " clear: whoever sees the id of a session, in a log, an event or a list, could sign in"
+    ' with it. Say at_rest="prefixed", and every session with a token in clear is over; or'
+    ' give the rows ids of their own, and say id="session_id" and new_id="uuid". Mend it'
+    " with: {ddl};"
+)
+
 
 def _check(shape: UsersTable | TableShape) -> None:
     for entry in fields(shape):
@@ -68,7 +76,9 @@ class TableShape:
     moves ahead with activity; rotation also needs ``refresh_expires_at``, ``created_at``
     and ``last_activity_at``. ``users`` is None where users are somewhere else.
 
-    Raises :class:`ConfigError` for a name that is no identifier.
+    ``id`` and ``token`` may name one column if it holds digests: a session's id is then
+    the digest of its token. Raises :class:`ConfigError` for a name that is no identifier,
+    and for a shape that would show tokens.
     """
 
     table: str = "user_sessions"
@@ -102,6 +112,23 @@ class TableShape:
         for needed in ("table", "id", "user_id", "token", "expires_at"):
             if getattr(self, needed) is None:
                 raise ConfigError(f"a shape needs {needed}=")
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """Raise where something that an application shows of a session is a token."""
+        held = {self.refresh_token: "refresh_token", self.token: "token"}
+        for entry in fields(self):
+            column = getattr(self, entry.name)
+            if entry.name in _NO_COLUMNS | {"table"} or column not in held:
+                continue
+            may_name = {held[column], "id"} if column == self.token else {held[column]}
+            if column is not None and entry.name not in may_name:
+                raise ConfigError(
+                    f"{entry.name}= and {held[column]}= name one column, {column}: what it "
+                    "holds of a token would be shown. Name another column, or None"
+                )
+        if self.id_is_token and self.at_rest == "plain":
+            raise ConfigError(_SHOWN_TOKENS.format(column=self.id, ddl=own_ids(self)))
 
     @property
     def id_is_token(self) -> bool:
@@ -140,3 +167,9 @@ UUID_PLAIN = TableShape(
 def quoted(name: str) -> str:
     """``name`` as SQL text: the one place where an identifier is quoted."""
     return ".".join(f'"{part}"' for part in name.split("."))
+
+
+def own_ids(shape: TableShape) -> str:
+    """The DDL that gives the rows ids of their own, in a column ``session_id``."""
+    made = "add column session_id uuid not null default gen_random_uuid()"
+    return f"alter table {quoted(shape.table)} {made}, add unique (session_id)"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 
+from handstamp.core.ids import LONGEST_ID
 from handstamp.stores.fitting import Fitted, Spelling
-from handstamp.stores.shapes import quoted
+from handstamp.stores.shapes import PREFIX, quoted
 
 # A rotation must not date itself before activity that is already recorded (it waited for
 # a lock meanwhile), nor follow a timestamp that is far ahead for another reason.
@@ -147,12 +148,27 @@ class Spelled:
         return f"({' and '.join(rules)})" if rules else "true"
 
     def _is_whole(self) -> str:
-        """A row of nobody, or without an end, is no session of ours."""
-        return "".join(
-            f"{self._bare(name)} is not null and "
+        """A row of nobody, or without an end, is no session of ours; nor one with an id
+        that no token can carry, or whose id may be a token in clear."""
+        rules = [
+            f"{self._bare(name)} is not null"
             for name in ("user_id", "expires_at")
             if not self._columns[name].required
-        )
+        ]
+        rules += [
+            f"length({self._bare(name)}) <= {LONGEST_ID}"
+            for name in self.fitted.unbounded_ids
+        ]
+        if self.fitted.shape.id_is_token:
+            rules.append(self._is_digest_id())
+        return "".join(f"{rule} and " for rule in rules)
+
+    def _is_digest_id(self) -> str:
+        """Whether an id that is the token is a digest in the form of this table."""
+        prefix = "" if self.fitted.shape.at_rest == "digest" else PREFIX
+        text = f"{self._bare('id')}::text"
+        length = len(prefix) + 64
+        return f"(length({text}) = {length} and {text} ~ '^{prefix}[0-9a-f]+$')"
 
     def _record(self) -> str:
         columns = [

@@ -36,6 +36,7 @@ class Statements(Spelled):
             if "refresh_token" in self._columns
             else None
         )
+        self.longest_ids = self._longest_ids()
         self.list_for_user = self._fill(
             self._select(
                 f"{self._bare('user_id')} = {self._one(1, 'user_id')} and {{live}}"
@@ -43,6 +44,17 @@ class Statements(Spelled):
             + " order by coalesce({last_activity_at}, {created_at}) desc nulls last"
             " limit 1000"
         )
+
+    def _longest_ids(self) -> str | None:
+        """The length of the longest ids in the first $1 rows, by field."""
+        fields = self.fitted.unbounded_ids
+        if not fields:
+            return None
+        own = ", ".join(f"{self._columns[name].name} as {name}" for name in fields)
+        longest = ", ".join(
+            f"coalesce(max(length({name})), 0) as {name}" for name in fields
+        )
+        return f"select {longest} from (select {own} from {self._table} limit $1) s"
 
     def _login_statements(self) -> None:
         self.create = self._create()
@@ -54,10 +66,7 @@ class Statements(Spelled):
         self.live = self._live()
 
     def _end_statements(self) -> None:
-        said = (
-            "case when $3::boolean then"
-            " pg_notify('handstamp', 's:' || rtrim({id}::text)) end"
-        )
+        said = "case when $3::boolean then pg_notify('handstamp', 's:' || {id}) end"
         self.revoke = self._revoke(f"{self._bare('id')} = any({self._many(1, 'id')})", said)
         self.revoke_own = self._revoke(
             f"{self._bare('id')} = {self._one(1, 'id')}"
@@ -67,6 +76,11 @@ class Statements(Spelled):
         self.revoke_user = self._revoke(
             f"{self._bare('user_id')} = {self._one(1, 'user_id')}"
             f" and ($3::text is null or {self._bare('id')} <> {self._one(3, 'id')})"
+        )
+        self.live_ids = self._fill(
+            "select {id} as id from {sessions} s"
+            f" where {self._bare('user_id')} = {self._one(1, 'user_id')} and {{live}}"
+            f" and ($2::text is null or {self._bare('id')} <> {self._one(2, 'id')})"
         )
 
     def _create(self) -> str:
@@ -138,7 +152,8 @@ class Statements(Spelled):
     def _live(self) -> str:
         return self._fill(
             "select {id} as id from {sessions} s {join}"
-            f" where {self._bare('user_id')} = {self._one(1, 'user_id')}"
+            f" where {self._is_whole()}"
+            f"{self._bare('user_id')} = {self._one(1, 'user_id')}"
             " and {live} and {end} > now()"
             " and coalesce({created_at} + $2::duration > now(), $5::boolean)"
             " and ($3::interval is null or coalesce("
@@ -187,7 +202,10 @@ class Statements(Spelled):
         )
 
     def _revoke(self, where: str, said: str | None = None) -> str:
-        returned = "{id} as id, {user_id} as user_id" + (
+        id = "{id}"
+        if self.fitted.shape.id_is_token:  # which is never shown, where it is in clear
+            id = f"case when {self._is_digest_id()} then {{id}} else '' end"
+        returned = f"{id} as id, {{user_id}} as user_id" + (
             f", {said} as said" if said else ""
         )
         assign = self._assign(
@@ -227,7 +245,7 @@ class Statements(Spelled):
             f"with s as (update {{sessions}} s set {level.name} ="
             f" greatest({self._bare('level')}, $2::{level.cast})"
             f" where {self._bare('id')} = {self._one(1, 'id')} and {{live}} returning s.*)"
-            " select {record}, pg_notify('handstamp', 'd:' || rtrim({id}))::text as said"
+            " select {record}, pg_notify('handstamp', 'd:' || {id})::text as said"
             " from s {join}"
         )
 

@@ -6,7 +6,6 @@ a stored secret, byte by byte or otherwise.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -16,9 +15,10 @@ import asyncpg
 
 from handstamp.config import Policy
 from handstamp.core.clients import canonical_address
+from handstamp.core.ids import normalize
 from handstamp.core.records import NewSession, Record, Successor, Touch
-from handstamp.errors import LoginRefused, SessionsUnavailable
-from handstamp.stores.base import Capabilities, Created, Ended
+from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
+from handstamp.stores.base import STANDS, Capabilities, Created, Ended
 from handstamp.stores.binding import (
     LONGEST_HASH,
     NOWHERE,
@@ -29,19 +29,17 @@ from handstamp.stores.binding import (
     record_of,
     storable,
 )
-from handstamp.stores.catalog import read_table
 from handstamp.stores.channel import CHANNEL
 from handstamp.stores.connected import Connected
 from handstamp.stores.covering import Triggers
-from handstamp.stores.fitting import Fitted, capabilities_of, fit, is_value
+from handstamp.stores.fitting import capabilities_of
 from handstamp.stores.lanes import Connection
 from handstamp.stores.listening import QUIETLY, SPEAK
+from handstamp.stores.looking import look
 from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape, quoted
 from handstamp.stores.speaking import moved, said
 from handstamp.stores.statements import Statements
 from handstamp.stores.upgrading import Upgrading
-
-logger = logging.getLogger("handstamp")
 
 T = TypeVar("T")
 
@@ -106,25 +104,9 @@ class TableStore(Connected):
     async def statements(self) -> Statements:
         """The SQL for this table, once its catalog was read. Raises as :meth:`ready`."""
         if self._statements is None:
-            self._statements = Statements(await self._fit())
+            async with self._database.looking() as connection:
+                self._statements = await look(connection, self._shape)
         return self._statements
-
-    async def _fit(self) -> Fitted:
-        shape = self._shape
-        async with self._database.looking() as connection:
-            table = await read_table(connection, quoted(shape.table))
-            users = None
-            if shape.users is not None:
-                users = await read_table(connection, quoted(shape.users.table))
-        fitted = fit(shape, table, users)
-        if fitted.missing:
-            logger.warning(
-                "%s has no column for %s: these features are off",
-                shape.table,
-                ", ".join(fitted.missing),
-                extra={"action": "features_off"},
-            )
-        return fitted
 
     async def close(self) -> None:
         """Let go of every connection, after at most a second."""
@@ -155,7 +137,8 @@ class TableStore(Connected):
     async def find_many(self, session_ids: Sequence[str]) -> Sequence[Record]:
         """See :meth:`Store.find_many`."""
         sql = await self.statements()
-        ids = [id for id in session_ids if self._is_id(sql, "id", id)]
+        known = (self._normalize(sql, "id", id) for id in session_ids)
+        ids = [id for id in known if id is not None]
         rows = await self._look_up(sql.find_many, ids) if ids else []
         return list(map(self._record, rows))
 
@@ -166,11 +149,19 @@ class TableStore(Connected):
             return None
         return self._one(await self._look_up(sql.find_by_refresh, digest))
 
+    async def normalize_session_id(self, session_id: str) -> str | None:
+        """See :meth:`Store.normalize_session_id`."""
+        return self._normalize(await self.statements(), "id", session_id)
+
+    async def normalize_user_id(self, user_id: str) -> str | None:
+        """See :meth:`Store.normalize_user_id`."""
+        return self._normalize(await self.statements(), "user_id", user_id)
+
     @staticmethod
-    def _is_id(sql: Statements, field: str, text: str) -> bool:
-        """Whether the column could hold this at all: asking for what it could not is an
-        error of the database, and whoever sent it is a client."""
-        return is_value(sql.fitted.columns[field].cast, text)
+    def _normalize(sql: Statements, field: str, text: str | None) -> str | None:
+        """Asking for what a column could not hold is an error of the database, and
+        whoever sent it is a client."""
+        return None if text is None else normalize(sql.fitted.columns[field].cast, text)
 
     async def new_id(self) -> str | None:
         """See :meth:`Store.new_id`."""
@@ -191,7 +182,7 @@ class TableStore(Connected):
                 return Created(record=await self._insert(connection, new), ended=ended)
 
         sql = await self.statements()
-        if not self._is_id(sql, "user_id", new.user_id):
+        if self._normalize(sql, "user_id", new.user_id) is None:
             raise LoginRefused("unknown_user")
         async with self._database.working() as connection:
             return await said(self._database, connection, insert)
@@ -199,14 +190,14 @@ class TableStore(Connected):
     async def _make_room(
         self, connection: Connection, new: NewSession, policy: Policy, loud: bool
     ) -> tuple[Ended, ...]:
-        leaving = [] if new.replaces is None else [storable(new.replaces)]
+        sql = await self.statements()
+        before = self._normalize(sql, "id", new.replaces)
+        leaving = [] if before is None else [before]
         if new.limit is not None:
             leaving += await self._surplus(connection, new, policy, leaving)
         if not leaving:
             return ()
         self._database.queries += 1
-        sql = await self.statements()
-        leaving = [id for id in leaving if self._is_id(sql, "id", id)]
         rows = await connection.fetch(sql.revoke, leaving, "replaced by a new login", loud)
         return tuple(map(ended_of, rows))
 
@@ -231,7 +222,7 @@ class TableStore(Connected):
             policy.end_on_password_change,
             not sql.fitted.capabilities.absolute,
         )
-        live = [id for row in rows if (id := row["id"].rstrip()) not in leaving]
+        live = [id for row in rows if (id := str(row["id"])) not in leaving]
         surplus = max(0, len(live) - new.limit + 1)
         if surplus and not new.evict:
             raise LoginRefused("too_many")
@@ -279,7 +270,7 @@ class TableStore(Connected):
     async def rotate(self, step: Successor) -> Record | None:
         """See :meth:`Store.rotate`."""
         sql = await self.statements()
-        if sql.rotate is None or not self._is_id(sql, "id", step.id):
+        if sql.rotate is None or self._normalize(sql, "id", step.id) is None:
             return None
         return self._one(
             await self._change(
@@ -297,7 +288,7 @@ class TableStore(Connected):
     async def redate(self, step: Successor) -> Record | None:
         """See :meth:`Store.redate`."""
         sql = await self.statements()
-        if sql.redate is None or not self._is_id(sql, "id", step.id):
+        if sql.redate is None or self._normalize(sql, "id", step.id) is None:
             return None
         rows = await self._change(sql.redate, step.id, step.presented, step.session_ttl)
         return self._one(rows)
@@ -305,12 +296,12 @@ class TableStore(Connected):
     async def raise_level(self, session_id: str, level: int) -> Record | None:
         """See :meth:`Store.raise_level`."""
         sql = await self.statements()
-        text = sql.raise_level
-        if text is None or not self._is_id(sql, "id", session_id):
+        text, known = sql.raise_level, self._normalize(sql, "id", session_id)
+        if text is None or known is None:
             return None
         async with self._database.working() as connection:
             self._database.queries += 1
-            values = session_id, level
+            values = known, level
             return self._one(await moved(lambda: connection.fetch(text, *values)))
 
     async def revoke(
@@ -318,53 +309,65 @@ class TableStore(Connected):
     ) -> Ended | None:
         """See :meth:`Store.revoke`."""
         why, sql = reason_of(reason), await self.statements()
-        if not self._is_id(sql, "id", session_id):
-            return None
-        if user_id is not None and not self._is_id(sql, "user_id", user_id):
+        known = self._normalize(sql, "id", session_id)
+        owner = self._normalize(sql, "user_id", user_id)
+        if known is None or (user_id is not None and owner is None):
             return None
 
         async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
             self._database.queries += 1
-            if user_id is None:
-                return await connection.fetch(sql.revoke, [session_id], why, loud)
-            return await connection.fetch(sql.revoke_own, session_id, why, loud, user_id)
+            if owner is None:
+                return await connection.fetch(sql.revoke, [known], why, loud)
+            return await connection.fetch(sql.revoke_own, known, why, loud, owner)
 
         async with self._database.working() as connection:
             rows = await said(self._database, connection, end)
-        return ended_of(rows[0]) if rows else None
+        if not rows:
+            await self._check_ended([known], owner)
+            return None
+        return ended_of(rows[0])
+
+    async def _check_ended(self, ids: Sequence[str], owner: str | None = None) -> None:
+        """Raise where one of these sessions stands, although we ended it (rule 9)."""
+        for record in await self.find_many(ids):
+            if record.is_active and owner in (None, record.user_id):
+                raise ConfigError(STANDS.format(table=self._shape.table))
 
     async def revoke_user(
         self, user_id: str, *, reason: str, keep: str | None = None
     ) -> Sequence[Ended]:
         """See :meth:`Store.revoke_user`; one message, however many sessions end."""
         sql = await self.statements()
-        if not self._is_id(sql, "user_id", user_id):
+        owner = self._normalize(sql, "user_id", user_id)
+        if owner is None:
             return []
-        if keep is not None and not self._is_id(sql, "id", keep):
-            keep = None
-        values = user_id, reason_of(reason), keep
+        kept = self._normalize(sql, "id", keep)
+        values = owner, reason_of(reason), kept
 
-        async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
-            self._database.queries += 3
+        async def end(connection: Connection, loud: bool) -> tuple[list[Ended], set[str]]:
+            self._database.queries += 4
             async with connection.transaction():
                 await connection.execute(QUIETLY)
+                live = await connection.fetch(sql.live_ids, owner, kept)
                 rows = await connection.fetch(sql.revoke_user, *values)
-                if rows and loud:
-                    await connection.execute(
-                        SPEAK, CHANNEL, f"u:{ended_of(rows[0]).user_id}"
-                    )
-                return rows
+                ended = [ended_of(row) for row in rows]
+                for user in sorted({one.user_id for one in ended}) if loud else ():
+                    await connection.execute(SPEAK, CHANNEL, f"u:{user}")
+                left = {str(row["id"]) for row in live} - {one.id for one in ended}
+                return ended, left
 
         async with self._database.working() as connection:
-            rows = await said(self._database, connection, end)
-        return [ended_of(row) for row in rows]
+            ended, left = await said(self._database, connection, end)
+        await self._check_ended(sorted(left))
+        return ended
 
     async def list_for_user(self, user_id: str) -> Sequence[Record]:
         """See :meth:`Store.list_for_user`; at most a thousand."""
         sql = await self.statements()
-        if not self._is_id(sql, "user_id", user_id):
+        owner = self._normalize(sql, "user_id", user_id)
+        if owner is None:
             return []
-        return list(map(self._record, await self._fetch(sql.list_for_user, user_id)))
+        return list(map(self._record, await self._fetch(sql.list_for_user, owner)))
 
     async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
         """See :meth:`Store.touch`."""
@@ -372,7 +375,7 @@ class TableStore(Connected):
         text = sql.touch
         if text is None:
             return 0
-        able = [t for t in touches if self._is_id(sql, "id", t.session_id)]
+        able = [t for t in touches if self._normalize(sql, "id", t.session_id) is not None]
         ordered = sorted(able, key=lambda touch: touch.session_id)
         limits = (
             [policy.session_ttl]

@@ -100,6 +100,13 @@ def test_a_table_whose_id_is_the_token() -> None:
     assert any("at_rest" in doubt.text for doubt in proposal.doubts)
 
 
+def test_a_table_whose_id_is_a_token_in_clear() -> None:
+    """No shape is proposed that would show tokens as ids; without rows nothing is lost."""
+    with pytest.raises(ConfigError, match="could sign in with it"):
+        proposed(LUCIA, rows=Rows(other=1))
+    assert proposed(LUCIA).shape.at_rest == "prefixed"
+
+
 @pytest.mark.parametrize(
     ("rows", "at_rest"),
     [

@@ -95,6 +95,8 @@ def propose(
     token = table.columns[chosen["token"]]
     rows = rows or Rows()
     at_rest, doubt = _at_rest(token, rows, PRESETS[preset])
+    if rows == Rows() and chosen["id"] == chosen["token"] and at_rest == "plain":
+        at_rest = "prefixed"  # no id may be a token, and nothing is lost
     missing: dict[str, str | None] = dict.fromkeys(set(FIELDS) - set(chosen))
     shape = TableShape(
         table=name,

@@ -10,11 +10,11 @@ from typing import Any
 
 import asyncpg
 
+from handstamp.core.ids import normalize_uuid
 from handstamp.core.supabase_records import AmrEntry, AuthSession, AuthUser, StoredToken
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.base import Ended
 from handstamp.stores.supabase.schema import HIDDEN
-from handstamp.stores.supabase.tokens import canonical_uuid
 
 DEEPEST = 100
 """How deep the metadata of a user may be nested."""
@@ -82,10 +82,7 @@ def ended_of(rows: Sequence[asyncpg.Record]) -> tuple[Ended, ...]:
 
 def uuid_of(text: str | None) -> str | None:
     """``text`` as the one spelling of a uuid, or None if it is none."""
-    try:
-        return None if text is None else canonical_uuid(text)
-    except ValueError:
-        return None
+    return None if text is None else normalize_uuid(text)
 
 
 def uuids_of(texts: Sequence[str]) -> list[str]:

@@ -210,6 +210,10 @@ class SupabaseStatements:
         self.revoke_user = self._revoke(
             "s.user_id = $2::uuid and ($3::uuid is null or s.id <> $3::uuid)"
         )
+        self.ids_of_user = self._fill(
+            "select s.id::text as id from {sessions} s where s.user_id = $1::uuid"
+            " and ($2::uuid is null or s.id <> $2::uuid)"
+        )
         self.prunes = self._prunes(schema, rules)
 
     def _fill(self, template: str, **more: str) -> str:

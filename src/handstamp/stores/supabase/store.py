@@ -25,7 +25,7 @@ from handstamp.core.records import Client
 from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.errors import ConfigError, LoginRefused
-from handstamp.stores.base import Capabilities, Ended
+from handstamp.stores.base import STANDS, Capabilities, Ended
 from handstamp.stores.binding import count_of
 from handstamp.stores.channel import CHANNEL
 from handstamp.stores.connected import Connected
@@ -232,7 +232,16 @@ class SupabaseStore(Connected):
                 return ended_of(await said(self._database, connection, end))
 
         ended = await self._knowledge.writing(act)
-        return ended[0] if ended else None
+        if not ended:
+            await self._check_ended(ids, owner)
+            return None
+        return ended[0]
+
+    async def _check_ended(self, ids: Sequence[str], owner: str | None = None) -> None:
+        """Raise where one of these sessions stands, although we deleted it."""
+        for session in await self.find_many(ids):
+            if owner in (None, session.user_id):
+                raise ConfigError(STANDS.format(table="sessions"))
 
     async def revoke_user(
         self, user_id: str, *, reason: str, keep: str | None = None
@@ -244,21 +253,26 @@ class SupabaseStore(Connected):
             return []
         kept = uuid_of(keep)
 
-        async def act(sql: SupabaseStatements) -> tuple[Ended, ...]:
-            async def end(connection: Connection, loud: bool) -> tuple[Ended, ...]:
-                self._database.queries += 3
+        async def act(sql: SupabaseStatements) -> tuple[tuple[Ended, ...], set[str]]:
+            async def end(
+                connection: Connection, loud: bool
+            ) -> tuple[tuple[Ended, ...], set[str]]:
+                self._database.queries += 4
                 async with connection.transaction():
                     await connection.execute(QUIETLY)
+                    there = await connection.fetch(sql.ids_of_user, owner, kept)
                     rows = await connection.fetch(sql.revoke_user, False, owner, kept)
                     gone = ended_of(rows)
                     if gone and loud:
                         await connection.execute(SPEAK, CHANNEL, f"u:{owner}")
-                    return gone
+                    return gone, {row["id"] for row in there} - {one.id for one in gone}
 
             async with self._database.working() as connection:
                 return await said(self._database, connection, end)
 
-        return await self._knowledge.writing(act)
+        gone, left = await self._knowledge.writing(act)
+        await self._check_ended(sorted(left))
+        return gone
 
     async def prune(self, *, batch: int = 100) -> int:
         """Once each of GoTrue's own cleanups of sessions and refresh tokens, with its

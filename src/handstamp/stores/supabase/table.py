@@ -129,6 +129,14 @@ class SupabaseTable:
         client = session.oauth_client_id
         return client is None or client in self._oauth_clients
 
+    async def normalize_session_id(self, session_id: str) -> str | None:
+        """See :meth:`Store.normalize_session_id`; ids are uuids here."""
+        return uuid_of(session_id)
+
+    async def normalize_user_id(self, user_id: str) -> str | None:
+        """See :meth:`Store.normalize_user_id`."""
+        return uuid_of(user_id)
+
     async def new_id(self) -> str | None:
         """See :meth:`Store.new_id`."""
         return None
