@@ -116,16 +116,15 @@ class TableShape:
 
     def _check_tokens(self) -> None:
         """Raise where something that an application shows of a session is a token."""
-        held = {self.refresh_token: "refresh_token", self.token: "token"}
+        held = {self.refresh_token: {"refresh_token"}, self.token: {"token", "id"}}
         for entry in fields(self):
             column = getattr(self, entry.name)
-            if entry.name in _NO_COLUMNS | {"table"} or column not in held:
+            if entry.name in _NO_COLUMNS | {"table"} or column is None:
                 continue
-            may_name = {held[column], "id"} if column == self.token else {held[column]}
-            if column is not None and entry.name not in may_name:
+            if entry.name not in held.get(column, {entry.name}):
                 raise ConfigError(
-                    f"{entry.name}= and {held[column]}= name one column, {column}: what it "
-                    "holds of a token would be shown. Name another column, or None"
+                    f"{entry.name}= names {column}, a column of tokens, whose values would "
+                    "be shown. Name another column, or None"
                 )
         if self.id_is_token and self.at_rest == "plain":
             raise ConfigError(_SHOWN_TOKENS.format(column=self.id, ddl=own_ids(self)))
