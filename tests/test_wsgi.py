@@ -22,6 +22,7 @@ from werkzeug.test import Client as WerkzeugClient
 from handstamp.blocking import call
 from handstamp.config import Cookies, Policy, TrustedProxies
 from handstamp.core.lifetime import Invalid, Reason
+from handstamp.core.records import Client
 from handstamp.engine.answers import Issued
 from handstamp.engine.cache import Cache
 from handstamp.engine.sessions import Sessions
@@ -401,8 +402,10 @@ def test_a_handshake_rotates_nothing_and_proves_its_token(
 def test_p1_a_cached_session_never_leaves_the_thread(
     engine: Engine, request_: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither for a POST, nor for a passive request: the loop is not needed."""
-    sent = {"HTTP_COOKIE": cookie(call(engine.login)), **request_}
+    """Neither for a POST, nor for a passive request: the loop is not needed, as long as
+    there is nothing to report."""
+    here = Client(address=environ()["REMOTE_ADDR"])
+    sent = {"HTTP_COOKIE": cookie(call(engine.login, client=here)), **request_}
     app = wrapped(engine, asking(), passive=["/poll"])
 
     def crossing(*_: object) -> None:

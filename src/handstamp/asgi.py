@@ -48,6 +48,7 @@ _STARTS = frozenset(
     {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 )
 
+_OF_THE_CLIENT = frozenset({b"user-agent", b"x-forwarded-for"})
 _CLOSE_CODES = {401: 4401, 503: 1013}
 
 
@@ -60,6 +61,13 @@ class Handle(BaseHandle):
         self._door = door
         self._headers = headers
         self._peer = peer
+
+    def client_key(self) -> int:
+        """See :meth:`BaseHandle.client_key`; in the raw, as far as a client shows."""
+        peer = self._peer
+        host = peer[0] if isinstance(peer, (tuple, list)) and peer else None
+        shown = [bytes(v) for k, v in self._headers if k in _OF_THE_CLIENT]
+        return hash((host, *shown))
 
     def send(self, message: Message) -> Awaitable[None]:
         """The application's ``send``: edits the start of the response, nothing else."""
@@ -222,12 +230,14 @@ class SessionAuthMiddleware:
         if not isinstance(cookie, bytes) or (self._choosy and self._is_special(scope)):
             return None
         token = self._sole(cookie)
-        entry = None if token is None else self._hit(token)
-        if entry is None:
-            return None
-        if self._agrees is not None and not self._agrees(cookie, entry.session.id):
+        if token is None:
             return None
         handle = self.handle_class(self._door, headers, scope.get("client"))
+        entry = self._hit(token, False, handle)
+        if entry is None or (
+            self._agrees is not None and not self._agrees(cookie, entry.session.id)
+        ):
+            return None
         handle._session = entry.session
         handle._sent = True
         return handle

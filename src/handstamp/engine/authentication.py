@@ -13,14 +13,16 @@ session than the session token's is a conflict: one of them may be somebody else
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import FINAL, Invalid, Reason, Unknown
-from handstamp.core.records import Client, Record, Session, masked
+from handstamp.core.records import Client, Session
 from handstamp.core.tokens import refresh_prefix
 from handstamp.engine.answers import Answer, Authenticated
+from handstamp.engine.bindings import INTERVAL, Requester
 from handstamp.engine.bus import Bus
 from handstamp.engine.cache import NEVER, RECENCY, Entry
 from handstamp.engine.entries import Read, make_entry
@@ -28,7 +30,7 @@ from handstamp.engine.lookup import Lookup
 from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
 from handstamp.errors import SessionsUnavailable
-from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
+from handstamp.events import DuplicateCookies, Event, TokenSwapped
 
 PREFIX = b"sha256:"
 """A stored digest begins so; no token does."""
@@ -47,6 +49,7 @@ class Authentication:
         self._get = parts.cache.get
         self._activity = parts.activity
         self._reports = parts.reports
+        self._bindings = parts.bindings
         self._clock = parts.clock
         self._database_clock = parts.database_clock
         self._refreshing = refreshing
@@ -61,8 +64,12 @@ class Authentication:
         self.hits = 0
         self.misses = 0
 
-    def hit(self, token: bytes, passive: bool = False) -> Entry | None:
-        """The cached entry of this session token while it may be believed, else None."""
+    def hit(
+        self, token: bytes, passive: bool = False, requester: Requester | None = None
+    ) -> Entry | None:
+        """The cached entry of this session token while it may be believed, else None.
+
+        ``requester`` is asked now and then who it is."""
         entry = self._get(sha256(token).digest())
         if entry is None:
             return None
@@ -74,15 +81,17 @@ class Authentication:
         self.hits += 1
         if passive:
             self._pass(entry, now)
+            self._observe(entry, now, requester)
             return entry
         if now >= entry.due:
-            self._attend(entry, now)
+            self._attend(entry, now, requester)
         entry.used = now
         return entry
 
-    def _attend(self, entry: Entry, now: float) -> None:
+    def _attend(self, entry: Entry, now: float, requester: Requester | None) -> None:
         """What a hit does once in a while, and when the next one has to."""
         self._note(entry, now)
+        self._observe(entry, now, requester)
         if now - entry.ordered >= RECENCY:
             self._cache.freshen(entry, now)
         entry.due = min(entry.touched + self._interval, entry.ordered + RECENCY)
@@ -94,6 +103,19 @@ class Authentication:
     def _pass(self, entry: Entry, now: float) -> None:
         if not entry.seen:
             self._activity.notice_seen(entry, now)
+
+    def _observe(self, entry: Entry, now: float, requester: Requester | None) -> None:
+        """Report a session that is used from elsewhere; looks at few requests."""
+        if requester is None or now - entry.observed < INTERVAL:
+            return
+        entry.observed = now
+        key = requester.client_key()
+        if key == entry.client_key:
+            return
+        entry.client_key = key
+        event = self._bindings.changed(entry.session, entry.signed_in, requester.client)
+        if event is not None:
+            requester.report(event)
 
     async def authenticate(
         self, credentials: Credentials, client: Client, *, passive: bool = False
@@ -186,12 +208,14 @@ class Authentication:
         us, or in the table."""
         if not texts:
             return Invalid(Reason.ABSENT), 0
-        found: Found = {text: e for text in texts if (e := self.hit(text, passive))}
+        requester = _Request(client, self._reports.publish)
+        hits = ((text, self.hit(text, passive, requester)) for text in texts)
+        found: Found = {text: entry for text, entry in hits if entry is not None}
         asked = [text for text in texts if text not in found]
         signed = {text for text in asked if self._tokens.is_session(text)}
         genuine = [t for t in asked if t in signed or self._may_be_unsigned(t)]
         if genuine:
-            found |= await self._find(genuine, client, passive)
+            found |= await self._find(genuine, requester, passive)
         live = {e.session.id: e for e in found.values() if isinstance(e, Entry)}
         known = sum(1 for t, a in found.items() if t in signed or a != Invalid(NONE))
         if len(live) > 1:
@@ -207,7 +231,9 @@ class Authentication:
         # In a column that holds tokens in clear this would find the digest itself.
         return not text.startswith(PREFIX) and self._tokens.read_refresh(text) is None
 
-    async def _find(self, texts: Sequence[bytes], client: Client, passive: bool) -> Found:
+    async def _find(
+        self, texts: Sequence[bytes], requester: Requester, passive: bool
+    ) -> Found:
         """What the table says of each of these texts."""
         self.misses += 1
         ticket, before = self._cache.ticket(), self._clock()
@@ -244,7 +270,7 @@ class Authentication:
                     self._strangers.meet(asked, read.after, answer.reason)
                 continue
             self._admit(answer, passive)
-            self._compare(answer, known, record, client)
+            self._observe(answer, read.after, requester)
             self._cache.put(ticket, answer)
         return answers
 
@@ -266,28 +292,6 @@ class Authentication:
             self._note(entry, now)
             entry.used = now
 
-    def _compare(
-        self, entry: Entry, known: Entry | None, record: Record, client: Client
-    ) -> None:
-        """Report another network or browser than the sign-in's, once for each."""
-        entry.origin = masked(client.address), client.user_agent_hash
-        if known is not None and known.origin == entry.origin:
-            return
-        was = record.client
-        moved = was.address is not None and masked(was.address) != masked(client.address)
-        other = was.user_agent_hash != client.user_agent_hash
-        if moved or other:
-            self._reports.publish(
-                BindingChanged(
-                    session_id=record.id,
-                    user_id=record.user_id,
-                    was=was,
-                    now=client,
-                    address_changed=moved,
-                    user_agent_changed=other,
-                )
-            )
-
     def is_forged(self, credentials: Credentials) -> bool:
         """Whether nothing of this can be a session, and there is nothing to report about
         it: a plain call without I/O, for callers that would have to cross a thread."""
@@ -305,6 +309,17 @@ class Authentication:
             tokens.is_session(text) for text in credentials.refresh
         ):
             self._reports.publish(TokenSwapped())
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request that is answered on the event loop, whose client is known already."""
+
+    client: Client
+    report: Callable[[Event], None]
+
+    def client_key(self) -> int:
+        return hash((self.client.address, self.client.user_agent_hash))
 
 
 def _reason_of(found: Found) -> Reason:

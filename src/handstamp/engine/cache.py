@@ -28,7 +28,7 @@ from typing import NewType
 
 from cachetools import LRUCache
 
-from handstamp.core.records import Session
+from handstamp.core.records import Client, Session
 from handstamp.errors import ConfigError
 
 Ticket = NewType("Ticket", int)
@@ -48,11 +48,11 @@ class Entry:
     nothing moves, ``idle`` the idle limit as it was read, ``deadline`` when the entry must
     be read again: at the nearest of these, or when ``longest_trust`` is over. Until
     ``confirmed`` the entry may be believed by its own age alone, whatever the bus has
-    proven. ``touched`` is when its
-    activity was last noted, ``used`` when it was last active; ``seen`` says whether its
-    token is known to have been presented since it was made; ``origin`` is the network and
-    the browser of the last request that was compared with the sign-in. ``read_at`` is the
-    database's clock when ours showed ``read`` at the latest.
+    proven. ``touched`` is when its activity was last noted, ``used`` when it was last
+    active; ``seen`` says whether its token is known to have been presented since it was
+    made. ``signed_in`` is the client that opened the session, ``observed`` when a request
+    was last compared with it, ``client_key`` stands for the client of that request.
+    ``read_at`` is the database's clock when ours showed ``read`` at the latest.
     """
 
     key: bytes = field(repr=False)
@@ -69,7 +69,9 @@ class Entry:
     idle: float = FOREVER
     ordered: float = NEVER
     due: float = NEVER
-    origin: tuple[str, str] | None = field(default=None, repr=False)
+    signed_in: Client = field(default_factory=Client, repr=False)
+    observed: float = NEVER
+    client_key: int | None = field(default=None, repr=False)
 
     def database_time(self, now: float) -> datetime:
         """The database's clock at ``now``: never ahead of it, at most a read behind."""

@@ -58,6 +58,7 @@ class Refreshing:
         self._strangers = parts.strangers
         self._activity = parts.activity
         self._reports = parts.reports
+        self._bindings = parts.bindings
         self._clock = parts.clock
         self._database_clock = parts.database_clock
         self._ended = ended
@@ -154,9 +155,17 @@ class Refreshing:
             if finding is None:
                 return Invalid(Reason.NOT_FOUND)
             answer = await self._act(finding, client, passive)
+            if isinstance(answer, Authenticated):
+                self._observe(finding.record, client)
             if answer is not None:
                 return answer
         raise SessionsUnavailable("too many others refresh this session")
+
+    def _observe(self, record: Record, client: Client) -> None:
+        """Report a session that is refreshed from elsewhere."""
+        event = self._bindings.changed(Session.of(record), record.client, client)
+        if event is not None:
+            self._reports.publish(event)
 
     async def _find(self, token: RefreshToken) -> _Finding | None:
         ticket, before = self._cache.ticket(), self._clock()

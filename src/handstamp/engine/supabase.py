@@ -44,6 +44,7 @@ from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import Refusal
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.engine.authentication import Authentication
+from handstamp.engine.bindings import Requester
 from handstamp.engine.bus import Bus
 from handstamp.engine.cache import Entry
 from handstamp.engine.entries import Read, make_entry, refresh_key
@@ -111,6 +112,9 @@ class SupabaseAuthentication(Authentication):
 
     def _pass(self, entry: Entry, now: float) -> None:
         """Nor for a first use."""
+
+    def _observe(self, entry: Entry, now: float, requester: Requester | None) -> None:
+        """Nor for the client that signed in: each refresh writes its own."""
 
     def _may_be_of_others(
         self, credentials: Credentials, found: Container[bytes], entry: Entry
