@@ -142,7 +142,7 @@ class Handle(BaseHandle):
     def while_valid(self, source: AsyncIterable[T]) -> AsyncIterator[T]:
         """The items of ``source`` until this session is over: for server-sent events and
         other long answers. Raises as :meth:`require` does, at once."""
-        return until_ended(self.sessions.connections, self.require(), source)
+        return until_ended(self.sessions, self.require(), source)
 
 
 class SessionAuthMiddleware:
@@ -300,7 +300,7 @@ class SessionAuthMiddleware:
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         sessions = self._door.sessions
-        ticket, connections = sessions.ticket(), sessions.connections
+        ticket = sessions.ticket()
         handle = await self._at_length(scope, send)
         if handle is None:
             return
@@ -309,13 +309,11 @@ class SessionAuthMiddleware:
             await self._serve(handle, scope, receive, send)
             return
         guard = SocketGuard(receive, send, handle._first_frame)
-        connections.add(session, guard.end)
-        if not sessions.stands(ticket, session):
-            guard.end()  # it ended after the read and before anybody knew of the socket
+        sessions.add_connection(session, guard.end, ticket)
         try:
             await self._serve(handle, scope, guard.receive, guard.send)
         finally:
-            connections.remove(session.id, guard.end)
+            sessions.connections.remove(session.id, guard.end)
             await guard.finish()
 
 

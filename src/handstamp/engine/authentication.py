@@ -24,7 +24,7 @@ from handstamp.core.tokens import refresh_prefix
 from handstamp.engine.answers import Answer, Authenticated
 from handstamp.engine.bindings import INTERVAL, Requester
 from handstamp.engine.bus import Bus
-from handstamp.engine.cache import NEVER, RECENCY, Entry
+from handstamp.engine.cache import RECENCY, Entry
 from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.lookup import Lookup
 from handstamp.engine.parts import Parts
@@ -46,7 +46,6 @@ class Authentication:
         self._policy = parts.policy
         self._tokens = parts.tokens
         self._cache = parts.cache
-        self._get = parts.cache.get
         self._activity = parts.activity
         self._reports = parts.reports
         self._bindings = parts.bindings
@@ -70,7 +69,7 @@ class Authentication:
         """The cached entry of this session token while it may be believed, else None.
 
         ``requester`` is asked now and then who it is."""
-        entry = self._get(sha256(token).digest())
+        entry = self._cache.get(sha256(token).digest())
         if entry is None:
             return None
         now = self._clock()
@@ -92,9 +91,8 @@ class Authentication:
         """What a hit does once in a while, and when the next one has to."""
         self._note(entry, now)
         self._observe(entry, now, requester)
-        if now - entry.ordered >= RECENCY:
-            self._cache.freshen(entry, now)
-        entry.due = min(entry.touched + self._interval, entry.ordered + RECENCY)
+        self._cache.freshen(entry)
+        entry.due = min(entry.touched + self._interval, now + RECENCY)
 
     def _note(self, entry: Entry, now: float) -> None:
         if now - entry.touched >= self._interval or not entry.seen:
@@ -161,8 +159,8 @@ class Authentication:
 
     def _ends(self, entry: Entry) -> float:
         """How long an entry may serve where there is nobody to ask: to the session's own
-        limits, unless it is doubted."""
-        return min(entry.hard, entry.idle) if entry.deadline > NEVER else NEVER
+        limits."""
+        return min(entry.hard, entry.idle)
 
     def _still_believed(self, credentials: Credentials) -> Entry | None:
         """During an outage: what data inside the staleness bound says, and within
@@ -174,7 +172,7 @@ class Authentication:
         now = self._clock()
         found: dict[bytes, Entry] = {}
         for text in credentials.session:
-            entry = self._get(sha256(text).digest())
+            entry = self._cache.get(sha256(text).digest())
             if entry is None or now >= self._ends(entry):
                 continue
             proven = min(self._bus.proven_until, entry.confirmed + self._longest_trust)
@@ -260,7 +258,7 @@ class Authentication:
             asked = keys.get(record.token_digest)
             if asked is None:
                 continue
-            known = self._get(asked)
+            known = self._cache.get_any(asked)
             noted = self._activity.noted(record.id, record.token_digest)
             answer = make_entry(record, self._policy, asked, read, known, noted)
             answers[digests[asked]] = answer

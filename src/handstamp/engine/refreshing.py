@@ -283,7 +283,7 @@ class Refreshing:
     ) -> Authenticated:
         key = bytes.fromhex(record.token_digest)
         self._strangers.forget(key)
-        entry = make_entry(record, self._policy, key, read, self._cache.get(key))
+        entry = make_entry(record, self._policy, key, read, self._cache.get_any(key))
         if not isinstance(entry, Invalid):
             self._cache.put(ticket, entry)
         issued = Issued.of(record, pair, remember=remember, deliver_until=until)

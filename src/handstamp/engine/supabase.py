@@ -70,9 +70,6 @@ DELIVERY = 30.0
 again, one step behind."""
 VERIFIED = 10_000
 """Access tokens that are remembered as verified."""
-COPIES = 8
-"""Cache entries of one session: its holder can write any number of different cookies
-around one access token, and they must not push other people's entries out."""
 
 
 @dataclass(slots=True)
@@ -279,7 +276,6 @@ class SupabaseAuthentication(Authentication):
             # Believed until it wants to be replaced; after that it is read each time. The
             # margin is for refreshing: without a database it shortens nothing.
             entry.deadline = min(entry.deadline, entry.hard - MARGIN.total_seconds())
-        self._cache.thin(entry.session.id, keep=key, most=COPIES)
         self._cache.put(ticket, entry)
         return Authenticated(session=entry.session)
 
