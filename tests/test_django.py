@@ -686,6 +686,32 @@ def test_djangos_own_form_shows_a_refusal() -> None:
 
 
 @pytest.mark.parametrize("serve", [wsgi, asgi, wrapped])
+@pytest.mark.parametrize("a", ["", "a"], ids=["sync", "async"])
+async def test_a_sign_out_on_a_path_that_is_left_out_names_the_user(
+    engine: Engine, serve: Serve, a: str
+) -> None:
+    """Nobody was signed in there, and the session of the browser ended all the same."""
+    setting = {"SESSIONS": engine.sessions, "EXCLUDE": [f"/{a}login", f"/{a}logout"]}
+    heard: list[Any] = []
+
+    def left(*, user: Any, **_: Any) -> None:
+        heard.append(user and user.username)
+
+    user_logged_out.connect(left)
+    try:
+        with override_settings(HANDSTAMP=setting):
+            browser = Browser(serve())
+            for path in ("login", "login", "logout", "logout"):
+                await browser.post(f"/{a}{path}")
+            await browser.close()
+    finally:
+        user_logged_out.disconnect(left)
+    await closed(engine)
+    assert heard == ["alice", None]
+    assert not any(row.is_active for row in engine.store.rows.values())
+
+
+@pytest.mark.parametrize("serve", [wsgi, asgi, wrapped])
 async def test_paths_may_be_left_out(engine: Engine, serve: Serve) -> None:
     """An excluded path is nobody's, whatever the cookie."""
     setting = {"SESSIONS": engine.sessions, "EXCLUDE": ["/me"]}

@@ -34,6 +34,7 @@ from handstamp import (
     SessionsUnavailable,
 )
 from handstamp.blocking import call
+from handstamp.core.records import Session
 from handstamp.events import Refreshed
 from handstamp.flask import (
     SessionAuth,
@@ -359,6 +360,24 @@ def test_signals_are_sent_by_the_application(app: Flask, engine: Engine) -> None
     assert facts[2] == {"user_id": "alice", "session_id": other_id, "count": 1}
     assert facts[4] == {"user_id": "alice", "session_id": None, "count": 1}
     assert facts[5]["session"].id == facts[1]["session"].id
+
+
+def test_a_sign_out_on_an_excluded_path_is_told(engine: Engine) -> None:
+    """Nobody was signed in there, and the session of the browser ended all the same."""
+    app = site()
+    SessionAuth(app, engine.sessions, exclude=["/logout"])
+    told: list[Session] = []
+
+    def receive(sender: Flask, session: Session, **facts: Any) -> None:
+        told.append(session)
+
+    user_logged_out.connect(receive, app)
+    client = app.test_client()
+    login(client)
+    [known] = sessions_of(engine)
+    for _ in range(2):
+        assert client.post("/logout").status_code == 204
+    assert [session.id for session in told] == [known]
 
 
 def test_a_failed_sign_out_is_told_to_nobody(app: Flask, engine: Engine) -> None:

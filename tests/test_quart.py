@@ -28,6 +28,7 @@ from handstamp import (
     Sessions,
     SessionsUnavailable,
 )
+from handstamp.core.records import Session
 from handstamp.events import Refreshed
 from handstamp.quart import (
     SessionAuth,
@@ -330,6 +331,24 @@ async def test_signals_are_sent_by_the_application(app: Quart, engine: Engine) -
     assert facts[2] == {"user_id": "alice", "session_id": other_id, "count": 1}
     assert facts[4] == {"user_id": "alice", "session_id": None, "count": 1}
     assert facts[5]["session"].id == facts[1]["session"].id
+
+
+async def test_a_sign_out_on_an_excluded_path_is_told(engine: Engine) -> None:
+    """Nobody was signed in there, and the session of the browser ended all the same."""
+    app = site()
+    SessionAuth(app, engine.sessions, exclude=["/logout"])
+    told: list[Session] = []
+
+    def receive(sender: Quart, session: Session, **facts: Any) -> None:
+        told.append(session)
+
+    user_logged_out.connect(receive, app)
+    client = app.test_client()
+    await login(client)
+    [known] = await sessions_of(engine)
+    for _ in range(2):
+        assert (await client.post("/logout")).status_code == 204
+    assert [session.id for session in told] == [known]
 
 
 ASKING = ["/me", "/sync-me", "/maybe", "/unguarded", "/required", "/fresh", "/page"]

@@ -20,6 +20,7 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
+    Sequence,
 )
 from typing import Any, ClassVar, TypeVar
 
@@ -48,7 +49,6 @@ _STARTS = frozenset(
     {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 )
 
-_OF_THE_CLIENT = frozenset({b"user-agent", b"x-forwarded-for"})
 _CLOSE_CODES = {401: 4401, 503: 1013}
 
 
@@ -62,13 +62,6 @@ class Handle(BaseHandle):
         self._headers = headers
         self._peer = peer
 
-    def client_key(self) -> int:
-        """See :meth:`BaseHandle.client_key`; in the raw, as far as a client shows."""
-        peer = self._peer
-        host = peer[0] if isinstance(peer, (tuple, list)) and peer else None
-        shown = [bytes(v) for k, v in self._headers if k in _OF_THE_CLIENT]
-        return hash((host, *shown))
-
     def send(self, message: Message) -> Awaitable[None]:
         """The application's ``send``: edits the start of the response, nothing else."""
         if message["type"] in _STARTS:
@@ -80,31 +73,28 @@ class Handle(BaseHandle):
     async def login(self, user_id: str, *, remember: bool = False) -> Session:
         """Open a new session for a user who has just proven who they are.
 
-        The session this browser had ends in the same transaction. ``remember`` makes
-        the cookies outlive the browser. Raises :class:`LoginRefused`,
-        :class:`CrossSiteRequest` or :class:`SessionsUnavailable`.
+        Every session this browser had ends in the same transaction, also on a path that
+        is not authenticated. ``remember`` makes the cookies outlive the browser. Raises
+        :class:`LoginRefused`, :class:`CrossSiteRequest` or :class:`SessionsUnavailable`.
         """
         self._check_login()
-        issued = await self._door.sessions.create(
-            user_id,
-            client=self.client,
-            remember=remember,
-            replaces=self._session.id if self._session else None,
-        )
-        return self._logged_in(issued)
+        return self._logged_in(await self._replace(user_id, remember))
 
     async def logout(self) -> None:
-        """End this session and clear the cookies, also when there is none.
+        """End every session this browser has and clear the cookies, also when there is
+        none, and on a path that is not authenticated.
 
         The cookies stay where a bearer token came in their place. Raises
         :class:`CrossSiteRequest` or :class:`SessionsUnavailable`, and then nobody was
         logged out.
         """
-        self._check_write()
-        session = self._session_to_end()
-        if session is not None:
-            await self._door.sessions.revoke(session.id, reason="logout")
+        await self._log_out()
+
+    async def _log_out(self) -> Sequence[Session]:
+        """Log out; the sessions that were to end."""
+        held = await self._end() if self._check_logout() else ()
         self._logged_out()
+        return held
 
     async def step_up(self, level: int) -> Session:
         """Raise this session's trust level: the user has just proven more.
@@ -142,7 +132,7 @@ class Handle(BaseHandle):
     def while_valid(self, source: AsyncIterable[T]) -> AsyncIterator[T]:
         """The items of ``source`` until this session is over: for server-sent events and
         other long answers. Raises as :meth:`require` does, at once."""
-        return until_ended(self.sessions, self.require(), source)
+        return until_ended(self.sessions.connections, self.require(), source)
 
 
 class SessionAuthMiddleware:
@@ -230,14 +220,12 @@ class SessionAuthMiddleware:
         if not isinstance(cookie, bytes) or (self._choosy and self._is_special(scope)):
             return None
         token = self._sole(cookie)
-        if token is None:
+        entry = None if token is None else self._hit(token)
+        if entry is None:
+            return None
+        if self._agrees is not None and not self._agrees(cookie, entry.session.id):
             return None
         handle = self.handle_class(self._door, headers, scope.get("client"))
-        entry = self._hit(token, False, handle)
-        if entry is None or (
-            self._agrees is not None and not self._agrees(cookie, entry.session.id)
-        ):
-            return None
         handle._session = entry.session
         handle._sent = True
         return handle
@@ -300,7 +288,7 @@ class SessionAuthMiddleware:
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         sessions = self._door.sessions
-        ticket = sessions.ticket()
+        ticket, connections = sessions.ticket(), sessions.connections
         handle = await self._at_length(scope, send)
         if handle is None:
             return
@@ -309,11 +297,13 @@ class SessionAuthMiddleware:
             await self._serve(handle, scope, receive, send)
             return
         guard = SocketGuard(receive, send, handle._first_frame)
-        sessions.add_connection(session, guard.end, ticket)
+        connections.add(session, guard.end)
+        if not sessions.stands(ticket, session):
+            guard.end()  # it ended after the read and before anybody knew of the socket
         try:
             await self._serve(handle, scope, guard.receive, guard.send)
         finally:
-            sessions.connections.remove(session.id, guard.end)
+            connections.remove(session.id, guard.end)
             await guard.finish()
 
 

@@ -66,9 +66,7 @@ class Handle(wsgi.Handle):
 
     def logout(self) -> None:
         """See :meth:`handstamp.asgi.Handle.logout`."""
-        session = self.session
-        super().logout()
-        if session is not None:
+        for session in self._log_out():
             user_logged_out.send(self.app, session=session)
 
     def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:

@@ -9,7 +9,7 @@ that never asks never notices.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from handstamp.core.clients import read_client
@@ -34,6 +34,7 @@ from handstamp.events import CookieOverridden, CrossSiteRefused, Event
 LOWEST = 0
 """The trust level of a session that has none."""
 _NOTABLE = frozenset({b"vary", b"Vary", b"set-cookie", b"Set-Cookie"})
+_AUTHORIZATION = b"authorization"
 _VARY = (b"vary", b"Cookie")
 _VARY_BEARER = (b"vary", b"Authorization, Cookie")
 
@@ -93,14 +94,6 @@ class BaseHandle:
         if self._client is None:
             self._client = read_client(self._peer, self._headers, self._door.proxies)
         return self._client
-
-    def client_key(self) -> int:
-        """The same number for requests of the same client; for the engine."""
-        raise NotImplementedError
-
-    def report(self, event: Event) -> None:
-        """Publish an event on the event loop, whatever thread this is; for the engine."""
-        self._publish(event)
 
     @property
     def sessions(self) -> Sessions:
@@ -184,8 +177,7 @@ class BaseHandle:
         A bearer token answers for itself: a page of another site can send one only with
         the consent of this server (CORS), and its session is the only one concerned.
         """
-        door = self._door
-        self._came_with(door.reader.read(self._headers, bearer=door.bearer))
+        self._came_with(self._read_all(self._headers))
         if not self._bearer:
             self._check_origin()
 
@@ -202,6 +194,7 @@ class BaseHandle:
         if self._started:
             raise HandstampError("log in and out before the response starts")
         self._check_origin()
+        self._came_with(self._read_all(self._headers))
         if not self._door.cookies.secure and not self._is_local():
             raise ConfigError(
                 "cookies without Secure are for your own machine: serve this host over "
@@ -224,13 +217,49 @@ class BaseHandle:
         self._session = session
         return session
 
-    def _session_to_end(self) -> Session | None:
-        """What a logout ends. Raises :class:`SessionsUnavailable` where nobody can say,
-        also for whoever is treated as anonymous: their session would live on."""
-        session = self.session
+    async def _replace(self, user_id: str, remember: bool) -> Issued:
+        """A new session in place of those that the browser had, on whichever path.
+
+        The cookies are written over, so their sessions end beside a bearer token as well.
+        """
+        presented = [self._read_all(self._headers)]
+        if self._bearer:
+            cookies = [pair for pair in self._headers if pair[0].lower() != _AUTHORIZATION]
+            presented.append(self._read_all(cookies))
+        held: dict[str, None] = {}
+        for credentials in presented:
+            for session in await self._find_presented(credentials):
+                held[session.id] = None
+        return await self.sessions.create(
+            user_id, client=self.client, remember=remember, replaces=held
+        )
+
+    async def _end(self) -> Sequence[Session]:
+        """End every session that this request holds a token of; those it was asked of."""
+        held = await self._find_presented(self._read_all(self._headers))
+        for session in held:
+            await self.sessions.revoke(session.id, reason="logout")
+        return held
+
+    async def _find_presented(self, credentials: Credentials) -> list[Session]:
+        return await self.sessions.find_presented(credentials, self.client, self._session)
+
+    def _read_all(self, headers: RawHeaders) -> Credentials:
+        door = self._door
+        return door.reader.read(headers, bearer=door.bearer, every=True)
+
+    def _check_logout(self) -> bool:
+        """Whether there may be a session to end: a plain call without I/O.
+
+        Raises :class:`CrossSiteRequest`; and :class:`SessionsUnavailable` where nobody
+        could say, also for whoever is treated as anonymous: their session would live on.
+        """
+        self._check_write()
+        self._looked = True
         if self._unknown is not None:
             raise SessionsUnavailable(self._unknown.cause)
-        return session
+        credentials = self._read_all(self._headers)
+        return self._session is not None or not self.sessions.is_forged(credentials)
 
     def _logged_out(self) -> None:
         self._session = self._issued = None

@@ -63,9 +63,7 @@ class Handle(asgi.Handle):
 
     async def logout(self) -> None:
         """See :meth:`handstamp.asgi.Handle.logout`."""
-        session = self.session
-        await super().logout()
-        if session is not None:
+        for session in await self._log_out():
             await self._tell(user_logged_out, session=session)
 
     async def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:

@@ -7,33 +7,29 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, TypeVar
 
 from handstamp.core.records import Session
-from handstamp.engine.sessions import Sessions
+from handstamp.engine.connections import Connections
 
 T = TypeVar("T")
 
 
 async def until_ended(
-    sessions: Sessions, session: Session, source: AsyncIterable[T]
+    connections: Connections, session: Session, source: AsyncIterable[T]
 ) -> AsyncIterator[T]:
     """The items of ``source``, until it ends or the session is over, also in the middle
-    of waiting for the next item.
-
-    The session may have ended since the request was authenticated, so the table is asked
-    as the stream begins.
-    """
+    of waiting for the next item."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     items = aiter(source)
 
     def end() -> None:
         loop.call_soon_threadsafe(ended.set)
 
-    sessions.add_connection(session, end)
+    connections.add(session, end)
     over = loop.create_task(ended.wait())
     try:
         while (item := await _next_unless(items, over)) is not None:
             yield item[0]
     finally:
-        sessions.connections.remove(session.id, end)
+        connections.remove(session.id, end)
         over.cancel()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from handstamp.clock import Clock, uptime
 from handstamp.config import Cookies, Policy
 from handstamp.core.credentials import Credentials
+from handstamp.core.ids import ids_of
 from handstamp.core.records import Client, Session
 from handstamp.core.supabase_cookies import (
     NO_STORE,
@@ -160,7 +161,7 @@ class SupabaseSessions(Sessions):
         *,
         client: Client = _NOBODY,
         remember: bool = True,
-        replaces: str | None = None,
+        replaces: str | Iterable[str] | None = None,
         method: str = "password",
     ) -> Issued:
         """Open a session for a user whose identity is already proven, as GoTrue does.
@@ -173,7 +174,7 @@ class SupabaseSessions(Sessions):
         self._minting.check()
         await self.open()
         before = self.clock()
-        new = NewAuthSession(method=method, replaces=replaces)
+        new = NewAuthSession(method=method, replaces=ids_of(replaces))
         try:
             created = await self._minting.table.auth.create(user_id, client, new)
         except LoginRefused as exc:
@@ -253,7 +254,11 @@ class _Reader:
         self.sole = self._reader.sole
 
     def read(
-        self, headers: Iterable[tuple[bytes, bytes]], *, bearer: bool = True
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        *,
+        bearer: bool = True,
+        every: bool = False,
     ) -> Credentials:
         headers = list(headers)
         found = self._reader.read(headers)

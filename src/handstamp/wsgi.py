@@ -17,7 +17,7 @@ the server iterates, and nobody here is on the way.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,7 +43,6 @@ PATIENCE = 2.0
 LONGEST = 30.0
 """Seconds that a write may take, whatever holds up the loop."""
 
-_OF_THE_CLIENT = ("REMOTE_ADDR", "HTTP_USER_AGENT", "HTTP_X_FORWARDED_FOR")
 _VARY, _VARY_BEARER = ("Vary", "Cookie"), ("Vary", "Authorization, Cookie")
 _NOTABLE = frozenset({4, 10})
 """The lengths of Vary and Set-Cookie."""
@@ -66,10 +65,6 @@ class Handle(BaseHandle):
             for name, value in self._environ.items()
             if name.startswith("HTTP_")
         ]
-
-    def client_key(self) -> int:
-        """See :meth:`BaseHandle.client_key`; in the raw, as far as a client shows."""
-        return hash(tuple(map(self._environ.get, _OF_THE_CLIENT)))
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
@@ -109,7 +104,7 @@ class Handle(BaseHandle):
         sessions = self._door.sessions
         credentials, idle = question.credentials, question.passive or passive()
         if len(credentials.session) == 1:  # rule 1: also for a POST, or a bearer token
-            entry = sessions.hit(credentials.session[0], idle, self)
+            entry = sessions.hit(credentials.session[0], idle)
             if entry is not None and credentials.agrees(entry.session.id):
                 self._session = entry.session
                 return
@@ -126,23 +121,16 @@ class Handle(BaseHandle):
     def login(self, user_id: str, *, remember: bool = False) -> Session:
         """See :meth:`handstamp.asgi.Handle.login`."""
         self._check_login()
-        issued = within(
-            LONGEST,
-            self.sessions.create,
-            user_id,
-            client=self.client,
-            remember=remember,
-            replaces=self._session.id if self._session else None,
-        )
-        return self._logged_in(issued)
+        return self._logged_in(within(LONGEST, self._replace, user_id, remember))
 
     def logout(self) -> None:
         """See :meth:`handstamp.asgi.Handle.logout`."""
-        self._check_write()
-        session = self._session_to_end()
-        if session is not None:
-            within(LONGEST, self.sessions.revoke, session.id, reason="logout")
+        self._log_out()
+
+    def _log_out(self) -> Sequence[Session]:
+        held = within(LONGEST, self._end) if self._check_logout() else ()
         self._logged_out()
+        return held
 
     def step_up(self, level: int) -> Session:
         """See :meth:`handstamp.asgi.Handle.step_up`."""
@@ -265,16 +253,14 @@ class SessionAuthMiddleware:
         if self._choosy and self._is_special(environ):
             return None
         token = self._sole(_as_bytes(cookie))
-        if token is None:
-            return None
-        handle = self.handle_class(self._door, environ)
-        entry = self._hit(token, False, handle)
+        entry = None if token is None else self._hit(token)
         if entry is None:
             return None
         if self._agrees is not None and not self._agrees(
             _as_bytes(cookie), entry.session.id
         ):
             return None
+        handle = self.handle_class(self._door, environ)
         handle._session = entry.session
         handle._sent = True
         return handle

@@ -339,3 +339,18 @@ def test_no_bytes_raise_and_candidates_are_bounded(
 def test_no_bytes_raise_on_the_short_way(header: bytes) -> None:
     """The short way returns bytes or None, whatever it is given."""
     assert isinstance(READER.sole(header), bytes | None)
+
+
+@pytest.mark.parametrize("padding", [b"", b"x=" + b"x" * MOST_BYTES + b"; "])
+def test_every_cookie_is_read_in_order_to_end_sessions(padding: bytes) -> None:
+    """However many there are, and however long the header is: a neighbour who plants
+    cookies must not keep a session alive that is to end."""
+    planted = b"; ".join(OURS + b"%d; " % n + THEIRS + b"%d" % n for n in range(50))
+    header = padding + planted + b"; " + OURS + TOKEN + b"; " + THEIRS + b"r"
+    headers = [(b"cookie", header)]
+    assert not READER.read(headers)
+    found = READER.read(headers, every=True)
+    assert (len(found.session), len(found.refresh)) == (51, 51)
+    assert TOKEN in found.session
+    assert b"r" in found.refresh
+    assert (found.sent, found.ambient) == (True, True)

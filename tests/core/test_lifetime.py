@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Reason, Valid, judge, judge_family, slid
+from handstamp.core.lifetime import (
+    Invalid,
+    Reason,
+    Valid,
+    judge,
+    judge_family,
+    may_live,
+    slid,
+)
 from handstamp.core.records import Record
 from tests.core.making import NOW, TICK, make_record
 
@@ -338,3 +346,29 @@ def test_an_unlimited_record_still_ends_by_what_is_no_limit(
     record = make_record(unlimited=True, expires_at=FAR, **change)
     assert Invalid(reason) == judge(record, POLICY)
     assert Invalid(reason) == judge_family(record, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy", "may"),
+    [
+        ({}, POLICY, True),
+        ({"read_at": NOW + DAY}, POLICY, True),  # its refresh token stands
+        ({"user_is_active": False}, POLICY, True),
+        ({"read_at": NOW + DAY}, IDLE, True),  # activity may be known elsewhere
+        (
+            {"password_changed_at": NOW + TICK},
+            Policy(end_on_password_change=True),
+            True,
+        ),
+        ({"is_active": False}, POLICY, False),
+        ({"revoked_at": NOW, "is_active": True}, POLICY, False),
+        ({"read_at": FAR}, POLICY, False),
+        ({"refresh_expires_at": NOW}, POLICY, False),
+        ({"refresh_digest": None, "expires_at": NOW}, POLICY, False),
+    ],
+)
+def test_rule_7_what_may_live_again_is_not_over(
+    changes: dict[str, Any], policy: Policy, may: bool
+) -> None:
+    """Refused is one thing; a session whose user is enabled again goes on."""
+    assert may_live(make_record(**changes), policy) == may

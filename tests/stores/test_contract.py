@@ -297,7 +297,7 @@ async def test_a_failed_login_ends_nothing(table: Table, user: str) -> None:
     """When the insert is refused, the session it was to replace lives on."""
     record, other = await created(table, user), await created(table, user)
     with pytest.raises(SessionsUnavailable):
-        await created(table, user, replaces=record.id, token_digest=other.token_digest)
+        await created(table, user, replaces=(record.id,), token_digest=other.token_digest)
     assert (await found(table, record.id)).is_active
 
 
@@ -354,9 +354,25 @@ async def test_a_lock_touches_no_session_that_exists(table: Table, user: str) ->
 async def test_a_login_may_replace_a_session(table: Table, user: str) -> None:
     """`replaces` ends the old one, whoever's it was, in the same step."""
     old = await created(table, await table.add_user())
-    answer = await table.create(await fresh_session(table, user, replaces=old.id), POLICY)
+    answer = await table.create(
+        await fresh_session(table, user, replaces=(old.id,)), POLICY
+    )
     assert answer.ended == (Ended(id=old.id, user_id=old.user_id),)
     assert await is_over(table, old.id)
+
+
+async def test_a_login_may_replace_several_sessions(table: Table, user: str) -> None:
+    """Of several users, in one step, and each is told of; what is over stays as it is."""
+    other = await table.add_user()
+    old = [await created(table, one) for one in (user, other, user)]
+    over = await created(table, user)
+    kept = await created(table, user)
+    await table.store.revoke(over.id, reason="logout")
+    new = await fresh_session(table, user, replaces=(*(r.id for r in old), over.id))
+    answer = await table.create(new, POLICY)
+    assert set(answer.ended) == {Ended(id=r.id, user_id=r.user_id) for r in old}
+    assert [await is_over(table, record.id) for record in (*old, over)] == [True] * 4
+    assert not await is_over(table, kept.id)
 
 
 @pytest.mark.parametrize("gone", ["01J00000000000000000000000", "\x00", ""], ids=short)
@@ -364,7 +380,7 @@ async def test_replacing_what_is_not_there_is_a_plain_login(
     table: Table, user: str, gone: str
 ) -> None:
     """A session to replace that does not exist is no reason to refuse."""
-    answer = await table.create(await fresh_session(table, user, replaces=gone), POLICY)
+    answer = await table.create(await fresh_session(table, user, replaces=(gone,)), POLICY)
     assert (answer.record.is_active, answer.ended) == (True, ())
 
 
@@ -399,7 +415,7 @@ async def test_the_new_session_may_be_the_one_too_many(table: Table, user: str) 
 async def test_a_replaced_session_leaves_its_place(table: Table, user: str) -> None:
     """The session that a login replaces does not count towards the limit."""
     record = await created(table, user)
-    await created(table, user, limit=1, evict=False, replaces=record.id)
+    await created(table, user, limit=1, evict=False, replaces=(record.id,))
     assert await is_over(table, record.id)
 
 
@@ -1381,7 +1397,7 @@ async def test_whoever_is_replaced_is_said_once(
     """By the login that replaces it."""
     old = await created(table, user)
     assert await listener.heard() == []
-    await created(table, user, replaces=old.id)
+    await created(table, user, replaces=(old.id,))
     assert await listener.heard() in says([old.id], user)
 
 
@@ -1394,7 +1410,7 @@ async def test_whoever_makes_room_is_said_once(
     for _ in range(3):
         ids.append((await created(table, user)).id)
         await table.advance(SECOND)
-    new = await fresh_session(table, user, replaces=ids[2], limit=2)
+    new = await fresh_session(table, user, replaces=(ids[2],), limit=2)
     ended = (await table.create(new, POLICY)).ended
     assert sorted(e.id for e in ended) == sorted([ids[0], ids[2]])
     assert sorted(await listener.heard()) in says([ids[0], ids[2]], user)
@@ -1408,7 +1424,7 @@ async def test_a_login_that_fails_says_nothing(
     record = await created(table, user)
     await table.write_user(user, is_active=False)
     with pytest.raises(LoginRefused):
-        await table.create(await fresh_session(table, user, replaces=record.id), POLICY)
+        await table.create(await fresh_session(table, user, replaces=(record.id,)), POLICY)
     assert await listener.heard() == []
 
 

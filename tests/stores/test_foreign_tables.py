@@ -166,7 +166,7 @@ async def whole_life(table: PostgresTable, user: str) -> Record:
     if store.capabilities.level:
         assert await store.raise_level(first.id, 1) is not None
     assert await store.revoke(second.id, reason="logout") is not None
-    third = await created(table, user, replaces=None, limit=5)
+    third = await created(table, user, limit=5)
     assert len(await store.revoke_user(user, reason="all", keep=first.id)) == 1
     assert third.id != first.id
     (left,) = await store.list_for_user(user)
@@ -270,7 +270,7 @@ async def test_an_id_of_another_form_is_not_there(table: PostgresTable, alien: s
     assert list(await store.revoke_user(alien, reason="x")) == []
     assert list(await store.list_for_user(alien)) == []
     assert await store.raise_level(alien, 1) is None
-    new = await fresh_session(table, user, replaces=alien)
+    new = await fresh_session(table, user, replaces=(alien,))
     assert (await store.create(new, POLICY)).ended == ()
 
 

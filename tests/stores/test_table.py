@@ -100,7 +100,7 @@ async def test_a_padded_id_can_be_kept(table: PostgresTable) -> None:
         await created(table, user, id=session_id)
     ended = await table.store.revoke_user(user, reason="x", keep="one")
     assert [e.id for e in ended] == ["two"]
-    answer = await table.store.create(new_session(user, replaces="one", limit=1), POLICY)
+    answer = await table.store.create(new_session(user, replaces=("one",), limit=1), POLICY)
     assert [e.id for e in answer.ended] == ["one"]
 
 
@@ -358,7 +358,7 @@ async def test_a_table_by_other_names_in_another_schema(dsn: str) -> None:
 async def whole_life(store: TableStore, user: str) -> None:
     """Every method of a store once, each to some effect."""
     first = (await store.create(new_session(user), POLICY)).record
-    new = new_session(user, limit=5, replaces=first.id)
+    new = new_session(user, limit=5, replaces=(first.id,))
     assert len((await store.create(new, POLICY)).ended) == 1
     assert [r.id for r in await store.find([new.token_digest])] == [new.id]
     assert await store.find_by_id(new.id) is not None

@@ -7,7 +7,7 @@ the same ids.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +29,10 @@ Seen = dict[str, Any]
 class Case:
     """One request, to a world that was prepared, and what the application does with it.
 
-    ``headers`` may hold ``{session}`` and ``{refresh}`` of the session ``alice`` has.
-    ``act`` is a method of the handle and its arguments, or an attribute; None: nothing.
+    ``headers`` may hold ``{session}`` and ``{refresh}`` of the session ``alice`` has, and
+    ``{other_session}`` and ``{other_refresh}`` of another one of hers. ``act`` is a method
+    of the handle and its arguments, or an attribute; None: nothing. ``meanwhile`` happens
+    between the middleware and that.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Case:
     prepare: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     answer: tuple[tuple[str, str], ...] = (("content-type", "text/plain"),)
+    meanwhile: Callable[[Engine], None] = lambda engine: None
 
     def __str__(self) -> str:
         return self.name
@@ -55,11 +58,23 @@ def world() -> Engine:
     )
 
 
-async def prepare(engine: Engine, what: str) -> Issued:
-    """A session of alice, and what happens before the request comes."""
+async def prepare(engine: Engine, what: str) -> dict[str, str]:
+    """Two sessions of alice, and what happens before the request comes; their tokens."""
     await engines.listening(engine)
     issued = await engine.login()
-    await engine.login("alice")
+    other = await engine.login("alice")
+    await happen(engine, what, issued)
+    engine.store.users["locked"] = MemoryUser(is_active=False)
+    return {
+        "session": issued.session_token,
+        "refresh": issued.refresh_token or "",
+        "other_session": other.session_token,
+        "other_refresh": other.refresh_token or "",
+    }
+
+
+async def happen(engine: Engine, what: str, issued: Issued) -> None:
+    """One of the things that happen to a session."""
     match what:
         case "forget":
             engine.sessions._parts.cache.start_over()
@@ -70,12 +85,22 @@ async def prepare(engine: Engine, what: str) -> Issued:
         case "down":
             await engine.expire()
             engine.store.down = True
-    engine.store.users["locked"] = MemoryUser(is_active=False)
-    return issued
+        case "disable":
+            engine.store.users["alice"] = MemoryUser(is_active=False)
+        case "rotate" | "late" | "replay":
+            await engine.expire()
+            issued = await engine.refreshed(issued)
+            if what == "late":
+                await engine.expire()
+                await engine.refreshed(issued)
+            if what == "replay":
+                engine.clock.advance(1)
+                await engine.ask(issued)
+                await engine.sessions.flush()
+                engine.clock.advance(engine.policy.grace)
 
 
-def headers(case: Case, issued: Issued) -> dict[str, str]:
-    tokens = {"session": issued.session_token, "refresh": issued.refresh_token}
+def headers(case: Case, tokens: Mapping[str, str]) -> dict[str, str]:
     return {name: value.format(**tokens) for name, value in case.headers.items()}
 
 
@@ -84,6 +109,7 @@ def over_asgi(case: Case) -> Seen:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         heard = None
+        case.meanwhile(engine)
         if case.act is not None:
             heard = getattr(scope[SCOPE_KEY], case.act[0])
             heard = heard(*case.act[1:]) if callable(heard) else heard
@@ -92,24 +118,26 @@ def over_asgi(case: Case) -> Seen:
         body = b"" if case.method == "HEAD" else repr(heard).encode()
         await asgi.responding(headers=answer, body=body)(scope, receive, send)
 
+    engine = world()
+
     async def run() -> Seen:
-        engine = world()
         async with engine.sessions:
-            issued = await prepare(engine, case.prepare)
+            tokens = await prepare(engine, case.prepare)
+            asked = engine.store.queries
             raw = [
                 (name.encode(), value.encode("latin-1"))
-                for name, value in {"host": "app.example", **headers(case, issued)}.items()
+                for name, value in {"host": "app.example", **headers(case, tokens)}.items()
             ]
             middleware = AsgiMiddleware(app, engine.sessions, **case.options)
             scope = asgi.http_scope(case.path, method=case.method, headers=raw)
             try:
                 answer = await asgi.serve(middleware, scope)
             except HandstampError as exc:
-                return {"raised": repr(exc), **after(engine)}
+                return {"raised": repr(exc), **after(engine, asked)}
             start = answer.start
             found = [(k.decode(), v.decode("latin-1")) for k, v in start["headers"]]
             body = b"" if case.method == "HEAD" else answer.body
-            return {**shown(answer.status, found, body), **after(engine)}
+            return {**shown(answer.status, found, body), **after(engine, asked)}
 
     return asyncio.run(run())
 
@@ -119,6 +147,7 @@ def over_wsgi(case: Case) -> Seen:
 
     def app(environ: Any, start_response: Any) -> Any:
         heard = None
+        case.meanwhile(engine)
         if case.act is not None:
             heard = getattr(environ[ENVIRON_KEY], case.act[0])
             heard = heard(*case.act[1:]) if callable(heard) else heard
@@ -128,28 +157,29 @@ def over_wsgi(case: Case) -> Seen:
     engine = world()
     call(engine.sessions.open)
     try:
-        issued = call(prepare, engine, case.prepare)
+        tokens = call(prepare, engine, case.prepare)
+        asked = engine.store.queries
         raw = {
             "HTTP_" + name.upper().replace("-", "_"): value
-            for name, value in headers(case, issued).items()
+            for name, value in headers(case, tokens).items()
         }
         middleware = WsgiMiddleware(app, engine.sessions, **case.options)
         environ = wsgi.environ(case.path, method=case.method, **raw)
         try:
             answer = wsgi.serve(middleware, environ)
         except HandstampError as exc:
-            return {"raised": repr(exc), **call(settled, engine)}
+            return {"raised": repr(exc), **call(settled, engine, asked)}
         return {
             **shown(answer.status, answer.headers, answer.body),
-            **call(settled, engine),
+            **call(settled, engine, asked),
         }
     finally:
         engine.store.down = False
         call(engine.sessions.close)
 
 
-async def settled(engine: Engine) -> Seen:
-    return after(engine)
+async def settled(engine: Engine, asked: int) -> Seen:
+    return after(engine, asked)
 
 
 def shown(status: int, found: list[tuple[str, str]], body: bytes) -> Seen:
@@ -162,11 +192,11 @@ def shown(status: int, found: list[tuple[str, str]], body: bytes) -> Seen:
     }
 
 
-def after(engine: Engine) -> Seen:
-    """What the request left behind: rows, events, activity and queries."""
+def after(engine: Engine, asked: int) -> Seen:
+    """What the request left behind: rows, events, activity and queries of its own."""
     return {
         "rows": engine.store.rows,
         "events": [type(event).__name__ for event in engine.events],
         "pending": engine.sessions.stats().pending_touches,
-        "queries": engine.store.queries,
+        "queries": engine.store.queries - asked,
     }

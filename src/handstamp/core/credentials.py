@@ -8,6 +8,8 @@ Rule 2. Order decides nothing (RFC 6265bis, section 4.2.2): every cookie of our 
 candidate, at most four different ones are looked at, and more of them are none.
 Rule 3. Several Cookie headers are one, joined by ``; `` (HTTP/2 crumbs). It is looked at
 in linear time; one above 64 KiB is not looked at, for what is cut off would decide.
+Whoever reads in order to end sessions reads every cookie, however many there are: what is
+too much to let in is not too much to sign out.
 Rule 4. Nothing but these cookies, and a bearer header where it is switched on, is ever a
 credential: no query string, form, path or other header.
 """
@@ -97,26 +99,30 @@ class CookieReader:
         _, *rest = header.split(self._refresh_needle)
         return all(part.startswith(prefix) for part in rest)
 
-    def read(self, headers: RawHeaders, *, bearer: bool = False) -> Credentials:
+    def read(
+        self, headers: RawHeaders, *, bearer: bool = False, every: bool = False
+    ) -> Credentials:
         """Everything in ``headers`` that claims to be a credential of ours.
 
         ``headers`` are pairs of bytes, names in any case. With ``bearer``, an
-        ``Authorization: Bearer`` header replaces the cookies altogether.
+        ``Authorization: Bearer`` header replaces the cookies altogether. ``every`` cookie
+        is read, without the limits of rules 2 and 3, in order to end sessions.
         """
-        cookie, authorization = pick(headers, MOST_BYTES)
+        cookie, authorization = pick(headers, None if every else MOST_BYTES)
         if bearer and authorization is not None:
             match = _BEARER.fullmatch(authorization)
             if match is not None:
-                return Credentials(session=_candidates([match[1]]), sent=True)
+                return Credentials(session=_candidates([match[1]], None), sent=True)
         if not cookie:
             return NOTHING
         session = self._session.findall(cookie)
         refresh = self._refresh.findall(cookie)
         if not session and not refresh:
             return NOTHING
+        most = None if every else MOST_CANDIDATES
         return Credentials(
-            session=_candidates(session),
-            refresh=_candidates(refresh),
+            session=_candidates(session, most),
+            refresh=_candidates(refresh, most),
             sent=True,
             ambient=True,
         )
@@ -130,9 +136,9 @@ def _pattern(name: str) -> re.Pattern[bytes]:
     return re.compile(rb"(?:^|;)[ \t]*" + re.escape(name.encode()) + rb"=([^;]*)")
 
 
-def pick(headers: RawHeaders, most: int) -> tuple[bytes, bytes | None]:
+def pick(headers: RawHeaders, most: int | None) -> tuple[bytes, bytes | None]:
     """The Cookie headers as one (rule 3), and the Authorization; no cookie where they are
-    longer than ``most`` bytes."""
+    longer than ``most`` bytes, if that is a limit."""
     crumbs: list[bytes] = []
     authorization = None
     for name, value in headers:
@@ -142,11 +148,11 @@ def pick(headers: RawHeaders, most: int) -> tuple[bytes, bytes | None]:
         elif lowered == b"authorization":
             authorization = bytes(value)
     cookie = b"; ".join(crumbs)
-    return cookie if len(cookie) <= most else b"", authorization
+    return cookie if most is None or len(cookie) <= most else b"", authorization
 
 
-def _candidates(values: list[bytes]) -> tuple[bytes, ...]:
+def _candidates(values: list[bytes], most: int | None) -> tuple[bytes, ...]:
     trimmed = dict.fromkeys(value.strip(b" \t") for value in values)
-    if len(trimmed) > MOST_CANDIDATES:
+    if most is not None and len(trimmed) > most:
         return ()
     return tuple(v for v in trimmed if len(v) <= LONGEST_TOKEN and _VALUE.fullmatch(v))

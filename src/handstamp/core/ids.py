@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
 
 LONGEST_ID = 255
 """Characters in an id of a session or of a user."""
@@ -90,3 +91,10 @@ def decode(text: str) -> str | None:
         return session_id if encode(session_id) == text else None
     except ValueError:  # no base64, no UTF-8, or no id
         return None
+
+
+def ids_of(given: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One id, several or none, as a tuple."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) else tuple(given)

@@ -16,6 +16,7 @@ Rule 6. Where nothing rotates, activity moves ``expires_at`` to ``refresh_ttl`` 
 never past the absolute limit. A session that is not remembered starts with an expiry no
 further than ``browser_ttl`` from its creation, and never gets past that either: so the
 expiry itself tells which of the two a session is, and the table needs no column for it.
+Rule 7. To be refused is not to be over: a logout and a login end what may live again.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ FINAL = frozenset(
 )
 """Ends from which nothing that a client does leads back. An expired token may be dated
 anew with its successor, and an idle session may have been active in another process."""
+_FOR_GOOD = frozenset(
+    {Reason.REVOKED, Reason.EXPIRED, Reason.REFRESH_EXPIRED, Reason.ABSOLUTE}
+)
+"""Ends of a family from which nothing leads back at all (rule 7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,13 @@ def judge_family(
         return Invalid(reason)
     idle = limits.get(Reason.IDLE)
     return Valid(remaining, None if idle is None else idle - record.read_at)
+
+
+def may_live(record: Record, policy: Policy, *, active_at: datetime | None = None) -> bool:
+    """Whether the session stands, or may stand again: its user may be enabled, activity
+    may be known elsewhere, a policy may change (rule 7)."""
+    family = judge_family(record, policy, active_at=active_at)
+    return not isinstance(family, Invalid) or family.reason not in _FOR_GOOD
 
 
 def _ended(record: Record, policy: Policy) -> Reason | None:

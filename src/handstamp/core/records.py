@@ -93,7 +93,8 @@ class Record:
 class NewSession:
     """What a store needs to write one new row; lifetimes are added to its own clock.
 
-    ``longest`` caps the refresh token, counted from the creation.
+    ``longest`` caps the refresh token, counted from the creation. ``replaces`` are the ids
+    of sessions that end in the same transaction.
     """
 
     id: str
@@ -104,7 +105,7 @@ class NewSession:
     session_ttl: timedelta
     refresh_ttl: timedelta
     longest: timedelta
-    replaces: str | None = None
+    replaces: tuple[str, ...] = ()
     limit: int | None = None
     evict: bool = True
 

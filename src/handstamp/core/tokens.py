@@ -196,3 +196,14 @@ def _signer(secret: bytes, salt: bytes) -> Signer:
 
 def _b64(raw: bytes) -> str:
     return urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def list_secrets(
+    secret: str | bytes | None, secrets: Sequence[str | bytes] | None
+) -> Sequence[str | bytes]:
+    """The secrets that were given in either way. Raises :class:`ConfigError`."""
+    if secret is not None and secrets is None:
+        return [secret]
+    if secrets is not None and secret is None and not isinstance(secrets, (str, bytes)):
+        return secrets
+    raise ConfigError("give either secret= or secrets=[oldest, …, newest]")

@@ -21,7 +21,7 @@ from handstamp.errors import ConfigError
 def login(request: Any, user: Any, *, remember: bool = False) -> Session:
     """Open a session for a user who has just proven who they are.
 
-    ``user`` is a user or the text of an id. The session this browser had ends, the CSRF
+    ``user`` is a user or the text of an id. Every session this browser had ends, the CSRF
     token is replaced, and ``user_logged_in`` is sent. ``remember`` makes the cookies
     outlive the browser. Raises :class:`LoginRefused`, :class:`CrossSiteRequest` or
     :class:`SessionsUnavailable`.
@@ -46,13 +46,15 @@ async def alogin(request: Any, user: Any, *, remember: bool = False) -> Session:
 
 
 def logout(request: Any) -> None:
-    """End the session of this request and clear the cookies, also when there is none.
+    """End every session of this browser and clear the cookies, also when there is none.
 
-    Then ``user_logged_out`` is sent. Raises :class:`SessionsUnavailable`, and then nobody
-    was logged out.
+    Then ``user_logged_out`` is sent. Raises :class:`CrossSiteRequest` or
+    :class:`SessionsUnavailable`, and then nobody was logged out.
     """
     user = _somebody(get_user(request))
-    done(_handle(request), "logout")
+    ended = done(_handle(request), "_log_out")
+    if user is None and ended:  # on a path that is not authenticated
+        user = _somebody(user_of(ended[0].user_id))
     _set(request, anonymous())
     user_logged_out.send(sender=user.__class__, request=request, user=user)
 
@@ -60,7 +62,9 @@ def logout(request: Any) -> None:
 async def alogout(request: Any) -> None:
     """See :func:`logout`."""
     user = _somebody(await aget_user(request))
-    await adone(_handle(request), "logout")
+    ended = await adone(_handle(request), "_log_out")
+    if user is None and ended:
+        user = _somebody(await auser_of(ended[0].user_id))
     _set(request, anonymous())
     send = partial(user_logged_out.send, sender=user.__class__)
     await _in_thread(send, request=request, user=user)

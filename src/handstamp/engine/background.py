@@ -37,12 +37,8 @@ class Background:
         """Begin on the running loop."""
         self._bus.abandon()
         self._bus.start()
-        work = (
-            self._keep_flushing(),
-            self._watch.keep_looking(),
-            self._watch.keep_rounds(self._bus),
-        )
-        self._tasks = [self._begin(each) for each in work]
+        self._tasks = [self._begin(self._keep_flushing())]
+        self._tasks.append(self._begin(self._watch.keep(self._bus)))
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         # Of no request: whose request happened to be the first is not to be remembered.

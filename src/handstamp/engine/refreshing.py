@@ -8,10 +8,13 @@ behind a rotation of a moment ago, derives the same successor and hands that out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
 
-from handstamp.core.lifetime import FINAL, Invalid, Reason
+from handstamp.core.credentials import MOST_CANDIDATES
+from handstamp.core.lifetime import FINAL, Invalid, Reason, may_live
 from handstamp.core.records import Client, Record, Session, Successor
 from handstamp.core.rotation import (
     RefreshVerdict,
@@ -58,7 +61,6 @@ class Refreshing:
         self._strangers = parts.strangers
         self._activity = parts.activity
         self._reports = parts.reports
-        self._bindings = parts.bindings
         self._clock = parts.clock
         self._database_clock = parts.database_clock
         self._ended = ended
@@ -134,6 +136,41 @@ class Refreshing:
                 self._strangers.meet(key, self._clock())
         return others
 
+    async def find_presented(
+        self, texts: Sequence[bytes], client: Client, known: Container[str]
+    ) -> list[Record]:
+        """The sessions of these refresh tokens, but for the ``known``, that may be alive.
+
+        A token that came late is its session's all the same. Where all that is presented
+        of a session is a replay, that ends it. Raises :class:`SessionsUnavailable`.
+        """
+        tokens = [t for text in texts if (t := self._read(text)) is not None]
+        rows = await self._rows([t for t in tokens if t.session_id not in known])
+        replayed, held = dict[str, Record](), dict[str, Record]()
+        for token, record in rows:
+            verdict = self._judge(token, record)
+            if isinstance(verdict, Replay):
+                replayed[record.id] = record
+            elif may_live(record, self._policy, active_at=self._noted(record)):
+                held[record.id] = record
+        for id in replayed.keys() - held.keys():
+            await self._revoke(replayed[id], client)
+        return [record for id, record in held.items() if id not in known]
+
+    async def _rows(
+        self, tokens: Sequence[RefreshToken]
+    ) -> list[tuple[RefreshToken, Record]]:
+        """Each token with the row of its session, if there is one: in one query for those
+        that name it."""
+        ids = [t.session_id for t in tokens if t.session_id is not None]
+        named = await self._store.find_many(ids) if ids else ()
+        rows = {record.id: record for record in named}
+        found = [(t, rows.get(t.session_id)) for t in tokens if t.session_id is not None]
+        unsigned = (t for t in tokens if t.session_id is None)
+        few = islice(unsigned, MOST_CANDIDATES)  # a query each, for anybody
+        found += [(token, await self._row(token)) for token in few]
+        return [(token, record) for token, record in found if record is not None]
+
     def _known(self, token: RefreshToken) -> Session | None:
         entry = self._cache.get(_key(token))
         now = self._clock()
@@ -155,17 +192,9 @@ class Refreshing:
             if finding is None:
                 return Invalid(Reason.NOT_FOUND)
             answer = await self._act(finding, client, passive)
-            if isinstance(answer, Authenticated):
-                self._observe(finding.record, client)
             if answer is not None:
                 return answer
         raise SessionsUnavailable("too many others refresh this session")
-
-    def _observe(self, record: Record, client: Client) -> None:
-        """Report a session that is refreshed from elsewhere."""
-        event = self._bindings.changed(Session.of(record), record.client, client)
-        if event is not None:
-            self._reports.publish(event)
 
     async def _find(self, token: RefreshToken) -> _Finding | None:
         ticket, before = self._cache.ticket(), self._clock()
@@ -175,14 +204,18 @@ class Refreshing:
             return None
         read = Read(before, self._clock())
         self._database_clock.saw(record.read_at, read.after)
-        successors = self._tokens.successors(token, record.id)
-        active_at = self._activity.noted(record.id, record.token_digest)
-        verdict = judge_refresh(
-            record, token.digest, successors, self._policy, active_at=active_at
-        )
+        verdict = self._judge(token, record)
         if isinstance(verdict, Refuse) and verdict.reason in FINAL:
             self._strangers.meet(_key(token), read.after, verdict.reason)
         return _Finding(token, record, verdict, read, ticket)
+
+    def _judge(self, token: RefreshToken, record: Record) -> RefreshVerdict:
+        successors, policy = self._tokens.successors(token, record.id), self._policy
+        active_at = self._noted(record)
+        return judge_refresh(record, token.digest, successors, policy, active_at=active_at)
+
+    def _noted(self, record: Record) -> datetime | None:
+        return self._activity.noted(record.id, record.token_digest)
 
     async def _row(self, token: RefreshToken) -> Record | None:
         if token.session_id is not None:
@@ -283,7 +316,7 @@ class Refreshing:
     ) -> Authenticated:
         key = bytes.fromhex(record.token_digest)
         self._strangers.forget(key)
-        entry = make_entry(record, self._policy, key, read, self._cache.get_any(key))
+        entry = make_entry(record, self._policy, key, read, self._cache.get(key))
         if not isinstance(entry, Invalid):
             self._cache.put(ticket, entry)
         issued = Issued.of(record, pair, remember=remember, deliver_until=until)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -20,9 +20,10 @@ from typing import Any, Self, TypeVar
 from handstamp.clock import Clock, uptime
 from handstamp.config import Cookies, Policy
 from handstamp.core.credentials import Credentials
+from handstamp.core.ids import ids_of
 from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.core.records import Client, NewSession, Record, Session
-from handstamp.core.tokens import ENTROPY, TokenPair, Tokens, digest
+from handstamp.core.tokens import ENTROPY, TokenPair, Tokens, digest, list_secrets
 from handstamp.engine import janitor
 from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.engine.authentication import Authentication
@@ -106,7 +107,7 @@ class Sessions:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parts = parts = Parts(
             store=self.store,
-            tokens=Tokens(_one_list(secret, secrets)),
+            tokens=Tokens(list_secrets(secret, secrets)),
             policy=self.policy,
             clock=clock,
             database_clock=DatabaseClock(clock),
@@ -114,8 +115,6 @@ class Sessions:
         )
         self.connections = parts.connections
         self._watch = Watch(parts)
-        self.add_connection = self._watch.add_connection
-        """For middleware: have a connection closed when its session is over."""
         self._bus = Bus(
             self.store.channel,
             heard=self._watch.heard,
@@ -229,18 +228,29 @@ class Sessions:
         await self.open()
         return await self._authentication.authenticate(credentials, client, passive=passive)
 
+    async def find_presented(
+        self, credentials: Credentials, client: Client, known: Session | None = None
+    ) -> list[Session]:
+        """For middleware: the sessions that these genuine tokens are of, and ``known``.
+
+        Whether they count for the request or not, a login replaces them and a logout ends
+        them. Raises :class:`SessionsUnavailable`.
+        """
+        await self.open()
+        return await self._authentication.find_presented(credentials, client, known)
+
     async def create(
         self,
         user_id: str,
         *,
         client: Client = _NOBODY,
         remember: bool = False,
-        replaces: str | None = None,
+        replaces: str | Iterable[str] | None = None,
     ) -> Issued:
         """Open a new session for a user whose identity is already proven.
 
         Always a new one: nothing a client presented has any part in it. ``replaces`` is
-        the id of a session to end in the same transaction. Raises
+        the id of a session to end in the same transaction, or several. Raises
         :class:`LoginRefused`, or :class:`SessionsUnavailable`.
         """
         await self.open()
@@ -250,7 +260,7 @@ class Sessions:
             session_id, self._entropy(2 * ENTROPY), remember=remember
         )
         ticket, before = self._parts.cache.ticket(), self.clock()
-        new = self._new(session_id, user_id, pair, client, remember, replaces)
+        new = self._new(session_id, user_id, pair, client, remember, ids_of(replaces))
         if not able.refresh:
             new = self._without_refresh(new)
         try:
@@ -288,7 +298,7 @@ class Sessions:
         pair: TokenPair,
         client: Client,
         remember: bool,
-        replaces: str | None,
+        replaces: tuple[str, ...],
     ) -> NewSession:
         policy = self.policy
         return NewSession(
@@ -349,11 +359,11 @@ class Sessions:
             # It may have been committed before the answer was lost, or before the caller
             # was cancelled. Ask the table again rather than believe the cache. (A
             # stranger's id costs them a read.)
-            self._watch.doubt_session(known)
+            self._parts.cache.forget_session(known)
             raise
         if ended is None:
             # Perhaps another process was faster, and its notice is still on the way.
-            self._watch.doubt_session(known)
+            self._parts.cache.doubt_session(known)
             return False
         self._ended(ended, reason)
         return True
@@ -372,7 +382,7 @@ class Sessions:
         try:
             all_ended = await self.store.revoke_user(known, keep=keep, reason=reason)
         finally:
-            self._watch.doubt_user(known)
+            self._parts.cache.forget_user(known)
         for ended in all_ended:
             self._ended(ended, reason)
         return len(all_ended)
@@ -453,6 +463,10 @@ class Sessions:
         """For middleware: take this before authenticating a connection that stays."""
         return self._parts.cache.ticket()
 
+    def stands(self, ticket: Ticket, session: Session) -> bool:
+        """Whether nothing ended ``session`` since the ticket; for middleware."""
+        return self._parts.cache.admits(ticket, session)
+
     def stats(self) -> Stats:
         """Figures of this process, for metrics and health pages."""
         activity, authentication = self._parts.activity, self._authentication
@@ -467,18 +481,6 @@ class Sessions:
             flushes=activity.flushes,
             open_connections=len(self.connections),
             bus=self._bus.hearing,
-            notices=self._bus.notices,
-            unknown_notices=self._bus.unknown_notices,
             foreign_writers_heard=self._bus.covers_foreign_writers,
             events=dict(self._parts.reports.counts),
         )
-
-
-def _one_list(
-    secret: str | bytes | None, secrets: Sequence[str | bytes] | None
-) -> Sequence[str | bytes]:
-    if secret is not None and secrets is None:
-        return [secret]
-    if secrets is not None and secret is None and not isinstance(secrets, (str, bytes)):
-        return secrets
-    raise ConfigError("give either secret= or secrets=[oldest, …, newest]")

@@ -29,9 +29,14 @@ class Reader(Protocol):
         ...
 
     def read(
-        self, headers: Iterable[tuple[bytes, bytes]], *, bearer: bool = False
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        *,
+        bearer: bool = False,
+        every: bool = False,
     ) -> Credentials:
-        """Everything in the headers that claims to be a credential."""
+        """Everything in the headers that claims to be a credential; ``every`` one, to end
+        its session, where others are limited in number."""
         ...
 
     def came(self, headers: Iterable[tuple[bytes, bytes]]) -> Came:

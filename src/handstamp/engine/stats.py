@@ -10,8 +10,7 @@ from handstamp.engine.bus import Hearing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Figures of this process since it started; ``events`` counts by action, ``notices``
-    what was heard on the channel, and ``unknown_notices`` what no handstamp sent there."""
+    """Figures of this process since it started; ``events`` counts by action."""
 
     cached: int
     hits: int
@@ -23,7 +22,5 @@ class Stats:
     flushes: int
     open_connections: int
     bus: Hearing
-    notices: int
-    unknown_notices: int
     foreign_writers_heard: bool
     events: Mapping[str, int]

@@ -37,14 +37,13 @@ from cachetools import LRUCache
 
 from handstamp.config import Policy
 from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Invalid, Reason, judge_family
-from handstamp.core.records import Client, Record
+from handstamp.core.lifetime import Invalid, Reason, judge_family, may_live
+from handstamp.core.records import Client, Record, Session
 from handstamp.core.supabase_cookies import CookieSession
 from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import Refusal
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.engine.authentication import Authentication
-from handstamp.engine.bindings import Requester
 from handstamp.engine.bus import Bus
 from handstamp.engine.cache import Entry
 from handstamp.engine.entries import Read, make_entry, refresh_key
@@ -70,6 +69,9 @@ DELIVERY = 30.0
 again, one step behind."""
 VERIFIED = 10_000
 """Access tokens that are remembered as verified."""
+COPIES = 8
+"""Cache entries of one session: its holder can write any number of different cookies
+around one access token, and they must not push other people's entries out."""
 
 
 @dataclass(slots=True)
@@ -110,9 +112,6 @@ class SupabaseAuthentication(Authentication):
     def _pass(self, entry: Entry, now: float) -> None:
         """Nor for a first use."""
 
-    def _observe(self, entry: Entry, now: float, requester: Requester | None) -> None:
-        """Nor for the client that signed in: each refresh writes its own."""
-
     def _may_be_of_others(
         self, credentials: Credentials, found: Container[bytes], entry: Entry
     ) -> bool:
@@ -125,6 +124,16 @@ class SupabaseAuthentication(Authentication):
         thread."""
         claims = cast("tuple[CookieSession, ...]", credentials.claims)
         return not any(self._verify(claim.access_token) for claim in claims)
+
+    async def _add_presented(
+        self, found: dict[str, Session], credentials: Credentials, client: Client
+    ) -> None:
+        claims = cast("tuple[CookieSession, ...]", credentials.claims)
+        tokens = [t for claim in claims if (t := self._verify(claim.access_token))]
+        owners = {t.session_id: t.user_id for t in tokens if t.session_id not in found}
+        for record in await self._rows.find(list(owners)):
+            if record.user_id == owners[record.id] and may_live(record, self._policy):
+                found.setdefault(record.id, Session.of(record))
 
     async def _ask(
         self, credentials: Credentials, client: Client, passive: bool
@@ -276,6 +285,7 @@ class SupabaseAuthentication(Authentication):
             # Believed until it wants to be replaced; after that it is read each time. The
             # margin is for refreshing: without a database it shortens nothing.
             entry.deadline = min(entry.deadline, entry.hard - MARGIN.total_seconds())
+        self._cache.thin(entry.session.id, keep=key, most=COPIES)
         self._cache.put(ticket, entry)
         return Authenticated(session=entry.session)
 

@@ -107,7 +107,7 @@ class MemoryStore:
 
     async def create(self, new: NewSession, policy: Policy) -> Created:
         """See :meth:`Store.create`."""
-        leaving = [] if new.replaces is None else [new.replaces]
+        leaving = list(new.replaces)
         live = [r for r in self._read() if r.user_id == new.user_id and r.id not in leaving]
         self._admit(new.user_id)
         self._check_free(new)

@@ -175,7 +175,7 @@ class TableStore(Connected):
         """See :meth:`Store.create`; one statement where nothing has to make room."""
 
         async def insert(connection: Connection, loud: bool) -> Created:
-            if new.replaces is None and new.limit is None:
+            if not new.replaces and new.limit is None:
                 return Created(record=await self._insert(connection, new))
             async with connection.transaction():
                 ended = await self._make_room(connection, new, policy, loud)
@@ -191,8 +191,8 @@ class TableStore(Connected):
         self, connection: Connection, new: NewSession, policy: Policy, loud: bool
     ) -> tuple[Ended, ...]:
         sql = await self.statements()
-        before = self._normalize(sql, "id", new.replaces)
-        leaving = [] if before is None else [before]
+        known = (self._normalize(sql, "id", id) for id in new.replaces)
+        leaving = [id for id in known if id is not None]
         if new.limit is not None:
             leaving += await self._surplus(connection, new, policy, leaving)
         if not leaving:

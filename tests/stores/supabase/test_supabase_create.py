@@ -203,9 +203,9 @@ async def test_a_new_login_replaces_the_old_session(auth: Supabase) -> None:
     """In one transaction, and the refused one replaces nothing."""
     old = await auth.login()
     with pytest.raises(LoginRefused):
-        await auth.login(str(uuid4()), replaces=old.session.id)
+        await auth.login(str(uuid4()), replaces=(old.session.id,))
     assert await auth.count("sessions") == 1
-    new = await auth.login(old.session.user_id, replaces=old.session.id)
+    new = await auth.login(old.session.user_id, replaces=(old.session.id,))
     assert [gone.id for gone in new.ended] == [old.session.id]
     known = await auth.store.list_for_user(old.session.user_id)
     assert [session.id for session in known] == [new.session.id]

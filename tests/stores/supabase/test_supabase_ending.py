@@ -157,7 +157,7 @@ async def test_neither_a_login_nor_a_refresh_is_said(
     await auth.advance(SECOND)
     assert (await auth.refused(v1.refresh_token)).family_revoked
     assert await listener.heard() == []
-    await auth.login(user, replaces=created.session.id)
+    await auth.login(user, replaces=(created.session.id,))
     assert await listener.heard() == [f"s:{created.session.id}"]
 
 
@@ -191,7 +191,7 @@ async def test_a_full_notification_queue_stops_no_end(
     user = created.session.user_id
     for end in (
         lambda known: auth.store.revoke(known, reason="x"),
-        lambda known: auth.login(user, replaces=known),
+        lambda known: auth.login(user, replaces=(known,)),
     ):
         known = (await auth.login(user)).session.id
         await auth.psql.execute("select setval('public.full_queue', 1, false)")

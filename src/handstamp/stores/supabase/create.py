@@ -73,10 +73,10 @@ async def create(
 async def _make_room(
     work: Work, connection: Connection, new: NewAuthSession, loud: bool
 ) -> tuple[Ended, ...]:
-    if new.replaces is None:
+    if not new.replaces:
         return ()
     work.database.queries += 1
-    ids = uuids_of([new.replaces])
+    ids = uuids_of(new.replaces)
     return ended_of(await connection.fetch(work.sql.revoke, loud, ids))
 
 

@@ -21,8 +21,8 @@ class NewAuthSession:
 
     ``method`` is how the user signed in, in GoTrue's words (``password``, ``otp``,
     ``oauth``, ``sso/saml`` and so on): it becomes the session's first AMR claim.
-    ``not_after`` ends the session whatever the rules say. ``replaces`` is a session that
-    ends in the same transaction. Raises :class:`ConfigError` for what has no place in the
+    ``not_after`` ends the session whatever the rules say. ``replaces`` are sessions that
+    end in the same transaction. Raises :class:`ConfigError` for what has no place in the
     tables.
     """
 
@@ -31,7 +31,7 @@ class NewAuthSession:
     tag: str | None = None
     oauth_client_id: str | None = None
     scopes: str | None = None
-    replaces: str | None = None
+    replaces: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.method:
