@@ -11,7 +11,7 @@ import asyncpg
 
 from examples import settings
 from examples.accounts import hasher
-from handstamp.stores.sql.install import install
+from handstamp.stores.sql.install import install, install_trigger
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -63,12 +63,13 @@ async def _make_tables(connection: Connection, shape: str) -> None:
         return
     if shape == settings.SUPABASE:
         await connection.execute(_text("auth"))
-    for outcome in await install(connection, shape, trigger=True):
-        print(f"{outcome.state:<7} {outcome.statement}")
+    outcomes = await install(connection, shape, trigger=shape != "uuid")
     if shape != "ulid":
         await _make_users(connection)
-    if shape == "uuid":
-        await connection.execute(_text("users_notify"))
+    if shape == "uuid":  # of the users' table, too, whom the preset does not know
+        outcomes += await install_trigger(connection, settings.SHAPES[shape])
+    for outcome in outcomes:
+        print(f"{outcome.state:<7} {outcome.statement}")
 
 
 async def _make_users(connection: Connection) -> None:

@@ -277,44 +277,121 @@ async def heard(dsn: str, *statements: str) -> list[str]:
     return said
 
 
+ON = "on user_sessions for each row"
+OURS = "execute function handstamp_notify_session('id')"
 INCOMPLETE = {
-    "create or replace trigger handstamp_session_changed after update of is_active"
-    " on user_sessions for each row execute function handstamp_notify_session()": (
-        "danger",
-        "a change of user_sessions.trust_level",
+    f"create or replace trigger handstamp_session_changed after update of is_active {ON}"
+    f" {OURS}": "fires for some columns only, its condition is another one",
+    f"create or replace trigger handstamp_session_changed after update {ON}"
+    f" when (old.is_active is distinct from new.is_active) {OURS}": (
+        "its condition is another one"
     ),
-    "create or replace trigger handstamp_session_changed after update on user_sessions"
-    " for each row when (old.is_active is distinct from new.is_active)"
-    " execute function handstamp_notify_session()": (
-        "danger",
-        "a change of user_sessions.deleted_at",
+    f"create or replace trigger handstamp_session_changed after update {ON} when (false)"
+    f" {OURS}": "its condition is another one",
+    f"create or replace trigger handstamp_session_deleted after delete {ON} {OURS}": (
+        "its condition is another one"
     ),
+    f"drop trigger handstamp_session_deleted on user_sessions; create constraint trigger"
+    f" handstamp_session_deleted after delete on user_sessions deferrable for each row"
+    f" when (old.is_active and old.deleted_at is null and old.expires_at > now()) {OURS}": (
+        "it fires at other events"
+    ),
+    "create or replace trigger handstamp_sessions_truncated after truncate"
+    f" on user_sessions for each statement {OURS}": "names another column of ids",
     "alter table user_sessions disable trigger handstamp_session_changed": (
-        "warning",
-        "handstamp_session_changed is disabled",
+        "trigger handstamp_session_changed on user_sessions is disabled"
+    ),
+    "alter table user_sessions enable replica trigger handstamp_session_changed": (
+        "trigger handstamp_session_changed on user_sessions is disabled"
     ),
     "drop trigger handstamp_sessions_truncated on user_sessions": (
-        "warning",
-        "a truncation of user_sessions",
+        "there is no trigger handstamp_sessions_truncated on user_sessions"
+    ),
+    "create or replace function handstamp_notify_session() returns trigger language plpgsql"
+    " set search_path = pg_catalog, pg_temp as 'begin return null; end'": (
+        "its body is another one"
+    ),
+    "alter function handstamp_notify_session() reset search_path": (
+        "its search path is not fixed"
     ),
 }
 
 
-@pytest.mark.parametrize("change", INCOMPLETE, ids=lambda text: text[:40])
+@pytest.mark.parametrize("change", INCOMPLETE)
 async def test_an_incomplete_trigger_is_told(uuid_dsn: str, change: str) -> None:
-    """It is a danger where handstamp would rely on it; the DDL completes it."""
+    """Handstamp does not rely on it; the DDL that is printed completes it."""
     async with connection_to(uuid_dsn) as connection:
         await install(connection, "uuid", trigger=True)
     await sql(uuid_dsn, change)
     told = await ask(uuid_dsn)
-    level, text = INCOMPLETE[change]
     ((said, found),) = told.of("trigger").items()
-    assert found == level
-    assert text in said
-    assert (told.status, told.told["bound"]) == (int(level == "danger"), "max_staleness")
+    assert found == "warning"
+    assert INCOMPLETE[change] in said
+    assert (told.status, told.told["bound"]) == (0, "max_staleness")
     await sql(uuid_dsn, *told.mends("trigger"))
-    if "disable" not in change:
-        assert (await ask(uuid_dsn)).told["bound"] == "pushed"
+    assert (await ask(uuid_dsn)).told["bound"] == "pushed"
+
+
+@pytest.fixture
+async def mallory(uuid_dsn: str) -> AsyncIterator[str]:
+    """A role that may make functions in the schema public, and nothing else."""
+    name = f"mallory_{secrets.token_hex(4)}"
+    await sql(uuid_dsn, f"create role {name}", f"grant create on schema public to {name}")
+    yield name
+    await sql(uuid_dsn, f"drop owned by {name} cascade", f"drop role {name}")
+
+
+@pytest.mark.parametrize("when", ["before", "after", "owner", "definer"])
+async def test_a_planted_function_is_a_danger(
+    uuid_dsn: str, mallory: str, when: str
+) -> None:
+    """Whoever writes would run it. It is told with its owner, whether it is called yet or
+    not, and the DDL mends it."""
+    planted = (
+        "create function handstamp_notify_session() returns trigger language plpgsql"
+        " as 'begin return null; end'"
+    )
+    if when == "before":
+        await sql(uuid_dsn, f"set role {mallory}; {planted}")
+    else:
+        async with connection_to(uuid_dsn) as connection:
+            await install(connection, "uuid", trigger=True)
+    if when == "after":
+        await sql(
+            uuid_dsn,
+            f"create schema other authorization {mallory};"
+            f"set role {mallory}; set search_path = other; {planted}",
+            "reset role; reset search_path; create or replace trigger"
+            f" handstamp_session_changed after update {ON}"
+            " execute function other.handstamp_notify_session('id')",
+        )
+    elif when == "owner":
+        await sql(uuid_dsn, f"alter function handstamp_notify_session() owner to {mallory}")
+    elif when == "definer":
+        await sql(uuid_dsn, "alter function handstamp_notify_session() security definer")
+    told = await ask(uuid_dsn)
+    ((text, level),) = told.of("trigger").items()
+    assert (level, told.status, told.told["bound"]) == ("danger", 1, "max_staleness")
+    assert ("rights of its owner" if when == "definer" else mallory) in text
+    await sql(uuid_dsn, *told.mends("trigger"))
+    again = await ask(uuid_dsn, "--strict")
+    assert (again.status, again.bad(), again.told["bound"]) == (0, [], "pushed")
+
+
+async def test_another_s_function_of_our_name_is_among_the_triggers_of_your_own(
+    uuid_dsn: str,
+) -> None:
+    """A trigger of another name is no business of ours, whatever it calls."""
+    async with connection_to(uuid_dsn) as connection:
+        await install(connection, "uuid", trigger=True)
+    await sql(
+        uuid_dsn,
+        "create function handstamp_notify_me() returns trigger language plpgsql"
+        " as 'begin return new; end'",
+        f"create trigger sneaky before update {ON} execute function handstamp_notify_me()",
+    )
+    told = await ask(uuid_dsn)
+    assert any("fire at an UPDATE: sneaky." in text for text in told.of("trigger"))
 
 
 ALL_GRANTS = (

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from handstamp.cli.app import app
+from handstamp.errors import ConfigError
 from handstamp.stores.sql.install import install
 from handstamp.stores.supabase.schema import TABLES
 from handstamp.testing.postgres import ephemeral
@@ -32,14 +33,16 @@ ADA = (
     f" ('abcdefghijkl', '{USER}', '{SESSION}', false)",
 )
 CHANGES = {
-    "danger": (
-        "create or replace trigger handstamp_session_changed after update of aal"
-        " on auth.sessions for each row execute function handstamp_notify_session()",
-        "relies on it: unheard would be a change of auth.sessions.user_id",
+    "create or replace trigger handstamp_session_changed after update of aal"
+    " on auth.sessions for each row execute function handstamp_notify_session('id')": (
+        "trigger handstamp_session_changed on auth.sessions is not the one that handstamp"
+        " makes: it fires for some columns only, its condition is another one"
     ),
-    "warning": (
-        "alter table auth.users disable trigger handstamp_user_deleted",
-        "trigger handstamp_user_deleted is disabled",
+    "alter table auth.users disable trigger handstamp_user_deleted": (
+        "trigger handstamp_user_deleted on auth.users is disabled"
+    ),
+    "drop trigger handstamp_users_truncated on auth.users": (
+        "there is no trigger handstamp_users_truncated on auth.users"
     ),
 }
 
@@ -187,14 +190,14 @@ async def test_what_an_older_supabase_lacks_is_told(supabase_dsn: str) -> None:
 
 
 async def test_the_trigger_of_an_older_supabase_is_no_fault(supabase_dsn: str) -> None:
-    """What it cannot watch is told, and that it is heard late."""
+    """It watches what there is: nothing depends on a column that is not there."""
     await sql(supabase_dsn, "alter table auth.sessions drop column aal")
     told = await ask(supabase_dsn)
     await sql(supabase_dsn, *told.mends("trigger"))
     again = await ask(supabase_dsn, "--strict")
     ((text, level),) = again.of("trigger").items()
-    assert (again.status, level, again.told["bound"]) == (0, "notice", "max_staleness")
-    assert "for want of sessions.aal" in text
+    assert (again.status, level, again.told["bound"]) == (0, "ok", "pushed")
+    assert "complete" in text
 
 
 async def test_a_role_without_a_single_grant_is_told_all(
@@ -319,17 +322,37 @@ async def test_without_the_trigger_gotrue_is_heard_late(supabase_dsn: str) -> No
 
 
 async def test_an_incomplete_trigger_at_supabase_is_told(each_supabase_dsn: str) -> None:
-    """It is a danger where handstamp would rely on it; the DDL completes it."""
+    """Handstamp does not rely on it; the DDL completes it."""
     await with_trigger(each_supabase_dsn)
-    for level, (change, expected) in CHANGES.items():
+    for change, expected in CHANGES.items():
         await sql(each_supabase_dsn, change)
         told = await ask(each_supabase_dsn)
         ((text, found),) = told.of("trigger").items()
-        assert (found, told.status) == (level, int(level == "danger"))
+        assert (found, told.status) == ("warning", 0)
         assert told.told["bound"] == "max_staleness"
         assert expected in text
         await sql(each_supabase_dsn, *told.mends("trigger"))
     assert (await ask(each_supabase_dsn, "--strict")).told["bound"] == "pushed"
+
+
+async def test_a_planted_function_at_supabase_is_a_danger(
+    supabase_dsn: str, role: Role
+) -> None:
+    """A role of the project that may create in the first schema of the search path."""
+    await sql(
+        supabase_dsn,
+        f"grant create on schema public to {role.name}",
+        f"set role {role.name}; create function handstamp_notify_user() returns trigger"
+        " language plpgsql as 'begin return null; end'",
+    )
+    with pytest.raises(ConfigError, match=role.name):
+        await with_trigger(supabase_dsn)
+    told = await ask(supabase_dsn)
+    ((text, level),) = told.of("trigger").items()
+    assert (level, told.status, told.told["bound"]) == ("danger", 1, "max_staleness")
+    assert f"handstamp_notify_user() belongs to {role.name}" in text
+    await sql(supabase_dsn, *told.mends("trigger"))
+    assert (await ask(supabase_dsn, "--strict")).told["bound"] == "pushed"
 
 
 async def test_a_trigger_on_the_factors_is_wanted_by_a_rule_only(
@@ -342,7 +365,7 @@ async def test_a_trigger_on_the_factors_is_wanted_by_a_rule_only(
     assert (told.status, told.told["bound"]) == (0, "pushed")
     (text,) = [t for t, level in told.of("trigger").items() if level == "notice"]
     assert "allow_low_aal" in text
-    assert "a change of auth.mfa_factors.status" in text
+    assert "there is no trigger handstamp_factor_changed on auth.mfa_factors" in text
 
 
 async def test_a_missing_index_at_supabase_is_told(supabase_dsn: str) -> None:

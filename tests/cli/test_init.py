@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -50,9 +52,9 @@ created function handstamp_notify_user
 created function handstamp_notify_all
 created trigger handstamp_session_changed
 created trigger handstamp_session_deleted
+created trigger handstamp_sessions_truncated
 created trigger handstamp_user_changed
 created trigger handstamp_user_deleted
-created trigger handstamp_sessions_truncated
 created trigger handstamp_users_truncated
 """
 
@@ -155,6 +157,67 @@ async def test_the_printed_trigger_makes_the_same(dsn: str, empty_dsn: str) -> N
     await run_sql(empty_dsn, printed.stdout)
     handstamp("init", "--trigger", "--dsn", dsn)
     assert await catalog(empty_dsn) == await catalog(dsn)
+
+
+@pytest.fixture
+async def mallory(dsn: str) -> AsyncIterator[str]:
+    """A role that may make functions in the schema public, and has made one of ours."""
+    name = f"mallory_{secrets.token_hex(4)}"
+    await run_sql(
+        dsn,
+        f"create role {name}; grant create on schema public to {name}; set role {name};"
+        "create function handstamp_notify_session() returns trigger language plpgsql"
+        " as 'begin return null; end'",
+    )
+    yield name
+    await run_sql(dsn, f"drop owned by {name} cascade; drop role {name}")
+
+
+async def test_a_planted_function_is_refused_in_one_line(dsn: str, mallory: str) -> None:
+    """With the reason and the next step; nothing is installed with it."""
+    before = await catalog(dsn)
+    done = handstamp("init", "--trigger", "--dsn", dsn)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        "handstamp: nothing was changed: public.handstamp_notify_session() belongs to"
+        f" {mallory}, a role that may not create triggers on the table"
+    )
+    step = "drop function public.handstamp_notify_session() cascade"
+    assert f"then run: {step};" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert await catalog(dsn) == before
+    await run_sql(dsn, step)
+    assert handstamp("init", "--trigger", "--dsn", dsn).stdout == FOUND + NOTIFYING
+
+
+async def test_a_trigger_of_another_version_is_refused_in_one_line(dsn: str) -> None:
+    """It is not left as it is without a word: nobody would rely on it."""
+    handstamp("init", "--trigger", "--dsn", dsn)
+    await run_sql(
+        dsn,
+        "create or replace trigger handstamp_user_changed after update of is_active"
+        " on users for each row execute function handstamp_notify_user('id')",
+    )
+    done = handstamp("init", "--trigger", "--dsn", dsn)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "trigger handstamp_user_changed on users is not the one" in done.stderr
+    printed = handstamp("init", "--trigger", "--print").stdout.partition("begin;")[2]
+    await run_sql(dsn, "begin;" + printed)
+    assert handstamp("init", "--trigger", "--dsn", dsn).stdout == FOUND + found(NOTIFYING)
+
+
+async def test_a_table_that_does_not_fit_gets_no_trigger(empty_dsn: str) -> None:
+    """It is skipped with the reason, and made of the columns that there are."""
+    await run_sql(
+        empty_dsn,
+        "create table users (id uuid primary key, is_active boolean);"
+        "create table user_sessions (id int)",
+    )
+    done = handstamp("init", "--trigger", "--dsn", empty_dsn)
+    assert (done.returncode, done.stderr) == (0, "")
+    reason = "table user_sessions has no column user_id"
+    assert f"skipped trigger handstamp_session_changed: {reason}" in done.stdout
+    assert "handstamp_notify" not in done.stdout
 
 
 async def test_a_missing_part_is_added(dsn: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from handstamp.config import Policy
 from handstamp.engine.sessions import Sessions
+from handstamp.stores.notify_trigger import QUIETLY
 from handstamp.stores.sql.install import install
 from tests.support.waiting import until
 
@@ -56,3 +58,47 @@ async def test_a_trigger_that_was_made_is_relied_on_without_a_restart(
         await install(psql, "ulid", trigger=True)
         await until(lambda: sessions.stats().foreign_writers_heard)
         assert sessions.hit(token) is None
+
+
+async def test_p4_a_revocation_while_the_trigger_was_off_is_noticed(
+    dsn: str, psql: Any
+) -> None:
+    """Off and on again in one transaction, which no heartbeat can look into: everything
+    is doubted, long before the bound that holds whatever was missed."""
+    await install(psql, "ulid", trigger=True)
+    patient = Policy(longest_trust=timedelta(days=1), session_ttl=timedelta(days=1))
+    async with Sessions(dsn, secret="s" * 32, policy=patient) as sessions:
+        await until(lambda: sessions.stats().bus == "listening")
+        issued = await sessions.create(await psql.fetchval(ADD))
+        token = issued.session_token.encode()
+        assert sessions.stats().foreign_writers_heard
+        assert sessions.hit(token) is not None
+        async with psql.transaction():
+            await psql.execute("alter table user_sessions disable trigger user")
+            await psql.execute(END, issued.session.id)
+            await psql.execute("alter table user_sessions enable trigger user")
+        await until(lambda: sessions.hit(token) is None)
+        await until(lambda: sessions.stats().foreign_writers_heard)
+
+
+@pytest.mark.parametrize("how", ["replica", "quietly"])
+async def test_p4_a_writer_who_silences_the_trigger_is_noticed_within_longest_trust(
+    dsn: str, psql: Any, how: str
+) -> None:
+    """On purpose, in a transaction of their own: nobody says it, and it is bounded."""
+    await install(psql, "ulid", trigger=True)
+    policy = replace(BRIEF, longest_trust=timedelta(seconds=1.5))
+    silence = {
+        "replica": "set local session_replication_role = replica",
+        "quietly": QUIETLY,
+    }
+    async with Sessions(dsn, secret="s" * 32, policy=policy) as sessions:
+        await until(lambda: sessions.stats().bus == "listening")
+        issued = await sessions.create(await psql.fetchval(ADD))
+        token = issued.session_token.encode()
+        assert sessions.hit(token) is not None
+        async with psql.transaction():
+            await psql.execute(silence[how])
+            await psql.execute(END, issued.session.id)
+        await until(lambda: sessions.hit(token) is None)
+        assert sessions.stats().foreign_writers_heard  # it was trusted all the time

@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 from ulid import ULID
 
-from handstamp.stores.sql import script, shapes, statements
-from handstamp.stores.sql.install import install
+from handstamp.stores.sql import shapes, statements
+from handstamp.stores.sql.install import install, script
 
 # The documentation of the table, word for word: name, type, default, nullable.
 COLUMNS = [

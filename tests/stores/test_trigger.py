@@ -15,7 +15,7 @@ from ulid import ULID
 from handstamp.config import Policy
 from handstamp.core.records import Record, Touch
 from handstamp.stores.binding import digest_of
-from handstamp.stores.listening import QUIETLY
+from handstamp.stores.notify_trigger import QUIETLY
 from handstamp.stores.shapes import UUID_PLAIN
 from handstamp.stores.sql.install import install
 from handstamp.stores.table import TableStore
@@ -50,6 +50,7 @@ class Town:
         return await self.heard()
 
     async def covers(self) -> bool:
+        await self._link.covers_foreign_writers()  # False once after each change
         return await self._link.covers_foreign_writers()
 
     async def add_user(self, user: str | None = None) -> str:
@@ -110,6 +111,8 @@ async def user(town: Town) -> str:
         "refresh_expires_at = refresh_expires_at - interval '1 second'",
         "created_at = created_at - interval '1 second'",
         "session_token_hash = md5(id) || md5(random()::text)",
+        "refresh_expires_at = null",
+        "created_at = null",
     ],
 )
 async def test_whoever_ends_a_session_early_is_heard(
@@ -129,6 +132,72 @@ async def test_a_session_that_changes_hands_is_heard(town: Town, user: str) -> N
     said = await town.run(
         "update user_sessions set user_id = $2 where id = $1", record.id, other
     )
+    assert said == [f"s:{record.id}"]
+
+
+async def test_a_session_with_another_id_is_heard(town: Town, user: str) -> None:
+    """Whoever has it in a cache would be told of the end of an id that it does not know."""
+    record = await town.login(user)
+    said = await town.run(
+        "update user_sessions set id = $2 where id = $1", record.id, str(ULID())
+    )
+    assert said == [f"s:{record.id}"]
+
+
+async def test_a_user_with_another_id_is_heard(town: Town, user: str) -> None:
+    """Without a foreign key that follows, the user's sessions are nobody's from then on."""
+    await town.login(user)
+    await town.psql.execute(
+        "alter table user_sessions drop constraint user_sessions_user_id_fkey"
+    )
+    new = str(ULID())
+    said = await town.run("update users set id = $2 where id = $1", user, new)
+    assert sorted(said) == sorted([f"u:{user}", f"u:{new}"])
+
+
+async def test_p4_what_a_before_trigger_changes_is_heard(town: Town, user: str) -> None:
+    """The statement names another column than the one that ends the session."""
+    await town.psql.execute(
+        "create function lock_out() returns trigger language plpgsql as $$ begin"
+        " if new.failed_login_attempts > 9 then new.is_active := false; end if;"
+        " return new; end $$;"
+        "create trigger lock_out before update on users"
+        " for each row execute function lock_out();"
+        "create function unplug() returns trigger language plpgsql as $$ begin"
+        " if new.device_fingerprint = 'stolen' then new.is_active := false; end if;"
+        " return new; end $$;"
+        "create trigger unplug before update on user_sessions"
+        " for each row execute function unplug()"
+    )
+    record = await town.login(user)
+    said = await town.run("update users set failed_login_attempts = 10 where id = $1", user)
+    assert said == [f"u:{user}"]
+    said = await town.run("update user_sessions set device_fingerprint = 'stolen'")
+    assert said == [f"s:{record.id}"]
+
+
+async def test_what_on_conflict_and_merge_change_is_heard(town: Town, user: str) -> None:
+    """An INSERT that becomes an UPDATE is one."""
+    record = await town.login(user)
+    upsert = (
+        "insert into user_sessions select * from user_sessions where id = $1"
+        " on conflict (id) do update set is_active = false"
+    )
+    assert await town.run(upsert, record.id) == [f"s:{record.id}"]
+    merge = (
+        "merge into user_sessions s using (select $1::text as id) o on s.id = o.id"
+        " when matched then update set is_active = true"
+    )
+    assert await town.run(merge, record.id) == [f"s:{record.id}"]
+
+
+async def test_a_row_that_goes_is_heard_while_its_session_token_lives(
+    town: Town, user: str
+) -> None:
+    """Though its refresh token is over already."""
+    record = await town.login(user)
+    await town.run("update user_sessions set refresh_expires_at = now() - interval '1 s'")
+    said = await town.run("delete from user_sessions where id = $1", record.id)
     assert said == [f"s:{record.id}"]
 
 
@@ -291,6 +360,81 @@ async def test_quietly_ends_with_a_rollback_too(town: Town, user: str) -> None:
     await transaction.rollback()
     sql = "update user_sessions set is_active = false where id = $1"
     assert await town.run(sql, record.id) == [f"s:{record.id}"]
+
+
+LOUD = {
+    "on for the session": "set handstamp.quietly = 'on'",
+    "on": "select set_config('handstamp.quietly', 'on', true)",
+    "empty": "select set_config('handstamp.quietly', '', true)",
+    "another transaction": (
+        "select set_config('handstamp.quietly',"
+        " (pg_current_xact_id()::text::bigint - 1)::text, true)"
+    ),
+    "for everybody": "set session characteristics as transaction read write;"
+    " set handstamp.quietly = 'true'",
+}
+
+
+@pytest.mark.parametrize("how", LOUD)
+async def test_p4_no_setting_but_the_transaction_s_own_number_silences(
+    town: Town, user: str, how: str
+) -> None:
+    """Whatever a writer, a pooler or a role's settings left behind."""
+    record = await town.login(user)
+    async with town.psql.transaction():
+        await town.psql.execute(LOUD[how])
+        await town.psql.execute("update user_sessions set is_active = false")
+    assert await town.heard() == [f"s:{record.id}"]
+    await town.psql.execute("reset handstamp.quietly")
+
+
+async def test_p4_a_number_that_stays_behind_silences_no_later_transaction(
+    town: Town, user: str
+) -> None:
+    """Set for the whole connection it was true for one transaction only."""
+    one, two = [await town.login(user) for _ in range(2)]
+    end = "update user_sessions set is_active = false where id = $1"
+    async with town.psql.transaction():
+        await town.psql.execute(QUIETLY.replace("true", "false"))
+        await town.psql.execute(end, one.id)
+    assert await town.heard() == []
+    assert await town.run(end, two.id) == [f"s:{two.id}"]
+
+
+async def test_quietly_holds_within_a_savepoint(town: Town, user: str) -> None:
+    """The number is that of the whole transaction."""
+    await town.login(user)
+    async with town.psql.transaction():
+        await town.psql.execute(QUIETLY)
+        async with town.psql.transaction():
+            await town.psql.execute("update user_sessions set is_active = false")
+    assert await town.heard() == []
+
+
+async def test_a_user_is_never_kept_quiet(town: Town, user: str) -> None:
+    """What is said of sessions says nothing of those who are disabled meanwhile."""
+    await town.login(user)
+    async with town.psql.transaction():
+        await town.psql.execute(QUIETLY)
+        await town.psql.execute("update users set is_active = false")
+    assert await town.heard() == [f"u:{user}"]
+
+
+async def test_an_id_that_no_payload_takes_fails_nobody(dsn: str) -> None:
+    """The application may delete its rows, whatever stands in them."""
+    psql = await asyncpg.connect(dsn)
+    await psql.execute(
+        "alter table user_sessions alter column id type text;"
+        "alter table user_sessions drop constraint user_sessions_user_id_fkey"
+    )
+    await install(psql, "ulid", trigger=True)
+    await psql.execute(
+        "insert into user_sessions (id, user_id, session_token_hash, ip_address,"
+        " user_agent_hash, expires_at) values (repeat('☃', 9000), 'u', 't',"
+        " '127.0.0.1', '-', now() + interval '1 day')"
+    )
+    assert await psql.execute("delete from user_sessions") == "DELETE 1"
+    await psql.close()
 
 
 # Whether it is there.

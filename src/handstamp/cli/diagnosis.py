@@ -25,8 +25,9 @@ from handstamp.stores.doctor.proposing import (
     choose_token,
     propose,
 )
-from handstamp.stores.doctor.triggering import lacking, trigger_sql
+from handstamp.stores.doctor.triggering import listen_for, trigger_findings
 from handstamp.stores.fitting import Fitted, fit
+from handstamp.stores.notify_trigger import triggers_of
 from handstamp.stores.shapes import TableShape, quoted
 from handstamp.stores.statements import Statements
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from handstamp.cli.connecting import Connection
 
 _ORDER = list(Level)
+_HEARD = "the trigger is there and complete: every writer is heard"
+_UNHEARD = "there is no trigger: what other writers end is noticed within max_staleness"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,24 +206,9 @@ async def _grant(connection: Connection, need: Need, role: str) -> list[Finding]
 
 
 async def _trigger(connection: Connection, fitted: Fitted) -> tuple[list[Finding], bool]:
-    shape = fitted.shape
-    users = None if shape.users is None else shape.users.table
-    tables = [name for name in (shape.table, users) if name is not None]
-    oids = await examining.read_oids(connection, tables)
-    triggers = await examining.read_triggers(connection, oids)
-    lacks = lacking(fitted, triggers)
-    if not lacks:
-        text = "the trigger is there and complete: every writer is heard"
-        return [Finding(Level.OK, "trigger", text)], True
-    mend = trigger_sql(fitted).rstrip().removesuffix(";")
-    if not triggers:
-        text = "there is no trigger: what other writers end is noticed within max_staleness"
-        return [Finding(Level.NOTICE, "trigger", text, mend)], False
-    relied = await examining.relies_on_trigger(connection, shape.table, users)
-    level = Level.DANGER if relied else Level.WARNING
-    said = "and handstamp relies on it" if relied else "so handstamp does not rely on it"
-    text = f"the trigger is not complete, {said}: unheard would be {', '.join(lacks)}"
-    return [Finding(level, "trigger", text, mend)], False
+    hearing = await listen_for(connection, triggers_of(fitted))
+    found = trigger_findings(hearing, complete=_HEARD, absent=_UNHEARD)
+    return found, not hearing.lacks
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from handstamp.cli.connecting import complain, connected
+from handstamp.errors import ConfigError
 from handstamp.stores.database import FAULTS
-from handstamp.stores.sql import script, shapes
-from handstamp.stores.sql.install import Outcome, install
+from handstamp.stores.sql import shapes
+from handstamp.stores.sql.install import Outcome, install, script
 
 _STYLES = {"created": "green", "found": "dim", "skipped": "yellow"}
 
@@ -67,6 +68,8 @@ async def _install(dsn: str, shape: str, trigger: bool) -> list[Outcome]:
         except asyncpg.InsufficientPrivilegeError as error:
             hint = "give the address of a role that may create tables and triggers there"
             raise complain(f"nothing was changed: {error}; {hint}", status=1) from None
+        except ConfigError as error:
+            raise complain(f"nothing was changed: {error}", status=1) from None
         except FAULTS as error:
             raise complain(f"nothing was changed: {error}", status=1) from None
 

@@ -12,11 +12,11 @@ from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.errors import ConfigError
 from handstamp.stores.doctor.examining import read_facts
 from handstamp.stores.doctor.findings import Finding, Level
-from handstamp.stores.doctor.supabase_examining import read_hearing, read_tables
+from handstamp.stores.doctor.supabase_examining import read_tables
 from handstamp.stores.doctor.supabase_features import able, columns_remarks
 from handstamp.stores.doctor.supabase_granting import role_remarks
 from handstamp.stores.doctor.supabase_samples import supabase_samples
-from handstamp.stores.doctor.supabase_triggering import trigger_remarks
+from handstamp.stores.doctor.supabase_triggering import read_hearing, trigger_remarks
 from handstamp.stores.supabase.schema import (
     ABSENT,
     Found,
@@ -77,7 +77,7 @@ async def _look(
     connection: Connection, name: str, found: Found, schema: Schema
 ) -> tuple[list[Finding], bool]:
     samples = supabase_samples(name, SupabaseStatements(name, schema, _RULES))
-    hearing = await read_hearing(connection, name, found)
+    hearing = await read_hearing(connection, name, schema)
     trigger, covered = trigger_remarks(name, schema, hearing)
     findings = [
         *columns_remarks(name, schema),

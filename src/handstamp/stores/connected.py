@@ -9,7 +9,7 @@ from typing import Any
 from handstamp.stores.breaker import Breaker
 from handstamp.stores.channel import Channel
 from handstamp.stores.database import Database
-from handstamp.stores.listening import PostgresChannel, Watched
+from handstamp.stores.listening import PostgresChannel, Triggers
 
 
 class Connected:
@@ -22,7 +22,7 @@ class Connected:
     def __init__(
         self,
         dsn: str,
-        watched: Watched,
+        triggers: Triggers,
         *,
         pool_size: int,
         budget: timedelta,
@@ -33,7 +33,7 @@ class Connected:
         self._listening = Database(
             listen_dsn or dsn, width=1, budget=budget, connect=connect
         )
-        self._channel = PostgresChannel(self._database, self._listening, watched)
+        self._channel = PostgresChannel(self._database, self._listening, triggers)
 
     @property
     def queries(self) -> int:

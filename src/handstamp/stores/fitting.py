@@ -124,6 +124,23 @@ def fit(shape: TableShape, table: Table | None, users: Table | None) -> Fitted:
     )
 
 
+def assumed(shape: TableShape) -> Fitted:
+    """The shape on a table that has every column it names, of the usual types: for what
+    is printed without a database."""
+
+    def spelled(part: TableShape | UsersTable) -> Mapping[str, Spelling]:
+        return {n: Spelling(quoted(column), "text") for n, column in _columns(part).items()}
+
+    return Fitted(
+        shape=shape,
+        columns=spelled(shape),
+        users=None if shape.users is None else spelled(shape.users),
+        missing=(),
+        next_id=None,
+        address_is_required=False,
+    )
+
+
 def _columns(shape: TableShape | UsersTable) -> dict[str, str]:
     apart = {"table", "at_rest", "new_id", "users"}
     named = {f.name: getattr(shape, f.name) for f in fields(shape) if f.name not in apart}

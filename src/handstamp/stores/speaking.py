@@ -10,7 +10,8 @@ import asyncpg
 
 from handstamp.stores.database import Database
 from handstamp.stores.lanes import Connection
-from handstamp.stores.listening import QUEUE_USAGE, QUIETLY
+from handstamp.stores.listening import QUEUE_USAGE
+from handstamp.stores.notify_trigger import QUIETLY
 
 T = TypeVar("T")
 

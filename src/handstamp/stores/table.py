@@ -31,12 +31,12 @@ from handstamp.stores.binding import (
 )
 from handstamp.stores.channel import CHANNEL
 from handstamp.stores.connected import Connected
-from handstamp.stores.covering import Triggers
 from handstamp.stores.fitting import capabilities_of
 from handstamp.stores.lanes import Connection
-from handstamp.stores.listening import QUIETLY, SPEAK
+from handstamp.stores.listening import SPEAK
 from handstamp.stores.looking import look
-from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape, quoted
+from handstamp.stores.notify_trigger import QUIETLY, NotifyTrigger, triggers_of
+from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape
 from handstamp.stores.speaking import moved, said
 from handstamp.stores.statements import Statements
 from handstamp.stores.upgrading import Upgrading
@@ -67,10 +67,9 @@ class TableStore(Connected):
     ) -> None:
         self._shape = shape
         self._statements: Statements | None = None
-        users = None if shape.users is None else quoted(shape.users.table)
         super().__init__(
             dsn,
-            Triggers((quoted(shape.table), users)),
+            self._triggers,
             pool_size=pool_size,
             budget=budget,
             connect=connect,
@@ -107,6 +106,9 @@ class TableStore(Connected):
             async with self._database.looking() as connection:
                 self._statements = await look(connection, self._shape)
         return self._statements
+
+    async def _triggers(self) -> Sequence[NotifyTrigger]:
+        return triggers_of((await self.statements()).fitted)
 
     async def close(self) -> None:
         """Let go of every connection, after at most a second."""

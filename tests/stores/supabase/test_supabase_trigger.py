@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import asyncpg
 import pytest
 
 from handstamp.stores.sql import statements
-from handstamp.stores.sql.install import install
+from handstamp.stores.sql.install import install, script
 from tests.support.supabase import HOUR, LAPTOP, OWNER, Supabase, supabase
 
 
@@ -42,6 +43,7 @@ class Town:
         return await self.heard()
 
     async def covers(self) -> bool:
+        await self._link.covers_foreign_writers()  # False once after each change
         return await self._link.covers_foreign_writers()
 
     def leave(self) -> None:
@@ -67,8 +69,11 @@ async def settled(dsn: str, *, trigger: bool = True, **rules: Any) -> AsyncItera
 def test_there_is_no_table_to_make() -> None:
     """The tables are Supabase's own: only functions and triggers are ours, if wanted."""
     assert statements("supabase") == []
-    kinds = {step.kind for step in statements("supabase", trigger=True)}
-    assert kinds == {"function", "trigger"}
+    made = script("supabase", trigger=True)
+    assert set(re.findall("^create (?:or replace )?([a-z]+)", made, re.M)) == {
+        "function",
+        "trigger",
+    }
 
 
 async def test_installing_makes_every_trigger_and_twice_none(supabase_dsn: str) -> None:
@@ -95,7 +100,7 @@ async def test_a_database_without_factors_gets_the_other_triggers(
         await psql.close()
     skipped = [outcome for outcome in outcomes if outcome.state == "skipped"]
     assert {outcome.statement.relation for outcome in skipped} == {"auth.mfa_factors"}
-    assert all("auth.mfa_factors.status" in outcome.reason for outcome in skipped)
+    assert all("no table auth.mfa_factors" in outcome.reason for outcome in skipped)
 
 
 async def test_the_trigger_covers_foreign_writers_and_nothing_else_does(
@@ -108,7 +113,7 @@ async def test_the_trigger_covers_foreign_writers_and_nothing_else_does(
         assert await town.covers() is True
         await town.run("alter table auth.mfa_factors disable trigger user")
         assert await town.covers() is True
-    async with settled(supabase_dsn, allow_low_aal=HOUR) as town:
+    async with settled(supabase_dsn, trigger=False, allow_low_aal=HOUR) as town:
         assert await town.covers() is False
         await town.run("alter table auth.mfa_factors enable trigger user")
         assert await town.covers() is True

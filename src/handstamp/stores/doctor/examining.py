@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from handstamp.stores.catalog import read_table
 from handstamp.stores.channel import CHANNEL
-from handstamp.stores.covering import TRIGGERS as RELIED
 from handstamp.stores.doctor.doubting import Users
 from handstamp.stores.doctor.needs import Index
 from handstamp.stores.doctor.proposing import Rows
-from handstamp.stores.doctor.triggering import TRIGGERS, Trigger
 from handstamp.stores.lanes import Connection
 from handstamp.stores.listening import SPEAK
 from handstamp.stores.shapes import PREFIX, quoted
@@ -77,9 +75,9 @@ _FACTS = """
         c.relrowsecurity and (c.relforcerowsecurity or not
             pg_has_role(c.relowner, 'USAGE')) and not r.rolbypassrls
             and not r.rolsuper as row_security,
-        array(select t.tgname::text from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-            where t.tgrelid = c.oid and not t.tgisinternal and t.tgtype & 16 = 16
-            and p.proname not like 'handstamp\\_notify\\_%' order by 1) as triggers
+        array(select t.tgname::text from pg_trigger t where t.tgrelid = c.oid
+            and not t.tgisinternal and t.tgtype & 16 = 16
+            and t.tgname <> 'handstamp_session_changed' order by 1) as triggers
     from pg_class c, pg_roles r
     where c.oid = $1::oid and r.rolname = current_user"""
 
@@ -135,18 +133,6 @@ async def read_facts(connection: Connection, oid: int) -> Facts:
     """See :class:`Facts`."""
     rows = await connection.fetch(_FACTS, oid)
     return Facts(**dict(rows[0]))
-
-
-async def read_triggers(connection: Connection, oids: Mapping[str, int]) -> list[Trigger]:
-    """The triggers of ours on these tables."""
-    rows = await connection.fetch(TRIGGERS, list(oids), list(oids.values()))
-    return [Trigger(**dict(row)) for row in rows]
-
-
-async def relies_on_trigger(connection: Connection, table: str, users: str | None) -> bool:
-    """Whether the bus takes the triggers that are there for complete."""
-    named = None if users is None else quoted(users)
-    return bool(await connection.fetchval(RELIED, quoted(table), named))
 
 
 async def count_rows(connection: Connection, table: str, token: str) -> Rows:

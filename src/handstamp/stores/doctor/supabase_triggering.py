@@ -1,120 +1,73 @@
-"""Whether GoTrue's own writes are heard: the trigger on Supabase Auth's tables.
-
-What it is to watch is read from the very SQL that makes it. A database that lacks a column
-gets the other triggers; what those leave out is then nobody's mistake.
-"""
+"""Whether GoTrue's own writes are heard: the trigger on Supabase Auth's tables."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from handstamp.core.supabase_rules import SupabaseRules
+import asyncpg
+
 from handstamp.stores.doctor.findings import Finding, Level
-from handstamp.stores.doctor.triggering import Trigger, unheard
-from handstamp.stores.sql import Statement, statements
-from handstamp.stores.supabase.schema import Schema, spelled
-from handstamp.stores.supabase.statements import Watched
+from handstamp.stores.doctor.triggering import Hearing, listen_for, trigger_findings
+from handstamp.stores.lanes import Connection
+from handstamp.stores.notify_trigger import script
+from handstamp.stores.supabase.notify_trigger import ALWAYS, WATCHED, supabase_triggers
+from handstamp.stores.supabase.schema import Schema
 
-_HERE = "auth."
-"""The schema that the SQL names."""
-_IN_AUTH = re.compile(r"\bauth\.")
-_UPDATE_OF = re.compile(r"\bupdate of (\w+(?:, \w+)*)")
-_ALWAYS = ("sessions", "users")
-"""What the bus asks for under every rule."""
 _BY_RULE = "with SupabaseRules(allow_low_aal=…) the trigger is not complete"
 _LATE = "within max_staleness (5 s)"
+_COMPLETE = (
+    "the trigger is there and complete: GoTrue's own logouts are heard, and every other"
+    " writer"
+)
+_ABSENT = (
+    "there is no trigger: what GoTrue itself ends (a logout there, a ban) and what other"
+    f" writers end is noticed {_LATE}. The tables' owner may make it"
+)
+_INIT = ", with handstamp init --shape supabase --trigger"
+_UNSEEN = (
+    "the role may not enter the schema, so handstamp cannot see whether there is a"
+    f" trigger: what GoTrue ends is noticed {_LATE}"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hearing:
-    """What is there: the triggers of ours, by the tables' spelled names, and whether the
-    bus relies on them; None where the role may not ask."""
+class AuthHearing:
+    """What was found: ``always`` counts under every rule, ``by_rule`` with a limit for a
+    low level of assurance."""
 
-    triggers: Sequence[Trigger]
-    relied: bool | None
+    always: Hearing
+    by_rule: Hearing
 
 
-def watched_of(name: str) -> Watched:
-    """What the bus asks under the default rules."""
-    return Watched.of(name, SupabaseRules())
+async def read_hearing(
+    connection: Connection, name: str, schema: Schema
+) -> AuthHearing | None:
+    """The triggers in the schema ``name``; None where the role may not ask."""
+
+    async def look(*tables: str) -> Hearing:
+        triggers = supabase_triggers(name, schema.columns, tables)
+        return await listen_for(connection, triggers)
+
+    try:
+        return AuthHearing(always=await look(*ALWAYS), by_rule=await look(*WATCHED))
+    except asyncpg.InsufficientPrivilegeError:
+        return None
 
 
 def trigger_remarks(
-    name: str, schema: Schema, hearing: Hearing
+    name: str, schema: Schema, hearing: AuthHearing | None
 ) -> tuple[list[Finding], bool]:
     """What there is to say of it; and whether every writer of the tables is heard."""
-    triggers = hearing.triggers
-    steps, lacked = _possible(schema)
-    mend = _script(name, steps)
-    factors = spelled(name, "mfa_factors")
-    if all(trigger.table == factors for trigger in triggers):
-        return [_absent(name, mend)], False
-    lacks = [lack for t in _ALWAYS for lack in _unheard(name, t, steps, triggers)]
-    by_rule = []
-    if schema.has("mfa_factors"):
-        by_rule = _unheard(name, "mfa_factors", steps, triggers)
-    found = [_incomplete(lacks, mend, hearing)] if lacks else [_complete(hearing, lacked)]
-    if by_rule:
-        text = f"{_BY_RULE}: unheard would be {', '.join(by_rule)}"
-        found.append(Finding(Level.NOTICE, "trigger", text, mend))
-    return found, not lacks and bool(hearing.relied)
-
-
-def _possible(schema: Schema) -> tuple[list[Statement], list[str]]:
-    """The steps that make sense in this database; and what it lacks for the others."""
-    possible, lacked = [], []
-    for step in statements("supabase", trigger=True):
-        needed = [(table.removeprefix(_HERE), column) for table, column in step.needs]
-        missing = [f"{t}.{c}" for t, c in needed if not schema.has(t, c)]
-        if not missing:
-            possible.append(step)
-        if step.relation in [f"{_HERE}{table}" for table in _ALWAYS]:
-            lacked += missing
-    return possible, lacked
-
-
-def _unheard(
-    name: str, table: str, steps: Sequence[Statement], triggers: Sequence[Trigger]
-) -> list[str]:
-    own = [step.sql for step in steps if step.relation == f"{_HERE}{table}"]
-    lists = [found[1].split(", ") for sql in own if (found := _UPDATE_OF.search(sql))]
-    return unheard(spelled(name, table), triggers, [c for names in lists for c in names])
-
-
-def _script(name: str, steps: Sequence[Statement]) -> str:
-    """As a script that may be run again, by the tables' owner. It enables, too."""
-    again = [step.sql.replace("create ", "create or replace ", 1) for step in steps]
-    return ";\n\n".join(_IN_AUTH.sub(lambda _: f"{spelled(name)}.", sql) for sql in again)
-
-
-def _absent(name: str, mend: str) -> Finding:
-    text = (
-        "there is no trigger: what GoTrue itself ends (a logout there, a ban) and what"
-        f" other writers end is noticed {_LATE}. The tables' owner may make it"
-    )
-    if name == "auth":
-        text += ", with handstamp init --shape supabase --trigger"
-    return Finding(Level.NOTICE, "trigger", text, mend)
-
-
-def _incomplete(lacks: Sequence[str], mend: str, hearing: Hearing) -> Finding:
-    relied = bool(hearing.relied)
-    said = "and handstamp relies on it" if relied else "so handstamp does not rely on it"
-    text = f"the trigger is not complete, {said}: unheard would be {', '.join(lacks)}"
-    return Finding(Level.DANGER if relied else Level.WARNING, "trigger", text, mend)
-
-
-def _complete(hearing: Hearing, lacked: Sequence[str]) -> Finding:
-    if hearing.relied:
-        text = (
-            "the trigger is there and complete: GoTrue's own logouts are heard, and every"
-            " other writer"
-        )
-        return Finding(Level.OK, "trigger", text)
-    reason = f"for want of {', '.join(lacked)} it cannot watch everything"
-    if hearing.relied is None:
-        reason = "the role may not enter the schema, so handstamp cannot see it"
-    text = f"the trigger is there, but {reason}: what GoTrue ends is noticed {_LATE}"
-    return Finding(Level.NOTICE, "trigger", text)
+    if hearing is None:
+        mend = script(supabase_triggers(name, schema.columns, WATCHED))
+        return [Finding(Level.NOTICE, "trigger", _UNSEEN, mend)], False
+    always, by_rule = hearing.always, hearing.by_rule
+    absent = _ABSENT + (_INIT if name == "auth" else "")
+    found = trigger_findings(always, complete=_COMPLETE, absent=absent)
+    if always.lacks:
+        # One script makes all of it.
+        return [replace(finding, mend=by_rule.mend) for finding in found], False
+    if by_rule.lacks:
+        text = f"{_BY_RULE}: {'; '.join(by_rule.lacks)}"
+        found.append(Finding(Level.NOTICE, "trigger", text, by_rule.mend))
+    return found, True

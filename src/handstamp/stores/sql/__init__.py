@@ -2,8 +2,9 @@
 
 The files are plain SQL. A line ``-- name: KIND NAME [on TABLE]`` begins each
 statement, and ``-- needs: TABLE.COLUMN ...`` may follow it. Nothing in them names
-a schema, so that the connection's search path decides; only the tables of Supabase Auth
-are always in theirs, and never made here.
+a schema, so that the connection's search path decides. The tables of Supabase Auth are
+never made here. The trigger that makes every writer notify is in no file: it is made from
+the table (:mod:`handstamp.stores.notify_trigger`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class Statement:
     needs: tuple[tuple[str, str], ...]
     sql: str
 
+    @classmethod
+    def function(cls, name: str, sql: str) -> Statement:
+        """The statement that creates a function."""
+        return cls(name=name, kind="function", relation=None, needs=(), sql=sql)
+
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
 
@@ -41,18 +47,14 @@ def shapes() -> list[str]:
     return sorted(name.removesuffix(".sql") for name in files if name.endswith(".sql"))
 
 
-def statements(shape: str, *, trigger: bool = False) -> list[Statement]:
+def statements(shape: str) -> list[Statement]:
     """Read the statements that make the tables of `shape`, in their order.
 
-    With `trigger` follow those that make every writer notify. Raises `ValueError` when
-    there is no such shape.
+    Raises `ValueError` when there is no such shape.
     """
     if shape not in shapes():
         raise ValueError(f"no table shape {shape!r}, only {', '.join(shapes())}")
-    folder = resources.files(__name__)
-    text = (folder / f"{shape}.sql").read_text("utf-8")
-    if trigger:
-        text += "\n" + (folder / "trigger" / f"{shape}.sql").read_text("utf-8")
+    text = (resources.files(__name__) / f"{shape}.sql").read_text("utf-8")
     heads = list(_HEAD.finditer(text))
     if not heads:
         return []  # Supabase Auth makes its tables itself
@@ -61,16 +63,6 @@ def statements(shape: str, *, trigger: bool = False) -> list[Statement]:
         _statement(head, text[head.end() : end])
         for head, end in zip(heads, ends, strict=True)
     ]
-
-
-def script(shape: str, *, trigger: bool = False) -> str:
-    """Give the statements of `shape` as one script, for a database without them.
-
-    Raises `ValueError` when there is no such shape.
-    """
-    return "\n".join(
-        f"-- {step}\n{step.sql};\n" for step in statements(shape, trigger=trigger)
-    )
 
 
 def _statement(head: re.Match[str], body: str) -> Statement:

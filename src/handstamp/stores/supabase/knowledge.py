@@ -71,6 +71,12 @@ class SupabaseKnowledge:
             raise ConfigError(schema.unreadable)
         return schema.capabilities
 
+    async def schema(self) -> Schema:
+        """What is there, whatever may be done with it. Raises
+        :class:`SessionsUnavailable` without an answer."""
+        schema, _ = self._known or await self._look()
+        return schema
+
     async def reading(self, act: Callable[[SupabaseStatements], Awaitable[T]]) -> T:
         """Do something that only reads sessions."""
         return await self._doing(lambda schema: schema.unreadable, act)

@@ -54,6 +54,13 @@ REQUIRED: Mapping[str, Columns] = {
 }
 TABLES = (*REQUIRED, "mfa_amr_claims", "mfa_factors", "audit_log_entries")
 
+NEWEST: Mapping[str, Columns] = {
+    "sessions": SESSION_COLUMNS,
+    "users": USER_COLUMNS,
+    "mfa_factors": _FACTOR,
+}
+"""The columns of a whole database, as far as a session depends on them."""
+
 _PLAIN = re.compile("[a-z_][a-z0-9_]*")
 
 LOOK = """

@@ -13,11 +13,9 @@ Rule 5. The answer to a question about sessions says whether row level security 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 
 from handstamp.core.supabase_rules import SupabaseRules
-from handstamp.stores.shapes import quoted
 from handstamp.stores.supabase.columns import SupabaseColumns
 from handstamp.stores.supabase.schema import AMR, V2, Schema
 
@@ -137,32 +135,8 @@ _NEVER_REFRESHED = (
     "{refreshed_at} is null and exists (select from {tokens} t where t.session_id = s.id"
     " and t.revoked is false and t.updated_at < now() - {limit})"
 )
-_TRIGGERS = (
-    "select count(*) = cardinality($1::text[]) as covered from (select from pg_trigger t"
-    " join pg_proc p on p.oid = t.tgfoid where t.tgenabled in ('O', 'A')"
-    " and p.proname in ('handstamp_notify_session', 'handstamp_notify_user',"
-    " 'handstamp_notify_factor', 'handstamp_notify_all')"
-    " and t.tgrelid = any(array(select to_regclass(name) from unnest($1::text[]) name))"
-    " group by t.tgrelid having bit_or(t.tgtype) & 56 = 56) as heard"
-)
 _REFRESHED = ("token_refreshed", "token")
 _REVOKED = ("token_revoked", "token")
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """The tables whose writers must notify, and the question whether they do."""
-
-    tables: tuple[object, ...]
-    triggers: str = _TRIGGERS
-
-    @classmethod
-    def of(cls, name: str, rules: SupabaseRules) -> Watched:
-        """Those on which the life of a session depends under these rules."""
-        tables = ["sessions", "users"]
-        if rules.allow_low_aal is not None:
-            tables.append("mfa_factors")
-        return cls(([f"{quoted(name)}.{quoted(table)}" for table in tables],))
 
 
 class SupabaseStatements:

@@ -30,10 +30,12 @@ from handstamp.stores.binding import count_of
 from handstamp.stores.channel import CHANNEL
 from handstamp.stores.connected import Connected
 from handstamp.stores.lanes import Connection
-from handstamp.stores.listening import QUIETLY, SPEAK
+from handstamp.stores.listening import SPEAK
+from handstamp.stores.notify_trigger import QUIETLY, NotifyTrigger
 from handstamp.stores.speaking import said
 from handstamp.stores.supabase.create import create
 from handstamp.stores.supabase.knowledge import SupabaseKnowledge
+from handstamp.stores.supabase.notify_trigger import ALWAYS, WATCHED, supabase_triggers
 from handstamp.stores.supabase.outcomes import (
     CreatedAuthSession,
     NewAuthSession,
@@ -42,7 +44,7 @@ from handstamp.stores.supabase.outcomes import (
 from handstamp.stores.supabase.refresh import refresh, would_refresh
 from handstamp.stores.supabase.rows import ended_of, seen, session_of, uuid_of, uuids_of
 from handstamp.stores.supabase.schema import Schema
-from handstamp.stores.supabase.statements import SupabaseStatements, Watched
+from handstamp.stores.supabase.statements import SupabaseStatements
 from handstamp.stores.supabase.tokens import KeyRing
 from handstamp.stores.supabase.work import Entropy, Work
 
@@ -80,7 +82,7 @@ class SupabaseStore(Connected):
         self._name = schema
         super().__init__(
             dsn,
-            Watched.of(schema, self._rules),
+            self._triggers,
             pool_size=pool_size,
             budget=budget,
             connect=connect,
@@ -206,6 +208,11 @@ class SupabaseStore(Connected):
             return await would_refresh(self._work(sql), token, session_id)
 
         return await self._knowledge.writing(ask)
+
+    async def _triggers(self) -> Sequence[NotifyTrigger]:
+        schema = await self._knowledge.schema()
+        tables = ALWAYS if self._rules.allow_low_aal is None else WATCHED
+        return supabase_triggers(self._name, schema.columns, tables)
 
     def _work(self, sql: SupabaseStatements) -> Work:
         return Work(self._database, sql, self._rules, self._keys, self._entropy)

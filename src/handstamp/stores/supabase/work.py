@@ -30,7 +30,8 @@ from handstamp.core.supabase_rules import (
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.database import Database
 from handstamp.stores.lanes import Connection
-from handstamp.stores.listening import QUEUE_USAGE, QUIETLY
+from handstamp.stores.listening import QUEUE_USAGE
+from handstamp.stores.notify_trigger import QUIETLY
 from handstamp.stores.supabase.outcomes import Outcome, Refreshed, Refused
 from handstamp.stores.supabase.rows import amr_of, session_of, storable, user_of
 from handstamp.stores.supabase.schema import HIDDEN
