@@ -18,7 +18,7 @@ from flask import Flask
 from flask_sock import Sock
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 from werkzeug.serving import make_server
@@ -93,6 +93,8 @@ class Elsewhere(BaseHTTPRequestHandler):
         """Nothing: the tests read what the browser shows."""
 
 
+CALLBACK = """<!doctype html><title>signing in</title>
+<form method="post" action="/login"></form><script>document.forms[0].submit()</script>"""
 OPTIONS: dict[str, Any] = {"cookies": Cookies.insecure()}
 
 
@@ -109,6 +111,9 @@ def starlette_site(sessions: Sessions, user: str) -> Any:
     async def me(request: Request) -> Response:
         return PlainTextResponse(session_auth(request).user_id or "nobody")
 
+    async def callback(request: Request) -> Response:
+        return HTMLResponse(CALLBACK)
+
     async def socket(websocket: WebSocket) -> None:
         await websocket.accept()
         await websocket.send_text(session_auth(websocket).user_id or "nobody")
@@ -119,6 +124,7 @@ def starlette_site(sessions: Sessions, user: str) -> Any:
         Route("/login", login, methods=both),
         Route("/logout", logout, methods=both),
         Route("/me", me),
+        Route("/callback", callback),
         WebSocketRoute("/ws", socket),
     ]
     return wrap(Starlette(routes=routes), sessions, **OPTIONS)
@@ -142,6 +148,10 @@ def flask_site(sessions: Sessions, user: str) -> Flask:
     @app.get("/me")
     def me() -> str:
         return flask_auth.user_id or "nobody"
+
+    @app.get("/callback")
+    def callback() -> str:
+        return CALLBACK
 
     @Sock(app).route("/ws")
     def socket(ws: Any) -> None:
@@ -258,6 +268,21 @@ def test_pages_of_other_sites_log_nobody_out_in_a_browser(
         assert attack(tab, page, "socket", f"{url}/ws") == heard
         assert shown(tab, f"{url}/logout") == "logged out"
         assert shown(tab, f"{url}/me") == "nobody"
+
+
+def test_a_sign_in_comes_back_from_another_site_in_a_browser(
+    tab: Tab, elsewhere: int, site: tuple[str, str]
+) -> None:
+    """From an identity provider: a callback that logs in at once is refused, and one that
+    answers with a page which posts is our own page."""
+    url, user = site
+    provider = f"http://127.0.0.1:{elsewhere}"
+    assert "refused" in attack(tab, provider, "link", f"{url}/login")
+    tab.open(f"{provider}/?{url}/callback")
+    tab.run("void setTimeout(attacks.link)")
+    tab.wait_for(f"location.href === '{url}/login' && document.readyState === 'complete'")
+    assert tab.run("document.body.innerText") == user
+    assert shown(tab, f"{url}/me") == user
 
 
 def test_our_own_page_does_all_of_it_in_a_browser(tab: Tab, site: tuple[str, str]) -> None:

@@ -636,6 +636,9 @@ async def test_rest_framework_asks_for_a_token_where_nothing_else_protects(
         assert (await browser.post("/api", headers=bearer)).status_code == 200
         basic = {"Authorization": "Basic YTpi", "Cookie": f"__Host-session={token}"}
         assert (await browser.post("/api", headers=basic)).status_code == 403
+        for text in ("Bearer", "Bearer two words", "bearer ?"):  # no bearer token
+            malformed = {**basic, "Authorization": text}
+            assert (await browser.post("/api", headers=malformed)).status_code == 403
         await browser.close()
     await closed(engine)
 

@@ -257,6 +257,19 @@ async def test_a_logout_of_nobody_clears_the_cookie_all_the_same(
     assert await world.row(held) is not None
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_another_site_signs_nobody_of_supabase_out(world: World, site: str) -> None:
+    """Neither without the cookie, as its form comes, nor with what else auth-js keeps."""
+    sessions = await world.process()
+    client, held = await world.browser(sessions), await world.sign_in(sessions)
+    beside = {"cookie": f"{NAME}-code-verifier=x; theme=dark"}
+    for cookies in ({}, beside, held.cookie()):
+        headers = {**cookies, "sec-fetch-site": site}
+        answer = await client.post("/logout", headers=headers)
+        assert (answer.status_code, "set-cookie" in answer.headers) == (403, False)
+    assert await world.row(held) is not None
+
+
 async def test_a_login_beside_a_bearer_token_leaves_no_stale_piece(
     world: World, user: str
 ) -> None:

@@ -51,7 +51,7 @@ class SessionAuthentication(authentication.SessionAuthentication):
             raise Unavailable(exc.retry_after) from None
         if session is None or not inner.user.is_authenticated:
             return None
-        if self._needs_token(handle, inner.META.get("HTTP_AUTHORIZATION", "")):
+        if self._needs_token(handle):
             self.enforce_csrf(request)
         return inner.user, session
 
@@ -59,8 +59,7 @@ class SessionAuthentication(authentication.SessionAuthentication):
         """What makes it a 401."""
         return "Session"
 
-    def _needs_token(self, handle: Any, authorization: str) -> bool:
-        door = handle._door
-        if door.bearer and authorization.lower().startswith("bearer "):
+    def _needs_token(self, handle: Any) -> bool:
+        if handle._bearer:
             return False  # no browser attaches this by itself
-        return self.csrf_token or not door.refuse_cross_site
+        return self.csrf_token or not handle._door.refuse_cross_site
