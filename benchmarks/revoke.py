@@ -6,8 +6,9 @@ goes on when everybody has refused it. The clock starts when the call has return
 each process says when it refused for the first time (`witness` says how it knows); one
 that was faster than the answer to the revoker counts as zero. ``call`` counts from before
 the call instead, with the commit and its disk. ``all`` is over every revocation in every
-process, ``slowest`` over the last process of each revocation. At the end everybody is
-asked about everything once more: whoever was accepted after a refusal is counted.
+process, ``slowest`` over the last process of each revocation, ``closed`` over every
+connection of a session that ended. At the end everybody is asked about everything once
+more: whoever was accepted after a refusal is counted.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Way:
     name: str
     end: Callable[[str], Awaitable[object]]
     since_commit: list[list[float]] = field(default_factory=list)
+    until_closed: list[float] = field(default_factory=list)
     since_call: list[float] = field(default_factory=list)
 
     async def take(self, number: int, session: Seeded, pipes: Sequence[Connection]) -> None:
@@ -51,8 +53,10 @@ class Way:
         called = monotonic()
         await self.end(session.id)
         returned = monotonic()
-        refused = [await hear(pipe) for pipe in pipes]
+        answers = [await hear(pipe) for pipe in pipes]
+        refused = [at for at, _ in answers]
         self.since_commit.append([max(0.0, 1000 * (at - returned)) for at in refused])
+        self.until_closed += [max(0.0, 1000 * (at - returned)) for _, at in answers]
         self.since_call.append(1000 * (max(refused) - called))
 
     def figures(self) -> Row:
@@ -64,6 +68,7 @@ class Way:
             "revocations": len(slowest),
             **_spread("all", everyone),
             **_spread("slowest", slowest),
+            **_spread("closed", self.until_closed),
             "call_p99_ms": percentile(self.since_call, 99),
         }
 

@@ -1,19 +1,20 @@
 """One process of `revoke`: it knows every session, and says when one stops being good.
 
 The parent says the number of a session; the witness answers ``WATCHING`` while it still
-accepts it, and then with the moment of its first refusal. Nobody polls in a busy loop:
-eight busy processes on a few cores would measure how the system shares them out. The
-witness registers what a WebSocket would, a closer that is called when a session is over,
-and asks at that moment; for a notice that is late or lost it asks every ``ASK_EVERY`` in
-any case. A refusal is ``hit()`` returning None, confirmed by a whole ``authenticate()``.
-CLOCK_MONOTONIC is one clock for all processes of a machine.
+accepts it, and then with the moments at which it refused it for the first time and closed
+its connection. Nobody polls in a busy loop: eight busy processes on a few cores would
+measure how the system shares them out. The witness asks when a notice has been heard; for
+one that is late or lost it asks every ``ASK_EVERY`` in any case. A refusal is ``hit()``
+returning None, confirmed by a whole ``authenticate()``. The connection is what a WebSocket
+registers: a closer that is called when the session is over. CLOCK_MONOTONIC is one clock
+for all processes of a machine.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from time import monotonic
@@ -26,6 +27,7 @@ from handstamp.core.credentials import Credentials
 from handstamp.core.records import Client
 from handstamp.engine.answers import Authenticated
 from handstamp.engine.sessions import Sessions
+from handstamp.stores.channel import Notice
 
 WATCHING = "watching"
 ASK_EVERY = 0.005
@@ -50,7 +52,7 @@ async def _work(pipe: Connection, dsn: str, tokens: Sequence[bytes]) -> None:
         pipe.send(WATCHING)
         while (number := await hear(pipe)) is not None:
             pipe.send(WATCHING)
-            pipe.send(await witness.first_refusal(number))
+            pipe.send(await witness.refusal(number))
         pipe.send(await witness.count_accepted())
 
 
@@ -81,22 +83,30 @@ class Witness:
         if not all(map(self._sessions.hit, self._tokens)):
             raise RuntimeError("a session is not in the cache")
 
-    async def first_refusal(self, number: int) -> float:
-        """When this session, accepted until now, was refused for the first time."""
-        token, over = self._tokens[number], asyncio.Event()
+    async def refusal(self, number: int) -> tuple[float, float]:
+        """When this session, accepted until now, was refused for the first time, and when
+        its connection was closed."""
+        token, loop = self._tokens[number], asyncio.get_running_loop()
         entry = self._sessions.hit(token)
         if entry is None:
             raise RuntimeError("a session left the cache before it was revoked")
-        self._sessions.connections.add(entry.session, over.set)
-        while self._sessions.hit(token) is not None:
-            over.clear()  # called too early: without this the loop would not turn
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ASK_EVERY):
-                    await over.wait()
-        refused = monotonic()
-        self._sessions.connections.remove(entry.session.id, over.set)
+        closed: asyncio.Future[float] = loop.create_future()
+        closer = lambda: closed.set_result(monotonic())  # noqa: E731
+        self._sessions.add_connection(entry.session, closer, self._sessions.ticket())
+        refused = await self._first_refusal(token)
+        async with asyncio.timeout(PATIENCE):
+            closed_at = await closed
         self._accepted += await self._accepts(token)
-        return refused
+        return refused, closed_at
+
+    async def _first_refusal(self, token: bytes) -> float:
+        with _told(self._sessions) as told:
+            while self._sessions.hit(token) is not None:
+                told.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_EVERY):
+                        await told.wait()
+            return monotonic()
 
     async def count_accepted(self) -> int:
         """How many of all sessions are accepted now, and were after their refusal."""
@@ -112,3 +122,20 @@ class Witness:
         credentials = Credentials(session=(token,), sent=True)
         answer = await self._sessions.authenticate(credentials, Client())
         return isinstance(answer, Authenticated)
+
+
+@contextmanager
+def _told(sessions: Sessions) -> Iterator[asyncio.Event]:
+    """An event that is set whenever a notice has been worked off."""
+    bus, told = sessions._bus, asyncio.Event()
+    heard = bus._heard
+
+    def tell(notice: Notice) -> None:
+        heard(notice)
+        told.set()
+
+    bus._heard = tell
+    try:
+        yield told
+    finally:
+        bus._heard = heard

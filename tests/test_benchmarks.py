@@ -49,7 +49,7 @@ REVOKE_KEYS = {
     "revocations",
     *(
         f"{over}_{figure}_ms"
-        for over in ("all", "slowest")
+        for over in ("all", "slowest", "closed")
         for figure in ("p50", "p99", "max")
     ),
     "call_p99_ms",
@@ -249,7 +249,7 @@ async def test_a_witness_refuses_to_start_with_a_dead_session() -> None:
         with pytest.raises(RuntimeError, match="before it was revoked"):
             await witness.warm()
         with pytest.raises(RuntimeError, match="left the cache"):
-            await witness.first_refusal(0)
+            await witness.refusal(0)
 
 
 async def test_hearing_refuses_a_database_without_the_trigger(dsn: str) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
+from handstamp.config import Policy
 from handstamp.core.lifetime import Invalid, Reason
 from handstamp.core.records import Record
 from handstamp.engine.answers import Answer, Issued
@@ -19,8 +23,12 @@ from handstamp.stores.memory import MemoryStore
 from handstamp.types import ASGIApp, Message, Receive, Scope, Send
 from tests.support.asgi import cookie_header, socket_scope
 from tests.support.clock import FakeClock
-from tests.support.engines import ALICE, Engine, new_tokens, running, seconds
+from tests.support.engines import ALICE, Engine, looked, new_tokens, running, seconds
+from tests.support.engines import listening as bus_listening
+from tests.support.waiting import turns, until
 
+SLOW = Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
+"""So that connections are looked at when there is a reason, and hardly ever in rounds."""
 CLOSE = {"type": "websocket.close", "code": SESSION_ENDED}
 ACCEPT = {"type": "websocket.accept"}
 
@@ -314,6 +322,113 @@ async def test_a_session_revoked_during_the_handshake_closes_its_socket() -> Non
         messages = [await socket.next() for _ in range(2)]
         assert messages == [ACCEPT, CLOSE]
         await socket.served()
+
+
+class Interrupted(MemoryStore):
+    """A store in which something happens between a handshake's query and its answer."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        super().__init__(now)
+        self.meanwhile: Callable[[Record], Awaitable[object]] | None = None
+
+    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+        found = await super().find(digests)
+        if self.meanwhile is not None:
+            await self.meanwhile(found[0])
+        return found
+
+
+@asynccontextmanager
+async def interrupted(
+    meanwhile: Callable[[Engine, Record], Awaitable[object]], policy: Policy = SLOW
+) -> AsyncIterator[tuple[Engine, Socket]]:
+    """An engine, and a socket whose handshake was read before ``meanwhile``."""
+    clock = FakeClock()
+    store = Interrupted(clock.now)
+    async with running(clock=clock, store=store, policy=policy) as engine:
+        issued = await engine.login()
+        engine.sessions._parts.cache.doubt()
+        store.meanwhile = lambda record: meanwhile(engine, record)
+        socket = Socket(engine, listening_quietly, issued)
+        assert await socket.next() == ACCEPT
+        yield engine, socket
+        socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await socket.served()
+
+
+async def relisten(engine: Engine, record: Record) -> None:
+    """The listening connection is lost and made anew."""
+    engine.store.channel.cut()  # type: ignore[attr-defined]
+    await until(lambda: engine.sessions.stats().bus == "deaf")
+    await until(lambda: engine.sessions.stats().bus == "listening")
+
+
+async def forge(engine: Engine, record: Record) -> None:
+    """Somebody else sends what handstamp would send, and more than it remembers."""
+    said = engine.store.channel.say  # type: ignore[attr-defined]
+    for text in ("all", "?", f"u:{record.user_id}", f"s:{record.id}"):
+        said(text)
+    for number in range(5000):
+        said(f"s:{number}")
+
+
+@pytest.mark.parametrize("meanwhile", [relisten, forge], ids=lambda way: way.__name__)
+async def test_a_handshake_in_doubt_is_looked_at_and_not_closed(
+    meanwhile: Callable[[Engine, Record], Awaitable[object]],
+) -> None:
+    """Anything may have ended since the read, and the table says that nothing did."""
+    async with interrupted(meanwhile) as (engine, socket):
+        queries = engine.store.queries
+        await until(lambda: engine.store.queries > queries)
+        await turns()
+        assert (socket.outgoing.empty(), socket.task.done()) == (True, False)
+
+
+@pytest.mark.parametrize("notice", ["s:{0.id}", "u:{0.user_id}", "all", "?"])
+async def test_a_session_ended_elsewhere_during_the_handshake_closes_its_socket(
+    notice: str,
+) -> None:
+    """The notice came before anybody knew of the socket, so the table is asked at once."""
+
+    async def end(engine: Engine, record: Record) -> None:
+        engine.store.rows[record.id] = replace(record, is_active=False)
+        engine.store.channel.say(notice.format(record))  # type: ignore[attr-defined]
+
+    async with interrupted(end) as (_, socket):
+        assert await socket.next() == CLOSE
+
+
+async def test_a_handshake_that_nothing_disturbed_asks_nothing_more() -> None:
+    """One query for the session, and none for its socket."""
+
+    async def nothing(engine: Engine, record: Record) -> None:
+        """Nothing happens."""
+
+    async with interrupted(nothing) as (engine, _):
+        queries = engine.store.queries
+        await turns()
+        assert engine.store.queries == queries
+
+
+async def test_p5_four_hundred_handshakes_at_a_deploy_stay_open() -> None:
+    """They were read before this process listened for the first time, which doubts
+    everything; one look later all of them are known to stand."""
+    clock = FakeClock()
+    async with running(clock=clock, store=Interrupted(clock.now)) as before:
+        issued = [await before.login(f"user{number}") for number in range(400)]
+    store = before.store
+    assert isinstance(store, Interrupted)
+    after = Engine(clock=clock, store=store, policy=SLOW)
+    store.meanwhile = lambda record: bus_listening(after)
+    sockets = [Socket(after, listening_quietly, one) for one in issued]
+    async with after.sessions:
+        for socket in sockets:
+            assert await socket.next() == ACCEPT
+        await looked(after)
+        assert [socket.outgoing.qsize() for socket in sockets] == [0] * 400
+        for socket in sockets:
+            socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            await socket.served()
 
 
 # A handshake that rotates.

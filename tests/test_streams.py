@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from handstamp.asgi import Handle, SessionAuthMiddleware
+from handstamp.config import Policy
 from handstamp.engine.answers import Authenticated
 from handstamp.errors import AuthenticationRequired
 from tests.support.asgi import responding
-from tests.support.engines import ALICE, Engine, running
+from tests.support.engines import ALICE, Engine, running, seconds
+
+SLOW = Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
 
 
 class Source:
@@ -51,6 +55,20 @@ async def test_c112_a_stream_ends_with_its_session() -> None:
         assert seen == [0, 1]
         assert len(engine.sessions.connections) == 0
         assert source.closed
+
+
+async def test_a_stream_begun_after_its_session_ended_ends_at_once() -> None:
+    """It ended elsewhere after the request was authenticated: the table is asked as the
+    stream begins, and not in the next round."""
+    async with running(policy=SLOW) as engine:
+        auth, source = await handle(engine), Source()
+        record = engine.row(auth.require().id)
+        engine.store.rows[record.id] = replace(record, is_active=False)
+        engine.store.channel.say(f"s:{record.id}")  # type: ignore[attr-defined]
+        async with asyncio.timeout(30):
+            async for _ in auth.while_valid(source.items()):
+                pass
+        assert len(engine.sessions.connections) == 0
 
 
 async def test_a_stream_that_ends_by_itself_is_whole() -> None:

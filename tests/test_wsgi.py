@@ -22,6 +22,7 @@ from werkzeug.test import Client as WerkzeugClient
 from handstamp.blocking import call
 from handstamp.config import Cookies, Policy, TrustedProxies
 from handstamp.core.lifetime import Invalid, Reason
+from handstamp.core.records import Client
 from handstamp.engine.answers import Issued
 from handstamp.engine.cache import Cache
 from handstamp.engine.sessions import Sessions
@@ -401,8 +402,10 @@ def test_a_handshake_rotates_nothing_and_proves_its_token(
 def test_p1_a_cached_session_never_leaves_the_thread(
     engine: Engine, request_: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither for a POST, nor for a passive request: the loop is not needed."""
-    sent = {"HTTP_COOKIE": cookie(call(engine.login)), **request_}
+    """Neither for a POST, nor for a passive request: the loop is not needed, as long as
+    there is nothing to report."""
+    here = Client(address=environ()["REMOTE_ADDR"])
+    sent = {"HTTP_COOKIE": cookie(call(engine.login, client=here)), **request_}
     app = wrapped(engine, asking(), passive=["/poll"])
 
     def crossing(*_: object) -> None:
@@ -670,7 +673,8 @@ def impatient() -> Iterator[None]:
 
 @pytest.mark.usefixtures("impatient")
 def test_c143_threads_that_all_change_the_cache_leave_it_consistent() -> None:
-    """Putting, using, dropping and forgetting at once, with room for five of forty."""
+    """Putting, using, dropping, doubting and forgetting at once, with room for five of
+    forty."""
     with running() as engine:
         for number in range(40):
             call(engine.login, f"user{number % 8}")
@@ -681,11 +685,13 @@ def test_c143_threads_that_all_change_the_cache_leave_it_consistent() -> None:
         for step in range(seed, seed + 3000):
             entry = entries[step * 7 % len(entries)]
             cache.put(cache.ticket(), entry)
-            cache.freshen(entries[step % len(entries)], step)
+            cache.freshen(entries[step % len(entries)])
             if step % 5 == 0:
                 cache.forget_session(entry.session.id)
             if step % 11 == 0:
-                cache.forget_user(entry.session.user_id)
+                cache.doubt_user(entry.session.user_id)
+            if step % 97 == 0:
+                cache.doubt()
             if step % 3 == 0:
                 cache.drop(entry.key)
 
@@ -701,12 +707,16 @@ def consistent(engine: Engine) -> None:
 
 def agreeing(cache: Cache) -> None:
     """The cache, its order and its indices hold the same sessions."""
-    live = cache._live
-    assert set(live) == set(cache._order)
-    assert {key: entry.key for key, entry in live.items()} == {key: key for key in live}
-    by_session = {entry.session.id: entry.session.user_id for entry in live.values()}
-    assert set(cache._by_session) == set(by_session)
-    assert set(cache._by_user) == set(by_session.values())
+    held = {**cache._live, **cache._doubted}
+    assert len(held) == len(cache._live) + len(cache._doubted) == len(cache)
+    assert set(held) == set(cache._order)
+    assert {key: entry.key for key, entry in held.items()} == {key: key for key in held}
+    by_session = {(name, key) for name, keys in cache._by_session.items() for key in keys}
+    assert by_session == {(entry.session.id, key) for key, entry in held.items()}
+    by_user = {(name, key) for name, keys in cache._by_user.items() for key in keys}
+    assert by_user <= {(entry.session.user_id, key) for key, entry in held.items()}
+    assert by_user >= {(e.session.user_id, key) for key, e in cache._live.items()}
+    assert all(cache._by_user.values())
     assert len(cache) <= cache._order.maxsize
 
 

@@ -49,6 +49,7 @@ _STARTS = frozenset(
     {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 )
 
+_OF_THE_CLIENT = frozenset({b"user-agent", b"x-forwarded-for"})
 _CLOSE_CODES = {401: 4401, 503: 1013}
 
 
@@ -61,6 +62,13 @@ class Handle(BaseHandle):
         self._door = door
         self._headers = headers
         self._peer = peer
+
+    def client_key(self) -> int:
+        """See :meth:`BaseHandle.client_key`; in the raw, as far as a client shows."""
+        peer = self._peer
+        host = peer[0] if isinstance(peer, (tuple, list)) and peer else None
+        shown = [bytes(v) for k, v in self._headers if k in _OF_THE_CLIENT]
+        return hash((host, *shown))
 
     def send(self, message: Message) -> Awaitable[None]:
         """The application's ``send``: edits the start of the response, nothing else."""
@@ -132,7 +140,7 @@ class Handle(BaseHandle):
     def while_valid(self, source: AsyncIterable[T]) -> AsyncIterator[T]:
         """The items of ``source`` until this session is over: for server-sent events and
         other long answers. Raises as :meth:`require` does, at once."""
-        return until_ended(self.sessions.connections, self.require(), source)
+        return until_ended(self.sessions, self.require(), source)
 
 
 class SessionAuthMiddleware:
@@ -220,12 +228,14 @@ class SessionAuthMiddleware:
         if not isinstance(cookie, bytes) or (self._choosy and self._is_special(scope)):
             return None
         token = self._sole(cookie)
-        entry = None if token is None else self._hit(token)
-        if entry is None:
-            return None
-        if self._agrees is not None and not self._agrees(cookie, entry.session.id):
+        if token is None:
             return None
         handle = self.handle_class(self._door, headers, scope.get("client"))
+        entry = self._hit(token, False, handle)
+        if entry is None or (
+            self._agrees is not None and not self._agrees(cookie, entry.session.id)
+        ):
+            return None
         handle._session = entry.session
         handle._sent = True
         return handle
@@ -288,7 +298,7 @@ class SessionAuthMiddleware:
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         sessions = self._door.sessions
-        ticket, connections = sessions.ticket(), sessions.connections
+        ticket = sessions.ticket()
         handle = await self._at_length(scope, send)
         if handle is None:
             return
@@ -297,13 +307,11 @@ class SessionAuthMiddleware:
             await self._serve(handle, scope, receive, send)
             return
         guard = SocketGuard(receive, send, handle._first_frame)
-        connections.add(session, guard.end)
-        if not sessions.stands(ticket, session):
-            guard.end()  # it ended after the read and before anybody knew of the socket
+        sessions.add_connection(session, guard.end, ticket)
         try:
             await self._serve(handle, scope, guard.receive, guard.send)
         finally:
-            connections.remove(session.id, guard.end)
+            sessions.connections.remove(session.id, guard.end)
             await guard.finish()
 
 

@@ -101,7 +101,9 @@ class Revoked(SessionEvent):
 class BindingChanged(SessionEvent):
     """A session is used from another network or browser than it was opened from.
 
-    A signal and no verdict: phones change networks all day.
+    A signal and no verdict: phones change networks all day. Once for each change, as far as
+    one process sees it. A cached session is looked at once a second, with the request that
+    comes then; requests that follow within that second are not compared.
     """
 
     action: ClassVar[str] = "binding_changed"

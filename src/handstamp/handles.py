@@ -95,6 +95,14 @@ class BaseHandle:
             self._client = read_client(self._peer, self._headers, self._door.proxies)
         return self._client
 
+    def client_key(self) -> int:
+        """The same number for requests of the same client; for the engine."""
+        raise NotImplementedError
+
+    def report(self, event: Event) -> None:
+        """Publish an event on the event loop, whatever thread this is; for the engine."""
+        self._publish(event)
+
     @property
     def sessions(self) -> Sessions:
         """The engine behind this request."""

@@ -7,29 +7,33 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, TypeVar
 
 from handstamp.core.records import Session
-from handstamp.engine.connections import Connections
+from handstamp.engine.sessions import Sessions
 
 T = TypeVar("T")
 
 
 async def until_ended(
-    connections: Connections, session: Session, source: AsyncIterable[T]
+    sessions: Sessions, session: Session, source: AsyncIterable[T]
 ) -> AsyncIterator[T]:
     """The items of ``source``, until it ends or the session is over, also in the middle
-    of waiting for the next item."""
+    of waiting for the next item.
+
+    The session may have ended since the request was authenticated, so the table is asked
+    as the stream begins.
+    """
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     items = aiter(source)
 
     def end() -> None:
         loop.call_soon_threadsafe(ended.set)
 
-    connections.add(session, end)
+    sessions.add_connection(session, end)
     over = loop.create_task(ended.wait())
     try:
         while (item := await _next_unless(items, over)) is not None:
             yield item[0]
     finally:
-        connections.remove(session.id, end)
+        sessions.connections.remove(session.id, end)
         over.cancel()
 
 

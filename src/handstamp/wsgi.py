@@ -43,6 +43,7 @@ PATIENCE = 2.0
 LONGEST = 30.0
 """Seconds that a write may take, whatever holds up the loop."""
 
+_OF_THE_CLIENT = ("REMOTE_ADDR", "HTTP_USER_AGENT", "HTTP_X_FORWARDED_FOR")
 _VARY, _VARY_BEARER = ("Vary", "Cookie"), ("Vary", "Authorization, Cookie")
 _NOTABLE = frozenset({4, 10})
 """The lengths of Vary and Set-Cookie."""
@@ -65,6 +66,10 @@ class Handle(BaseHandle):
             for name, value in self._environ.items()
             if name.startswith("HTTP_")
         ]
+
+    def client_key(self) -> int:
+        """See :meth:`BaseHandle.client_key`; in the raw, as far as a client shows."""
+        return hash(tuple(map(self._environ.get, _OF_THE_CLIENT)))
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
@@ -104,7 +109,7 @@ class Handle(BaseHandle):
         sessions = self._door.sessions
         credentials, idle = question.credentials, question.passive or passive()
         if len(credentials.session) == 1:  # rule 1: also for a POST, or a bearer token
-            entry = sessions.hit(credentials.session[0], idle)
+            entry = sessions.hit(credentials.session[0], idle, self)
             if entry is not None and credentials.agrees(entry.session.id):
                 self._session = entry.session
                 return
@@ -253,14 +258,16 @@ class SessionAuthMiddleware:
         if self._choosy and self._is_special(environ):
             return None
         token = self._sole(_as_bytes(cookie))
-        entry = None if token is None else self._hit(token)
+        if token is None:
+            return None
+        handle = self.handle_class(self._door, environ)
+        entry = self._hit(token, False, handle)
         if entry is None:
             return None
         if self._agrees is not None and not self._agrees(
             _as_bytes(cookie), entry.session.id
         ):
             return None
-        handle = self.handle_class(self._door, environ)
         handle._session = entry.session
         handle._sent = True
         return handle

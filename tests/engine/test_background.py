@@ -35,7 +35,7 @@ async def test_c135_nothing_runs_before_the_first_request() -> None:
     assert tasks() == before
     issued = await engine.login()
     await engine.ask(issued)
-    assert len(tasks() - before) == 3  # the bus, the watch, the flusher
+    assert len(tasks() - before) == 4  # the bus, the watch's two, the flusher
     await engine.sessions.close()
     assert tasks() == before
 
@@ -61,7 +61,7 @@ def test_c141_each_loop_has_tasks_of_its_own() -> None:
         await until(lambda: engine.sessions.stats().pending_touches == 0)
         return len(tasks())
 
-    assert [asyncio.run(serve()) for _ in range(3)] == [3, 3, 3]
+    assert [asyncio.run(serve()) for _ in range(3)] == [4, 4, 4]
 
 
 async def test_p10_activity_is_written_by_itself() -> None:

@@ -141,7 +141,7 @@ async def test_p16_a_spent_budget_is_an_outage() -> None:
         issued, unknown = await engine.login(), await engine.login("bob")
         await engine.sessions._bus.stop()
         engine.clock.advance(BOUND)
-        engine.sessions._parts.cache.forget_user("bob")
+        engine.sessions._parts.cache.doubt_user("bob")
         engine.store.find = lambda _: asyncio.Event().wait()  # type: ignore[assignment,method-assign]
         assert isinstance(await ask(engine, issued), Authenticated)
         assert isinstance(await ask(engine, unknown), Unknown)

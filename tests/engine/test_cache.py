@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from handstamp.core.records import Session
-from handstamp.engine.cache import NEVER, Cache, Entry
+from handstamp.engine.cache import COPIES, NEVER, Cache, Entry
 from handstamp.errors import ConfigError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,7 +43,31 @@ def put(cache: Cache, *entries: Entry) -> None:
 
 def is_empty_inside(cache: Cache) -> bool:
     """Whether nothing is left anywhere, in the indices neither."""
-    return not (cache._live or cache._order or cache._by_session or cache._by_user)
+    return not any(indices(cache))
+
+
+def indices(cache: Cache) -> list[dict[Any, Any]]:
+    """Everything in it that grows with its entries."""
+    held = {**cache._live, **cache._doubted}
+    return [held, dict(cache._order), cache._by_session, cache._by_user]
+
+
+def lines_run(work: Callable[[], object]) -> int:
+    """How many lines of Python a call runs: its work, whatever the machine does."""
+    lines = 0
+
+    def count(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return lines
 
 
 def test_what_was_put_is_found_by_its_digest() -> None:
@@ -58,26 +86,24 @@ def test_the_cache_is_bounded() -> None:
         put(cache, entry(str(n).encode(), f"s{n}", f"u{n}"))
     assert len(cache) == 10
     assert cache.get(b"999") is not None
-    sizes = [len(x) for x in (cache._live, cache._order, cache._by_session, cache._by_user)]
-    assert sizes == [10, 10, 10, 10]
+    assert [len(each) for each in indices(cache)] == [10, 10, 10, 10]
 
 
 def test_the_least_recently_used_leaves() -> None:
     """An entry that was freshened stays before one that was not."""
     cache, one, two = Cache(2), entry(b"a", "one"), entry(b"b", "two")
     put(cache, one, two)
-    cache.freshen(one, 5.0)
+    cache.freshen(one)
     put(cache, entry(b"c", "three"))
     assert cache.get(b"a") is one
     assert cache.get(b"b") is None
-    assert one.ordered == 5.0
 
 
 def test_an_entry_that_left_can_be_freshened() -> None:
     """A request may hold an entry that was evicted meanwhile."""
     cache, one = Cache(1), entry(b"a")
     put(cache, one, entry(b"b", "two"))
-    cache.freshen(one, 5.0)
+    cache.freshen(one)
     assert len(cache) == 1
 
 
@@ -98,23 +124,29 @@ def test_a_session_is_forgotten_with_all_its_digests() -> None:
     assert cache.get(b"c") is not None
 
 
-def test_a_user_is_forgotten_with_all_sessions() -> None:
-    """Other users' stay."""
+def test_a_user_is_doubted_with_all_sessions() -> None:
+    """Other users' are believed, and so is what is read again."""
     cache = Cache(10)
     put(cache, entry(b"a", "one"), entry(b"b", "two"), entry(b"c", "three", "bob"))
-    cache.forget_user("alice")
+    cache.doubt_user("alice")
     assert [cache.get(key) for key in (b"a", b"b")] == [None, None]
     assert cache.get(b"c") is not None
+    put(cache, again := entry(b"a", "one"))
+    assert cache.get(b"a") is again
 
 
 @pytest.mark.parametrize(
     "forget",
     [
-        lambda cache: cache.forget_user("alice"),
         lambda cache: cache.forget_session("one"),
         lambda cache: cache.drop(b"a"),
+        lambda cache: (cache.doubt(), cache.drop(b"a")),
+        lambda cache: (cache.doubt_user("alice"), cache.forget_session("one")),
+        lambda cache: (cache.doubt_session("one"), cache.forget_session("one")),
+        lambda cache: cache.start_over(),
+        lambda cache: (cache.doubt(), cache.start_over()),
     ],
-    ids=["user", "session", "drop"],
+    ids=["session", "drop", "doubt", "doubt of a user", "doubt of it", "fork", "both"],
 )
 def test_the_indices_are_left_empty(forget: object) -> None:
     """Whichever way the last entry goes, nothing grows in its place."""
@@ -128,7 +160,8 @@ def test_forgetting_a_stranger_leaves_nothing_behind() -> None:
     """An id that was never cached makes no entry in an index."""
     cache = Cache(10)
     cache.forget_session("nobody's")
-    cache.forget_user("nobody")
+    cache.doubt_session("nobody's")
+    cache.doubt_user("nobody")
     cache.drop(b"none")
     cache.retire("nobody's", keep=b"", until=1.0)
     assert is_empty_inside(cache)
@@ -141,13 +174,19 @@ def test_forgetting_a_stranger_leaves_nothing_behind() -> None:
     ("forget", "admitted"),
     [
         (lambda cache: cache.forget_session("one"), False),
-        (lambda cache: cache.forget_user("alice"), False),
+        (lambda cache: cache.doubt_session("one"), False),
+        (lambda cache: cache.doubt_user("alice"), False),
         (lambda cache: cache.doubt(), False),
+        (lambda cache: cache.start_over(), False),
         (lambda cache: cache.forget_session("two"), True),
-        (lambda cache: cache.forget_user("bob"), True),
+        (lambda cache: cache.doubt_session("two"), True),
+        (lambda cache: cache.doubt_user("bob"), True),
         (lambda cache: cache.drop(b"a"), True),
     ],
-    ids=["its session", "its user", "everything", "another", "another user", "drop"],
+    ids=[
+        *("its end", "its session", "its user", "everything", "a fork"),
+        *("another's end", "another", "another user", "drop"),
+    ],
 )
 def test_c51_a_read_that_raced_a_revocation_is_not_cached(
     forget: object, admitted: bool
@@ -166,7 +205,7 @@ def test_a_read_that_began_afterwards_is_cached() -> None:
     """An invalidation is a moment and no state."""
     cache = Cache(10)
     cache.forget_session("one")
-    cache.forget_user("alice")
+    cache.doubt_user("alice")
     cache.doubt()
     put(cache, entry(b"a"))
     assert cache.get(b"a") is not None
@@ -228,23 +267,122 @@ def test_retiring_never_extends_a_life() -> None:
     assert (old.hard, old.deadline) == (70.0, 50.0)
 
 
-def test_one_session_is_thinned_and_no_other() -> None:
-    """At most so many entries, with room for the one that is to stay."""
+# The holder of one session.
+
+
+def test_one_session_has_a_few_entries_and_takes_nobody_elses_place() -> None:
+    """Its oldest leaves for its newest, also while they are in doubt."""
+    cache = Cache(COPIES + 1)
+    put(cache, entry(b"bob's", "two", "bob"))
+    for number in range(100):
+        put(cache, entry(str(number).encode()))
+        if number % 7 == 0:
+            cache.doubt_session("one")
+    assert len(cache) == COPIES + 1
+    assert cache.get(b"bob's") is not None
+    held = {key.decode() for key in cache._by_session["one"]}
+    assert held == {str(n) for n in range(100 - COPIES, 100)}
+
+
+def test_an_entry_that_is_read_again_pushes_none_out() -> None:
+    """It takes its own place."""
     cache = Cache(100)
-    put(cache, *(entry(str(n).encode()) for n in range(10)), entry(b"b", "two", "bob"))
-    cache.thin("one", keep=b"0", most=3)
-    assert (len(cache), cache.get(b"0") is None, cache.get(b"b") is None) == (
-        4,
-        False,
-        False,
-    )
-    cache.thin("one", keep=b"new", most=3)
-    put(cache, entry(b"new"))
-    assert len(cache) == 4
-    cache.thin("nobody", keep=b"x", most=3)
-    cache.forget_user("alice")
-    cache.forget_user("bob")
+    for _ in range(2):
+        for number in range(COPIES):
+            put(cache, entry(str(number).encode()))
+    assert len(cache) == COPIES
+
+
+def test_a_session_that_changed_hands_is_its_new_owners() -> None:
+    """A doubt of either user finds what is theirs, and no index keeps the old one."""
+    cache = Cache(10)
+    put(cache, entry(b"a", "one", "alice"), entry(b"a", "one", "bob"))
+    cache.doubt_user("alice")
+    assert cache.get(b"a") is not None
+    cache.doubt_user("bob")
+    assert cache.get(b"a") is None
+    cache.drop(b"a")
     assert is_empty_inside(cache)
+
+
+# Doubt.
+
+
+@pytest.mark.parametrize(
+    "doubt",
+    [
+        lambda cache: cache.doubt_session("one"),
+        lambda cache: cache.doubt_user("alice"),
+        lambda cache: cache.doubt(),
+    ],
+    ids=["session", "user", "everything"],
+)
+@pytest.mark.parametrize("times", [1, 3])
+def test_c68_what_is_doubted_is_not_believed_and_still_known(
+    doubt: Callable[[Cache], None], times: int
+) -> None:
+    """Until it was read again; what it knows of activity is not lost, however often
+    somebody sends the same."""
+    cache, one = Cache(10), entry(b"a")
+    put(cache, one)
+    for _ in range(times):
+        doubt(cache)
+    assert (cache.get(b"a"), cache.get_any(b"a"), len(cache)) == (None, one, 1)
+    put(cache, again := entry(b"a"))
+    assert (cache.get(b"a"), cache.get_any(b"a"), len(cache)) == (again, again, 1)
+
+
+def test_what_was_read_between_two_doubts_is_doubted_by_the_second() -> None:
+    """With what was doubted before, whichever of them are more."""
+    for before, between in ((1, 5), (5, 1)):
+        cache = Cache(100)
+        for number in range(before):
+            put(cache, entry(b"before%d" % number, f"b{number}"))
+        cache.doubt()
+        for number in range(between):
+            put(cache, entry(b"between%d" % number, f"a{number}"))
+        cache.doubt()
+        assert not cache._live
+        assert len(cache) == before + between
+        put(cache, entry(b"before0", "b0"))
+        assert cache.get(b"before0") is not None
+
+
+def test_c68_doubting_everything_costs_the_same_however_much_is_cached() -> None:
+    """And so does a notice about a session or a user, the first as the thousandth."""
+    small, large = Cache(10_000), Cache(10_000)
+    put(small, entry(b"a"))
+    for number in range(10_000):
+        put(large, entry(str(number).encode(), f"s{number}", "alice"))
+    alices = lines_run(lambda: large.doubt_user("alice"))
+    assert lines_run(lambda: large.doubt_user("alice")) < 10 < alices
+    for number in range(10_000):
+        put(large, entry(str(number).encode(), f"s{number}", "alice"))
+    assert [lines_run(each) for each in doubts(small)] == [
+        lines_run(each) for each in doubts(large)
+    ]
+
+
+def doubts(cache: Cache) -> list[Callable[[], None]]:
+    """Everything twice, and two strangers."""
+    return [
+        cache.doubt,
+        cache.doubt,
+        lambda: cache.doubt_session("unknown"),
+        lambda: cache.doubt_user("unknown"),
+    ]
+
+
+def test_c68_a_flood_of_unknown_ids_leaves_a_bounded_number_of_marks() -> None:
+    """A read that is under way then is asked again, and nothing grows."""
+    cache = Cache(10, marks=100)
+    ticket = cache.ticket()
+    for number in range(1000):
+        cache.doubt_session(f"s{number}")
+        cache.doubt_user(f"u{number}")
+    assert len(cache._fence._marks) == 100
+    assert cache.put(ticket, entry(b"a")) is False
+    put(cache, entry(b"a"))
 
 
 def test_p12_an_entry_shows_no_digest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -10,13 +11,25 @@ from handstamp.core.records import Session
 from handstamp.engine.connections import Connections
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+Doubt = Callable[[Connections], bool]
 
 
-def session(session_id: str) -> Session:
-    """A session of user u."""
+def session(session_id: str, user_id: str = "u") -> Session:
+    """A session of user u, or of another one."""
     return Session(
-        id=session_id, user_id="u", created_at=NOW, expires_at=NOW, last_activity_at=NOW
+        id=session_id,
+        user_id=user_id,
+        created_at=NOW,
+        expires_at=NOW,
+        last_activity_at=NOW,
     )
+
+
+def checked(connections: Connections, *ids: str) -> None:
+    """These sessions were looked at, and stand for a while."""
+    connections.take_due(0.0, everyone=True)
+    for session_id in ids:
+        connections.stands(session_id, 10.0)
 
 
 def test_a_session_that_ends_closes_its_connections() -> None:
@@ -83,31 +96,105 @@ def test_a_new_connection_is_due_until_it_was_checked() -> None:
     """Then not before its session's own limit comes, unless everybody is wanted."""
     connections = Connections()
     connections.add(session("s"), print)
-    assert connections.due(0.0, everyone=False) == ["s"]
+    assert connections.take_due(0.0, everyone=False) == ["s"]
     connections.stands("s", 10.0)
-    assert connections.due(9.9, everyone=False) == []
-    assert connections.due(9.9, everyone=True) == ["s"]
-    assert connections.due(10.0, everyone=False) == ["s"]
+    assert connections.take_due(9.9, everyone=False) == []
+    assert connections.take_due(9.9, everyone=True) == ["s"]
+    assert connections.take_due(10.0, everyone=False) == ["s"]
 
 
 def test_a_check_of_a_connection_that_left_is_harmless() -> None:
     """It brings nothing back."""
     connections = Connections()
     connections.stands("s", 10.0)
-    assert connections.due(0.0, everyone=True) == []
+    assert connections.take_due(0.0, everyone=True) == []
 
 
-def test_a_doubt_of_one_user_is_nobody_elses() -> None:
-    """Only that user's connections are due; a doubt of all makes all due."""
+DOUBTS = [
+    lambda connections: connections.doubt_session("s"),
+    lambda connections: connections.doubt_user("u"),
+    lambda connections: connections.doubt(),
+]
+doubting = pytest.mark.parametrize("doubt", DOUBTS, ids=["session", "user", "everything"])
+
+
+@doubting
+def test_a_doubt_is_taken_once(doubt: Doubt) -> None:
+    """Whoever takes it looks; a session that was found standing is not due again."""
     connections = Connections()
-    for session_id in ("s", "t"):
-        connections.add(session(session_id), print)
-        connections.stands(session_id, 10.0)
-    connections.doubt("somebody else")
-    assert connections.due(0.0, everyone=False) == []
-    connections.doubt("u")
-    assert connections.due(0.0, everyone=False) == ["s", "t"]
-    for session_id in ("s", "t"):
-        connections.stands(session_id, 10.0)
+    connections.add(session("s"), print)
+    checked(connections, "s")
+    assert connections.take_doubted() == []
+    assert doubt(connections) is True
+    assert connections.take_doubted() == ["s"]
+    assert connections.take_doubted() == []
+    connections.stands("s", 10.0)
+    assert connections.take_due(9.9, everyone=False) == []
+
+
+@doubting
+def test_a_doubt_that_was_taken_and_not_answered_is_due(doubt: Doubt) -> None:
+    """The look failed, and the next round has to ask again."""
+    connections = Connections()
+    connections.add(session("s"), print)
+    checked(connections, "s")
+    doubt(connections)
+    assert connections.take_doubted() == ["s"]
+    assert connections.take_due(0.0, everyone=False) == ["s"]
+
+
+@doubting
+def test_a_doubt_during_a_look_outlives_that_look(doubt: Doubt) -> None:
+    """What was read before it says nothing about it."""
+    connections = Connections()
+    connections.add(session("s"), print)
+    checked(connections, "s")
+    doubt(connections)
+    assert connections.take_doubted() == ["s"]
+    doubt(connections)
+    connections.stands("s", 10.0)
+    assert connections.take_due(0.0, everyone=False) == ["s"]
+
+
+def test_a_doubt_of_one_is_nobody_elses() -> None:
+    """Neither of a session, nor of a user; a doubt of all is everybody's."""
+    connections = Connections()
+    for session_id, user_id in (("s", "u"), ("t", "u"), ("other", "v")):
+        connections.add(session(session_id, user_id), print)
+    checked(connections, "s", "t", "other")
+    connections.doubt_session("t")
+    assert connections.take_doubted() == ["t"]
+    connections.doubt_user("u")
+    assert sorted(connections.take_doubted()) == ["s", "t"]
     connections.doubt()
-    assert connections.due(0.0, everyone=False) == ["s", "t"]
+    assert sorted(connections.take_doubted()) == ["other", "s", "t"]
+
+
+def test_c68_a_doubt_of_somebody_without_connections_leaves_nothing() -> None:
+    """However many ids a stranger makes up: nothing grows, nothing is to be looked at."""
+    connections = Connections()
+    assert connections.doubt() is False
+    connections.add(session("s"), print)
+    checked(connections, "s")
+    for number in range(1000):
+        assert connections.doubt_session(f"{number}") is False
+        assert connections.doubt_user(f"{number}") is False
+    assert connections._doubts == type(connections._doubts)()
+    assert connections.take_doubted() == []
+
+
+@doubting
+def test_nothing_is_left_of_a_connection_that_went(doubt: Doubt) -> None:
+    """Neither in an index nor among the doubts, whichever way it went."""
+    closer = lambda: None  # noqa: E731
+    for leave in (
+        lambda connections: connections.remove("s", closer),
+        lambda connections: connections.close("s"),
+        lambda connections: connections.start_over(),
+    ):
+        connections = Connections()
+        connections.add(session("s"), closer)
+        doubt(connections)
+        leave(connections)
+        assert (connections._watched, connections._by_user) == ({}, {})
+        assert connections.take_doubted() == []

@@ -21,7 +21,7 @@ from jwt import PyJWK
 from handstamp import Policy
 from handstamp.core.supabase_cookies import CookieSession, decode_session
 from handstamp.engine import supabase as engine_module
-from handstamp.engine.supabase import COPIES
+from handstamp.engine.cache import COPIES
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import (
     DuplicateCookies,

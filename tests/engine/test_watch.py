@@ -13,8 +13,16 @@ from handstamp.config import Policy
 from handstamp.core.records import Record
 from handstamp.engine.answers import Issued
 from handstamp.engine.watch import GROUP
+from handstamp.errors import SessionsUnavailable
 from handstamp.stores.memory import MemoryUser
-from tests.support.engines import Engine, running, seconds
+from tests.support.engines import (
+    Engine,
+    listening,
+    looked,
+    running,
+    seconds,
+    session_of,
+)
 from tests.support.waiting import turns, until
 
 SLOW = Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
@@ -48,14 +56,48 @@ async def look(engine: Engine, *, everyone: bool) -> int:
     return engine.store.queries - before
 
 
-async def test_c109_a_notice_about_a_session_closes_it_without_a_look() -> None:
-    """Its connections close within the very call, and no other's."""
+def end_unsaid(engine: Engine, issued: Issued) -> None:
+    """End a session in the table, without a notice."""
+    row = engine.row(issued.session.id)
+    engine.store.rows[row.id] = replace(row, is_active=False)
+
+
+FORGED = ["s:{session}", "d:{session}", "u:{user}", "all", "", "s", "{session}", "nonsense"]
+
+
+@pytest.mark.parametrize("text", FORGED)
+async def test_c68_a_forged_notice_closes_no_connection(text: str) -> None:
+    """Anybody who may connect to the database can send one. It makes the watch look, and
+    what it finds is that the session stands."""
     async with running(policy=SLOW) as engine:
-        (issued, socket), (_, other) = await opened(engine), await opened(engine)
+        (issued, socket), (_, other) = await opened(engine), await opened(engine, "bob")
+        said(engine, text.format(session=issued.session.id, user=issued.session.user_id))
+        await looked(engine)
+        assert (socket.closed, other.closed) == (0, 0)
+        assert session_of(await engine.ask(issued)).id == issued.session.id
+
+
+@pytest.mark.parametrize("text", ["s:{session}", "d:{session}", "u:{user}", "all", "?"])
+async def test_c109_a_notice_about_a_session_that_ended_closes_it(text: str) -> None:
+    """Its connections close after one query, and no other's."""
+    async with running(policy=SLOW) as engine:
+        (issued, socket), (_, other) = await opened(engine), await opened(engine, "bob")
+        end_unsaid(engine, issued)
         queries = engine.store.queries
-        said(engine, f"s:{issued.session.id}")
+        said(engine, text.format(session=issued.session.id, user=issued.session.user_id))
+        await until(lambda: socket.closed)
         assert (socket.closed, other.closed) == (1, 0)
-        assert engine.store.queries == queries
+        assert engine.store.queries == queries + 1
+
+
+async def test_what_this_process_ended_itself_closes_without_a_look() -> None:
+    """Its own commit is a verdict: within the very call, whatever answers then."""
+    async with running(policy=SLOW) as engine:
+        issued, socket = await opened(engine)
+        await engine.sessions.revoke(issued.session.id)
+        queries = engine.store.queries
+        engine.store.down = True
+        assert (socket.closed, engine.store.queries) == (1, queries)
 
 
 async def test_c109_a_session_revoked_in_another_process_closes_here() -> None:
@@ -66,6 +108,7 @@ async def test_c109_a_session_revoked_in_another_process_closes_here() -> None:
     ):
         sockets = [await opened(one) for _ in range(3)]
         await two.sessions.revoke(sockets[0][0].session.id)
+        await until(lambda: sockets[0][1].closed)
         assert [socket.closed for _, socket in sockets] == [1, 0, 0]
         await two.sessions.revoke_user("alice", keep=sockets[2][0].session.id)
         await until(lambda: sockets[1][1].closed)
@@ -215,6 +258,201 @@ async def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixtur
         said(engine, "u:alice")
         await until(lambda: socket.closed)
     assert "in a store" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["s:{}", "u:alice", "all"])
+async def test_a_session_that_ends_during_a_look_is_looked_at_again(text: str) -> None:
+    """The look read it before it ended and would say that it stands; the notice that came
+    meanwhile is not lost."""
+    async with running(policy=SLOW) as engine:
+        issued, socket = await opened(engine)
+        find_many = engine.store.find_many
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def slow(ids: Sequence[str]) -> Sequence[Record]:
+            found = await find_many(ids)
+            asked.set()
+            await answered.wait()
+            return found
+
+        engine.store.find_many = slow  # type: ignore[method-assign]
+        said(engine, f"s:{issued.session.id}")
+        await asked.wait()
+        end_unsaid(engine, issued)
+        said(engine, text.format(issued.session.id))
+        answered.set()
+        await until(lambda: socket.closed)
+
+
+@pytest.mark.parametrize("fault", [SessionsUnavailable("no"), RuntimeError("a bug")])
+@pytest.mark.parametrize("text", ["s:{}", "u:alice", "all"])
+async def test_a_doubt_that_found_no_answer_is_looked_at_again(
+    text: str, fault: Exception
+) -> None:
+    """It closes nothing, and the next round asks, though the session's own limit is far
+    away."""
+    async with running(policy=Policy(max_staleness=seconds(0.05))) as engine:
+        issued, socket = await opened(engine)
+        await engine.sessions._watch.look(everyone=True)
+        find_many = engine.store.find_many
+        asked: list[int] = []
+
+        async def failing(ids: Sequence[str]) -> Sequence[Record]:
+            asked.append(socket.closed)
+            if len(asked) < 3:
+                raise fault
+            return await find_many(ids)
+
+        engine.store.find_many = failing  # type: ignore[method-assign]
+        end_unsaid(engine, issued)
+        said(engine, text.format(issued.session.id))
+        await until(lambda: socket.closed)
+        assert asked == [0, 0, 0]
+
+
+@pytest.mark.parametrize("order", ["round first", "doubt first"])
+async def test_a_round_that_read_too_early_hides_no_doubt(order: str) -> None:
+    """The round found the session standing, it ended, and the look at the notice had no
+    answer: whichever comes back first, the next round asks."""
+    async with running(policy=Policy(max_staleness=seconds(0.05))) as engine:
+        issued, socket = await opened(engine)
+        find_many = engine.store.find_many
+        gates = [asyncio.Event(), asyncio.Event()]
+        asked: list[int] = []
+
+        async def slow(ids: Sequence[str]) -> Sequence[Record]:
+            number, found = len(asked), await find_many(ids)
+            asked.append(number)
+            if number < 2:
+                await gates[number].wait()
+            if number == 1:
+                raise SessionsUnavailable("no")
+            return found
+
+        engine.store.find_many = slow  # type: ignore[method-assign]
+        await until(lambda: asked)
+        end_unsaid(engine, issued)
+        said(engine, f"s:{issued.session.id}")
+        await until(lambda: len(asked) == 2)
+        for gate in gates if order == "round first" else reversed(gates):
+            gate.set()
+            await turns()
+        await until(lambda: socket.closed)
+
+
+# Floods.
+
+
+async def test_c68_notices_of_one_turn_are_one_query() -> None:
+    """Two thousand of them, about a session, its user and everything, true or not."""
+    async with running(policy=SLOW) as engine:
+        issued, socket = await opened(engine)
+        _, other = await opened(engine, "bob")
+        end_unsaid(engine, issued)
+        queries = engine.store.queries
+        for number in range(500):
+            for text in (f"s:{issued.session.id}", "u:alice", "all", f"junk {number}"):
+                said(engine, text)
+        await until(lambda: socket.closed)
+        assert engine.store.queries == queries + 1
+        assert other.closed == 0
+
+
+async def test_c68_notices_about_strangers_cause_no_query() -> None:
+    """Neither those of ids that nobody has, nor those of sessions without connections."""
+    async with running(policy=SLOW) as engine:
+        _, socket = await opened(engine)
+        cached = await engine.login("bob")
+        await looked(engine)
+        queries = engine.store.queries
+        for number in range(1000):
+            said(engine, f"s:{number}")
+            said(engine, f"u:{number}")
+        said(engine, f"s:{cached.session.id}")
+        said(engine, "u:bob")
+        await turns()
+        assert (engine.store.queries, socket.closed) == (queries, 0)
+
+
+async def test_c68_a_flood_of_notices_has_a_bounded_number_of_queries() -> None:
+    """While one query is under way all others wait for the next one, whatever arrives."""
+    async with running(policy=SLOW) as engine:
+        issued, _ = await opened(engine)
+        find_many = engine.store.find_many
+        under_way = most = 0
+
+        async def counting(ids: Sequence[str]) -> Sequence[Record]:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await turns()
+            under_way -= 1
+            return await find_many(ids)
+
+        engine.store.find_many = counting  # type: ignore[method-assign]
+        queries = engine.store.queries
+        for _ in range(300):
+            said(engine, f"s:{issued.session.id}")
+            said(engine, "all")
+            await asyncio.sleep(0)
+        await looked(engine)
+        assert most == 1
+        assert engine.store.queries - queries < 300 / 10
+
+
+async def test_c68_everything_is_doubted_at_once_and_then_once_in_a_while() -> None:
+    """What was read again meanwhile is doubted at the end of the window: no notice is
+    lost, and none of them is worked off by itself."""
+    async with running(policy=SLOW) as engine:
+        issued = await engine.login()
+        token = issued.session_token.encode()
+        said(engine, "all")
+        assert engine.sessions.hit(token) is None
+        for _ in range(1000):
+            said(engine, "all")
+            session_of(await engine.ask(issued))
+        assert engine.store.queries < 10
+        assert engine.sessions.hit(token) is not None
+        await until(lambda: engine.sessions.hit(token) is None)
+        session_of(await engine.ask(issued))
+        said(engine, "junk")
+        await until(lambda: engine.sessions.hit(token) is None)
+
+
+async def test_p4_what_ended_inside_the_window_is_closed_at_its_end() -> None:
+    """A second doubt of everything is heard, however soon after the first it comes."""
+    async with running(policy=SLOW) as engine:
+        (_, first), (issued, socket) = await opened(engine), await opened(engine)
+        said(engine, "all")
+        await looked(engine)
+        end_unsaid(engine, issued)
+        said(engine, "all")
+        await until(lambda: socket.closed)
+        assert first.closed == 0
+
+
+async def test_p4_a_new_connection_to_the_channel_doubts_at_once() -> None:
+    """What the bus itself does not know is no stranger's word, and waits for no window."""
+    async with running(policy=SLOW) as engine:
+        issued = await engine.login()
+        for _ in range(3):
+            session_of(await engine.ask(issued))
+            engine.sessions._watch.reset()
+            assert engine.sessions.hit(issued.session_token.encode()) is None
+
+
+async def test_closing_forgets_a_doubt_that_was_planned() -> None:
+    """Nothing of it happens afterwards, and the next opening begins anew."""
+    engine = Engine(policy=SLOW)
+    for _ in range(2):
+        async with engine.sessions:
+            await listening(engine)
+            said(engine, "all")
+            said(engine, "all")
+            planned = engine.sessions._watch._planned
+            assert planned is not None
+        assert planned.cancelled()
+        assert engine.sessions._watch._planned is None
 
 
 async def test_c111_ten_thousand_connections_are_checked_in_groups() -> None:

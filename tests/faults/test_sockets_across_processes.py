@@ -44,6 +44,40 @@ async def test_C109_sockets_of_an_ended_session_close_in_every_process(
             assert await opened.recv() == "still there"
 
 
+FORGERIES = [
+    "select pg_notify('handstamp', 's:' || $1)",
+    "select pg_notify('handstamp', 'd:' || $1)",
+    "select pg_notify('handstamp', 'u:' || user_id) from user_sessions where id = $1",
+    "select pg_notify('handstamp', 'all') where $1 > ''",
+    "select pg_notify('handstamp', rpad($1, 7999, 'x'))",
+    "select pg_notify('handstamp', 's:' || g || $1) from generate_series(1, 3000) g",
+]
+
+
+async def test_C68_forged_notices_close_no_socket_and_hide_no_revocation(
+    prompt: Fleet,
+) -> None:
+    """A stranger who may connect sends everything handstamp sends, and a flood of junk.
+    Every process asks the table and keeps its sockets; what then ends is closed."""
+    session, other = await prompt.sign_in(), await prompt.sign_in()
+    async with AsyncExitStack() as stack:
+        opened, staying = [
+            [await stack.enter_async_context(w.socket(s)) for w in prompt.workers]
+            for s in (session, other)
+        ]
+        for forgery in FORGERIES:
+            await prompt.sql(forgery, session.session.id)
+        for each in (*opened, *staying):
+            await each.send("still there")
+            assert await each.recv() == "still there"
+        await prompt.revoke_by_sql(session)
+        codes = await asyncio.gather(*map(closed_with, opened))
+        assert [SESSION_ENDED] * len(prompt.workers) == codes
+        for each in staying:
+            await each.send("still there")
+            assert await each.recv() == "still there"
+
+
 @pytest.fixture(scope="session")
 def short_lived_workers(launch: Launch) -> Fleet:
     """Two workers whose sessions last for three seconds, however active they are."""

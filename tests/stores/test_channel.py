@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.channel import Notice, read_notice
+from handstamp.stores.channel import LONGEST_ID, Canary, Notice, read_payload
 from handstamp.stores.memory import MemoryStore
 
 
@@ -15,22 +15,33 @@ from handstamp.stores.memory import MemoryStore
         ("s:01J", Notice(session_id="01J")),
         ("u:01J", Notice(user_id="01J")),
         ("u:a:b", Notice(user_id="a:b")),
+        ("d:01J", Notice(session_id="01J")),
+        ("s:a:b", Notice(session_id="a:b")),
         ("s: ", Notice(session_id=" ")),
-        ("c:nonce", None),
-        ("c:", None),
+        ("s:" + LONGEST_ID * "x", Notice(session_id=LONGEST_ID * "x")),
+        ("all", Notice()),
+        ("c:nonce", Canary("nonce")),
+        ("c:", Canary("")),
+        ("c:a:b", Canary("a:b")),
+        ("c", Canary("")),
     ],
 )
-def test_a_payload_is_a_kind_and_an_id(payload: str, notice: Notice | None) -> None:
+def test_a_payload_is_a_kind_and_an_id(payload: str, notice: Notice | Canary) -> None:
     """Only the first colon separates, and a canary is no notice."""
-    assert read_notice(payload) == notice
+    assert read_payload(payload) == notice
 
 
 @pytest.mark.parametrize(
-    "payload", ["", "s", "s:", "u:", "all", "x:1", "S:1", '{"s":1}', "\x00", "s" * 7999]
+    "payload",
+    [
+        *("", "s", "s:", "u:", "d:", "x:1", "S:1", "ALL", "all:", "all ", "\x00"),
+        '{"s":1}',
+        *("s" * 7999, "s:" + 7997 * "x", "u:" + (LONGEST_ID + 1) * "x"),
+    ],
 )
 def test_c68_what_is_malformed_means_anything(payload: str) -> None:
-    """Forgetting too much is the harmless mistake."""
-    assert read_notice(payload) == Notice()
+    """To read too much again is the harmless mistake, and it is known to be one."""
+    assert read_payload(payload) == Notice(understood=False)
 
 
 async def test_a_channel_in_memory_is_lost_as_the_store_is_down() -> None:

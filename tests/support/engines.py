@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from handstamp.engine.sessions import Sessions
 from handstamp.events import Event
 from handstamp.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
+from tests.support.waiting import PATIENCE
 
 SECRET = "a secret of the tests, and of nothing else"
 ALICE = "alice"
@@ -132,6 +134,16 @@ async def listening(engine: Engine) -> None:
     """Return when the bus has proven itself, where the store answers at all."""
     while not engine.store.down and engine.sessions.stats().bus != "listening":  # noqa: ASYNC110
         await asyncio.sleep(0)
+
+
+async def looked(engine: Engine) -> None:
+    """Return when the watch has worked off every doubt so far."""
+    session = (await engine.login()).session
+    marker, gone = replace(session, id="without a row"), asyncio.Event()
+    engine.sessions.connections.add(marker, gone.set)
+    engine.sessions._watch.look_soon(marker.id)
+    async with asyncio.timeout(PATIENCE):
+        await gone.wait()
 
 
 def seconds(number: float) -> timedelta:

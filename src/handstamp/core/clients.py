@@ -41,7 +41,7 @@ def read_client(
     forwarded: list[bytes] = []
     agent: bytes | None = None
     for name, value in headers:
-        lowered = name.lower()
+        lowered = bytes(name).lower()
         if lowered == b"x-forwarded-for":
             forwarded.append(value)
         elif lowered == b"user-agent":

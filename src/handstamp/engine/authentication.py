@@ -13,23 +13,25 @@ session than the session token's is a conflict: one of them may be somebody else
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 
 from handstamp.core.credentials import MOST_CANDIDATES, Credentials
 from handstamp.core.lifetime import FINAL, Invalid, Reason, Unknown, may_live
-from handstamp.core.records import Client, Record, Session, masked
+from handstamp.core.records import Client, Session
 from handstamp.core.tokens import refresh_prefix
 from handstamp.engine.answers import Answer, Authenticated
+from handstamp.engine.bindings import INTERVAL, Requester
 from handstamp.engine.bus import Bus
-from handstamp.engine.cache import NEVER, RECENCY, Entry
+from handstamp.engine.cache import RECENCY, Entry
 from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.lookup import Lookup
 from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
 from handstamp.errors import SessionsUnavailable
-from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
+from handstamp.events import DuplicateCookies, Event, TokenSwapped
 
 PREFIX = b"sha256:"
 """A stored digest begins so; no token does."""
@@ -45,9 +47,9 @@ class Authentication:
         self._policy = parts.policy
         self._tokens = parts.tokens
         self._cache = parts.cache
-        self._get = parts.cache.get
         self._activity = parts.activity
         self._reports = parts.reports
+        self._bindings = parts.bindings
         self._clock = parts.clock
         self._database_clock = parts.database_clock
         self._refreshing = refreshing
@@ -62,9 +64,13 @@ class Authentication:
         self.hits = 0
         self.misses = 0
 
-    def hit(self, token: bytes, passive: bool = False) -> Entry | None:
-        """The cached entry of this session token while it may be believed, else None."""
-        entry = self._get(sha256(token).digest())
+    def hit(
+        self, token: bytes, passive: bool = False, requester: Requester | None = None
+    ) -> Entry | None:
+        """The cached entry of this session token while it may be believed, else None.
+
+        ``requester`` is asked now and then who it is."""
+        entry = self._cache.get(sha256(token).digest())
         if entry is None:
             return None
         now = self._clock()
@@ -75,18 +81,19 @@ class Authentication:
         self.hits += 1
         if passive:
             self._pass(entry, now)
+            self._observe(entry, now, requester)
             return entry
         if now >= entry.due:
-            self._attend(entry, now)
+            self._attend(entry, now, requester)
         entry.used = now
         return entry
 
-    def _attend(self, entry: Entry, now: float) -> None:
+    def _attend(self, entry: Entry, now: float, requester: Requester | None) -> None:
         """What a hit does once in a while, and when the next one has to."""
         self._note(entry, now)
-        if now - entry.ordered >= RECENCY:
-            self._cache.freshen(entry, now)
-        entry.due = min(entry.touched + self._interval, entry.ordered + RECENCY)
+        self._observe(entry, now, requester)
+        self._cache.freshen(entry)
+        entry.due = min(entry.touched + self._interval, now + RECENCY)
 
     def _note(self, entry: Entry, now: float) -> None:
         if now - entry.touched >= self._interval or not entry.seen:
@@ -95,6 +102,19 @@ class Authentication:
     def _pass(self, entry: Entry, now: float) -> None:
         if not entry.seen:
             self._activity.notice_seen(entry, now)
+
+    def _observe(self, entry: Entry, now: float, requester: Requester | None) -> None:
+        """Report a session that is used from elsewhere; looks at few requests."""
+        if requester is None or now - entry.observed < INTERVAL:
+            return
+        entry.observed = now
+        key = requester.client_key()
+        if key == entry.client_key:
+            return
+        entry.client_key = key
+        event = self._bindings.changed(entry.session, entry.signed_in, requester.client)
+        if event is not None:
+            requester.report(event)
 
     async def authenticate(
         self, credentials: Credentials, client: Client, *, passive: bool = False
@@ -140,8 +160,8 @@ class Authentication:
 
     def _ends(self, entry: Entry) -> float:
         """How long an entry may serve where there is nobody to ask: to the session's own
-        limits, unless it is doubted."""
-        return min(entry.hard, entry.idle) if entry.deadline > NEVER else NEVER
+        limits."""
+        return min(entry.hard, entry.idle)
 
     def _still_believed(self, credentials: Credentials) -> Entry | None:
         """During an outage: what data inside the staleness bound says, and within
@@ -153,7 +173,7 @@ class Authentication:
         now = self._clock()
         found: dict[bytes, Entry] = {}
         for text in credentials.session:
-            entry = self._get(sha256(text).digest())
+            entry = self._cache.get(sha256(text).digest())
             if entry is None or now >= self._ends(entry):
                 continue
             proven = min(self._bus.proven_until, entry.confirmed + self._longest_trust)
@@ -187,12 +207,14 @@ class Authentication:
         us, or in the table."""
         if not texts:
             return Invalid(Reason.ABSENT), 0
-        found: Found = {text: e for text in texts if (e := self.hit(text, passive))}
+        requester = _Request(client, self._reports.publish)
+        hits = ((text, self.hit(text, passive, requester)) for text in texts)
+        found: Found = {text: entry for text, entry in hits if entry is not None}
         asked = [text for text in texts if text not in found]
         signed = {text for text in asked if self._tokens.is_session(text)}
         genuine = [t for t in asked if t in signed or self._may_be_unsigned(t)]
         if genuine:
-            found |= await self._find(genuine, client, passive)
+            found |= await self._find(genuine, requester, passive)
         live = {e.session.id: e for e in found.values() if isinstance(e, Entry)}
         known = sum(1 for t, a in found.items() if t in signed or a != Invalid(NONE))
         if len(live) > 1:
@@ -208,7 +230,9 @@ class Authentication:
         # In a column that holds tokens in clear this would find the digest itself.
         return not text.startswith(PREFIX) and self._tokens.read_refresh(text) is None
 
-    async def _find(self, texts: Sequence[bytes], client: Client, passive: bool) -> Found:
+    async def _find(
+        self, texts: Sequence[bytes], requester: Requester, passive: bool
+    ) -> Found:
         """What the table says of each of these texts."""
         self.misses += 1
         ticket, before = self._cache.ticket(), self._clock()
@@ -235,7 +259,7 @@ class Authentication:
             asked = keys.get(record.token_digest)
             if asked is None:
                 continue
-            known = self._get(asked)
+            known = self._cache.get_any(asked)
             noted = self._activity.noted(record.id, record.token_digest)
             answer = make_entry(record, self._policy, asked, read, known, noted)
             answers[digests[asked]] = answer
@@ -245,7 +269,7 @@ class Authentication:
                     self._strangers.meet(asked, read.after, answer.reason)
                 continue
             self._admit(answer, passive)
-            self._compare(answer, known, record, client)
+            self._observe(answer, read.after, requester)
             self._cache.put(ticket, answer)
         return answers
 
@@ -266,28 +290,6 @@ class Authentication:
         else:
             self._note(entry, now)
             entry.used = now
-
-    def _compare(
-        self, entry: Entry, known: Entry | None, record: Record, client: Client
-    ) -> None:
-        """Report another network or browser than the sign-in's, once for each."""
-        entry.origin = masked(client.address), client.user_agent_hash
-        if known is not None and known.origin == entry.origin:
-            return
-        was = record.client
-        moved = was.address is not None and masked(was.address) != masked(client.address)
-        other = was.user_agent_hash != client.user_agent_hash
-        if moved or other:
-            self._reports.publish(
-                BindingChanged(
-                    session_id=record.id,
-                    user_id=record.user_id,
-                    was=was,
-                    now=client,
-                    address_changed=moved,
-                    user_agent_changed=other,
-                )
-            )
 
     def is_forged(self, credentials: Credentials) -> bool:
         """Whether nothing of this can be a session, and there is nothing to report about
@@ -323,7 +325,7 @@ class Authentication:
         asked = dict[str, bytes]()
         for text in self._possible(credentials.session):
             key = sha256(text).digest()
-            entry = self._get(key)
+            entry = self._cache.get(key)
             if entry is not None and self._clock() < entry.hard:
                 found.setdefault(entry.session.id, entry.session)
             else:
@@ -350,6 +352,17 @@ class Authentication:
             tokens.is_session(text) for text in credentials.refresh
         ):
             self._reports.publish(TokenSwapped())
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request that is answered on the event loop, whose client is known already."""
+
+    client: Client
+    report: Callable[[Event], None]
+
+    def client_key(self) -> int:
+        return hash((self.client.address, self.client.user_agent_hash))
 
 
 def _reason_of(found: Found) -> Reason:

@@ -37,8 +37,12 @@ class Background:
         """Begin on the running loop."""
         self._bus.abandon()
         self._bus.start()
-        self._tasks = [self._begin(self._keep_flushing())]
-        self._tasks.append(self._begin(self._watch.keep(self._bus)))
+        work = (
+            self._keep_flushing(),
+            self._watch.keep_looking(),
+            self._watch.keep_rounds(self._bus),
+        )
+        self._tasks = [self._begin(each) for each in work]
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         # Of no request: whose request happened to be the first is not to be remembered.

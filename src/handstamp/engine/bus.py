@@ -6,7 +6,7 @@ committed before it began has been delivered. Trust reaches from the *start* of 
 proven round trip for ``max_staleness``, and not a moment further.
 Rule 2. While nothing is proven, entries are not denied, they are read again.
 Rule 3. What was said while nobody listened is never repeated: once listening is
-confirmed, everything cached before is forgotten.
+confirmed, everything cached before is doubted.
 Rule 4. LISTEN can succeed and deliver nothing (behind a pooler in transaction mode). So
 a canary is said the way revocations are said, and must be heard before anything is
 trusted.
@@ -28,7 +28,7 @@ from random import uniform
 
 from handstamp.clock import Clock
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.channel import Channel, Link, Notice, read_notice
+from handstamp.stores.channel import Canary, Channel, Link, Notice, read_payload
 
 logger = logging.getLogger("handstamp")
 
@@ -39,6 +39,8 @@ CANARY_BUDGET = 2.0
 LISTEN_BUDGET = 3.0
 """Seconds to connect and to hear that LISTEN was understood."""
 LONGEST_PAUSE = 2.0
+REPORTED = 60.0
+"""Seconds until unknown payloads are logged again, however many there are."""
 NEVER = float("-inf")
 
 
@@ -74,7 +76,12 @@ class Bus:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
-        self._canary: tuple[str, asyncio.Event] | None = None
+        self._canary: tuple[Canary, asyncio.Event] | None = None
+        self._reported_at = NEVER
+        self.notices = 0
+        """Payloads that were heard, canaries aside."""
+        self.unknown_notices = 0
+        """Those among them that no handstamp sends."""
         self.hearing = Hearing.OFF
         self.covers_foreign_writers = False
         self.trusted_until = NEVER
@@ -151,10 +158,10 @@ class Bus:
 
     async def _sings(self, channel: Channel) -> bool:
         """Say a canary the way revocations are said; whether it is heard."""
-        nonce, heard = os.urandom(8).hex(), asyncio.Event()
-        self._canary = nonce, heard
+        canary, heard = Canary(os.urandom(8).hex()), asyncio.Event()
+        self._canary = canary, heard
         try:
-            await channel.speak(f"c:{nonce}")
+            await channel.speak(canary.payload)
             return await self._wait(heard, CANARY_BUDGET)
         finally:
             self._canary = None
@@ -178,11 +185,30 @@ class Bus:
             await self._wait(lost, self._heartbeat)
 
     def _on_payload(self, payload: str) -> None:
-        notice = read_notice(payload)
-        if notice is not None:
-            self._heard(notice)
-        elif self._canary is not None and payload == f"c:{self._canary[0]}":
-            self._canary[1].set()
+        said = read_payload(payload)
+        if isinstance(said, Canary):
+            if self._canary is not None and said == self._canary[0]:
+                self._canary[1].set()
+            return
+        self.notices += 1
+        if not said.understood:
+            self._report_unknown()
+        self._heard(said)
+
+    def _report_unknown(self) -> None:
+        """Say so at most once in ``REPORTED`` seconds, without quoting what a stranger
+        may have written."""
+        self.unknown_notices += 1
+        now = self._clock()
+        if now < self._reported_at + REPORTED:
+            return
+        self._reported_at = now
+        logger.warning(
+            "bus: %d notifications so far that no handstamp sends: who else writes to "
+            "the channel?",
+            self.unknown_notices,
+            extra={"action": "unknown_notice"},
+        )
 
     def _distrust(self, hearing: Hearing) -> None:
         self.hearing = hearing

@@ -3,13 +3,18 @@
 Rule 1. Keyed by the digest of a token, never by a token.
 Rule 2. Only sessions that were judged valid enter. There is no negative entry here, so
 no answer can shadow a session that appears later, and no flood of any kind can evict a
-live entry except by the LRU's own order.
+live entry except by the LRU's own order. One session has at most ``COPIES`` entries, so
+that its holder pushes nobody else's out.
 Rule 3. The fence. A read takes a ticket before its query; what it found is put only if
 its session, its user or everything was not invalidated since. Without it a read that
 raced a revocation would put the revoked session back, for as long as the entry lives.
 Rule 4. Invalidation comes after the commit: first the table, then the cache.
 Rule 5. An entry that has reached its deadline is not denied, it is read again: only
 fresh data may deny.
+Rule 6. A notification is a doubt and no verdict, because anybody who may connect to the
+database can send one. Entries in doubt are kept apart: they are found no more by ``get``,
+and tell the next read of activity that is not written yet. To doubt everything costs the
+same however many entries there are; to doubt again what is in doubt costs nothing.
 
 A hit is one lookup in a plain dict, without a lock. The LRU behind it learns of a use at
 most once a second and entry (:meth:`Cache.freshen`): asking it every time would cost as
@@ -20,7 +25,7 @@ revoke.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from threading import Lock
@@ -28,7 +33,7 @@ from typing import NewType
 
 from cachetools import LRUCache
 
-from handstamp.core.records import Session
+from handstamp.core.records import Client, Session
 from handstamp.errors import ConfigError
 
 Ticket = NewType("Ticket", int)
@@ -38,6 +43,9 @@ NEVER = float("-inf")
 FOREVER = float("inf")
 RECENCY = 1.0
 """Seconds within which the order of use is not kept."""
+COPIES = 8
+"""Entries of one session: a rotation makes one, and for Supabase every text of a cookie
+that its holder writes around one access token."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,11 +56,11 @@ class Entry:
     nothing moves, ``idle`` the idle limit as it was read, ``deadline`` when the entry must
     be read again: at the nearest of these, or when ``longest_trust`` is over. Until
     ``confirmed`` the entry may be believed by its own age alone, whatever the bus has
-    proven. ``touched`` is when its
-    activity was last noted, ``used`` when it was last active; ``seen`` says whether its
-    token is known to have been presented since it was made; ``origin`` is the network and
-    the browser of the last request that was compared with the sign-in. ``read_at`` is the
-    database's clock when ours showed ``read`` at the latest.
+    proven. ``touched`` is when its activity was last noted, ``used`` when it was last
+    active; ``seen`` says whether its token is known to have been presented since it was
+    made. ``signed_in`` is the client that opened the session, ``observed`` when a request
+    was last compared with it, ``client_key`` stands for the client of that request.
+    ``read_at`` is the database's clock when ours showed ``read`` at the latest.
     """
 
     key: bytes = field(repr=False)
@@ -67,9 +75,10 @@ class Entry:
     used: float
     seen: bool
     idle: float = FOREVER
-    ordered: float = NEVER
     due: float = NEVER
-    origin: tuple[str, str] | None = field(default=None, repr=False)
+    signed_in: Client = field(default_factory=Client, repr=False)
+    observed: float = NEVER
+    client_key: int | None = field(default=None, repr=False)
 
     def database_time(self, now: float) -> datetime:
         """The database's clock at ``now``: never ahead of it, at most a read behind."""
@@ -82,22 +91,32 @@ class Cache:
     def __init__(self, maxsize: int, *, marks: int = 4096) -> None:
         if maxsize < 1:
             raise ConfigError(f"cache_size must be at least 1, not {maxsize}")
+        self._maxsize = maxsize
+        self._fence = _Fence(marks)
+        self._empty()
+
+    def _empty(self) -> None:
         self._lock = Lock()
         self._live: dict[bytes, Entry] = {}
-        self._order = _Order(maxsize, self._leave)
-        self._by_session: defaultdict[str, set[bytes]] = defaultdict(set)
-        self._by_user: defaultdict[str, set[str]] = defaultdict(set)
-        self._fence = _Fence(marks)
+        self._doubted: dict[bytes, Entry] = {}
+        self._order = _Order(self._maxsize, self._leave)
+        self._by_session: _Index = defaultdict(dict)
+        # Of a user's entries, those that may be live: doubt them once and they leave it.
+        self._by_user: _Index = defaultdict(dict)
 
         self.get = self._live.get
-        """The entry of a digest, or None: a dict's own ``get``, for the hot path."""
+        """The entry of a digest if it is not in doubt, or None: a dict's own ``get``, for
+        the hot path. Another one after :meth:`doubt`, so it is not to be kept."""
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self._live) + len(self._doubted)
 
-    def freshen(self, entry: Entry, now: float) -> None:
+    def get_any(self, key: bytes) -> Entry | None:
+        """The entry of a digest, in doubt or not: for what it knows of activity."""
+        return self._live.get(key) or self._doubted.get(key)
+
+    def freshen(self, entry: Entry) -> None:
         """Tell the LRU that this entry is in use; worth it once in ``RECENCY`` seconds."""
-        entry.ordered = now
         with self._lock:
             self._order.get(entry.key)
 
@@ -116,27 +135,34 @@ class Cache:
         with self._lock:
             if not self._fence.admits(ticket, session.id, session.user_id):
                 return False
+            self._make_room(entry)
             self._order[entry.key] = None
             self._live[entry.key] = entry
-            self._by_session[session.id].add(entry.key)
-            self._by_user[session.user_id].add(session.id)
+            self._doubted.pop(entry.key, None)
+            self._by_session[session.id][entry.key] = None
+            self._by_user[session.user_id][entry.key] = None
             return True
+
+    def _make_room(self, entry: Entry) -> None:
+        """Have one session's oldest entry leave for a new one, or one of another owner."""
+        known, session = self.get_any(entry.key), entry.session
+        if known is not None:
+            before = known.session
+            if (before.id, before.user_id) != (session.id, session.user_id):
+                self._order.pop(entry.key)
+            return
+        siblings = self._by_session.get(session.id, ())
+        if len(siblings) >= COPIES:
+            self._order.pop(next(iter(siblings)))
 
     def retire(self, session_id: str, *, keep: bytes, until: float) -> None:
         """A rotation replaced these tokens: requests under way may use them until."""
         with self._lock:
             for key in self._by_session.get(session_id, ()):
-                if key != keep:
-                    entry = self._live[key]
+                entry = self.get_any(key)
+                if entry is not None and key != keep:
                     entry.hard = min(entry.hard, until)
                     entry.deadline = min(entry.deadline, until)
-
-    def thin(self, session_id: str, *, keep: bytes, most: int) -> None:
-        """Leave room for ``keep`` among at most ``most`` entries of one session."""
-        with self._lock:
-            others = [k for k in self._by_session.get(session_id, ()) if k != keep]
-            for key in others[most - 1 :]:
-                self._order.pop(key, None)
 
     def drop(self, key: bytes) -> None:
         """Forget one digest, without a fence: fresh data said so."""
@@ -147,59 +173,60 @@ class Cache:
         """This session is over, and whatever read it before now is void."""
         with self._lock:
             self._fence.raise_for((_SESSION, session_id))
-            self._discard([session_id])
-
-    def forget_user(self, user_id: str) -> None:
-        """Every session of this user may be over."""
-        with self._lock:
-            self._fence.raise_for((_USER, user_id))
-            self._discard(list(self._by_user.get(user_id, ())))
-
-    def doubt_session(self, session_id: str) -> None:
-        """Do not believe this session's entries before they were read again."""
-        with self._lock:
-            for key in self._by_session.get(session_id, ()):
-                self._live[key].deadline = NEVER
-
-    def doubt(self) -> None:
-        """Anything may be over: believe no entry before it was read again.
-
-        They stay, for they know of activity that is not written yet.
-        """
-        with self._lock:
-            self._fence.raise_for_all()
-            for entry in self._live.values():
-                entry.deadline = NEVER
-
-    def start_over(self) -> None:
-        """Forget everything, in a forked child: its parent hears of revocations, and may
-        have held the lock at that moment."""
-        self._lock = Lock()
-        self._live.clear()
-        self._order = _Order(int(self._order.maxsize), self._leave)
-        self._by_session.clear()
-        self._by_user.clear()
-        self._fence.raise_for_all()
-
-    def _discard(self, session_ids: Iterable[str]) -> None:
-        for session_id in session_ids:
             for key in list(self._by_session.get(session_id, ())):
                 self._order.pop(key, None)
 
+    def doubt_session(self, session_id: str) -> None:
+        """This session may be over, or changed: read it again before it is believed."""
+        with self._lock:
+            self._fence.raise_for((_SESSION, session_id))
+            for key in self._by_session.get(session_id, ()):
+                self._doubt(key)
+
+    def doubt_user(self, user_id: str) -> None:
+        """Every session of this user may be over."""
+        with self._lock:
+            self._fence.raise_for((_USER, user_id))
+            for key in self._by_user.pop(user_id, ()):
+                self._doubt(key)
+
+    def doubt(self) -> None:
+        """Anything may be over: believe no entry before it was read again (rule 6)."""
+        with self._lock:
+            self._fence.raise_for_all()
+            fewer, more = sorted((self._live, self._doubted), key=len)
+            more.update(fewer)
+            self._doubted, self._live = more, {}
+            self.get = self._live.get
+
+    def start_over(self) -> None:
+        """Forget everything, in a forked child: its parent hears of revocations, and may
+        have held the lock at that moment. A read that began before the fork is void."""
+        self._empty()
+        self._fence.raise_for_all()
+
+    def _doubt(self, key: bytes) -> None:
+        entry = self._live.pop(key, None)
+        if entry is not None:
+            self._doubted[key] = entry
+
     def _leave(self, key: bytes) -> None:
-        session = self._live.pop(key).session
-        keys = self._by_session[session.id]
-        keys.discard(key)
-        if keys:
-            return
-        del self._by_session[session.id]
-        siblings = self._by_user[session.user_id]
-        siblings.discard(session.id)
-        if not siblings:
-            del self._by_user[session.user_id]
+        entry = self._live.pop(key, None) or self._doubted.pop(key)
+        session = entry.session
+        _discard(self._by_session, session.id, key)
+        _discard(self._by_user, session.user_id, key)
 
 
 _SESSION, _USER = "session", "user"
+_Index = defaultdict[str, dict[bytes, None]]
+
+
+def _discard(index: _Index, owner: str, key: bytes) -> None:
+    keys = index.get(owner)
+    if keys is not None:
+        keys.pop(key, None)
+        if not keys:
+            del index[owner]
 
 
 class _Fence:

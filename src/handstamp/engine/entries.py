@@ -63,11 +63,13 @@ def make_entry(
         touched=_touched(record, read.after) if seen else NEVER,
         used=NEVER,
         seen=seen,
+        signed_in=record.client,
     )
     if known is not None:
         entry.touched = max(entry.touched, known.touched)
         entry.used = known.used
         entry.seen = entry.seen or known.seen
+        entry.observed, entry.client_key = known.observed, known.client_key
     return entry
 
 

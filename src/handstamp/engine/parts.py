@@ -8,6 +8,7 @@ from handstamp.clock import Clock
 from handstamp.config import Policy
 from handstamp.core.tokens import Tokens
 from handstamp.engine.activity import Activity
+from handstamp.engine.bindings import Bindings
 from handstamp.engine.cache import Cache
 from handstamp.engine.connections import Connections
 from handstamp.engine.database_clock import DatabaseClock
@@ -28,6 +29,7 @@ class Parts:
     cache: Cache
     strangers: Strangers = field(default_factory=Strangers)
     activity: Activity = field(default_factory=Activity)
+    bindings: Bindings = field(default_factory=Bindings)
     reports: Reports = field(default_factory=Reports)
     connections: Connections = field(default_factory=Connections)
 
@@ -36,4 +38,5 @@ class Parts:
         self.cache.start_over()
         self.strangers.start_over()
         self.activity.start_over()
+        self.bindings.start_over()
         self.connections.start_over()

@@ -61,6 +61,7 @@ class Refreshing:
         self._strangers = parts.strangers
         self._activity = parts.activity
         self._reports = parts.reports
+        self._bindings = parts.bindings
         self._clock = parts.clock
         self._database_clock = parts.database_clock
         self._ended = ended
@@ -192,9 +193,17 @@ class Refreshing:
             if finding is None:
                 return Invalid(Reason.NOT_FOUND)
             answer = await self._act(finding, client, passive)
+            if isinstance(answer, Authenticated):
+                self._observe(finding.record, client)
             if answer is not None:
                 return answer
         raise SessionsUnavailable("too many others refresh this session")
+
+    def _observe(self, record: Record, client: Client) -> None:
+        """Report a session that is refreshed from elsewhere."""
+        event = self._bindings.changed(Session.of(record), record.client, client)
+        if event is not None:
+            self._reports.publish(event)
 
     async def _find(self, token: RefreshToken) -> _Finding | None:
         ticket, before = self._cache.ticket(), self._clock()
@@ -316,7 +325,7 @@ class Refreshing:
     ) -> Authenticated:
         key = bytes.fromhex(record.token_digest)
         self._strangers.forget(key)
-        entry = make_entry(record, self._policy, key, read, self._cache.get(key))
+        entry = make_entry(record, self._policy, key, read, self._cache.get_any(key))
         if not isinstance(entry, Invalid):
             self._cache.put(ticket, entry)
         issued = Issued.of(record, pair, remember=remember, deliver_until=until)

@@ -115,6 +115,8 @@ class Sessions:
         )
         self.connections = parts.connections
         self._watch = Watch(parts)
+        self.add_connection = self._watch.add_connection
+        """For middleware: have a connection closed when its session is over."""
         self._bus = Bus(
             self.store.channel,
             heard=self._watch.heard,
@@ -359,11 +361,11 @@ class Sessions:
             # It may have been committed before the answer was lost, or before the caller
             # was cancelled. Ask the table again rather than believe the cache. (A
             # stranger's id costs them a read.)
-            self._parts.cache.forget_session(known)
+            self._watch.doubt_session(known)
             raise
         if ended is None:
             # Perhaps another process was faster, and its notice is still on the way.
-            self._parts.cache.doubt_session(known)
+            self._watch.doubt_session(known)
             return False
         self._ended(ended, reason)
         return True
@@ -382,7 +384,7 @@ class Sessions:
         try:
             all_ended = await self.store.revoke_user(known, keep=keep, reason=reason)
         finally:
-            self._parts.cache.forget_user(known)
+            self._watch.doubt_user(known)
         for ended in all_ended:
             self._ended(ended, reason)
         return len(all_ended)
@@ -463,10 +465,6 @@ class Sessions:
         """For middleware: take this before authenticating a connection that stays."""
         return self._parts.cache.ticket()
 
-    def stands(self, ticket: Ticket, session: Session) -> bool:
-        """Whether nothing ended ``session`` since the ticket; for middleware."""
-        return self._parts.cache.admits(ticket, session)
-
     def stats(self) -> Stats:
         """Figures of this process, for metrics and health pages."""
         activity, authentication = self._parts.activity, self._authentication
@@ -481,6 +479,8 @@ class Sessions:
             flushes=activity.flushes,
             open_connections=len(self.connections),
             bus=self._bus.hearing,
+            notices=self._bus.notices,
+            unknown_notices=self._bus.unknown_notices,
             foreign_writers_heard=self._bus.covers_foreign_writers,
             events=dict(self._parts.reports.counts),
         )

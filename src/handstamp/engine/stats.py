@@ -10,7 +10,8 @@ from handstamp.engine.bus import Hearing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Figures of this process since it started; ``events`` counts by action."""
+    """Figures of this process since it started; ``events`` counts by action, ``notices``
+    what was heard on the channel, and ``unknown_notices`` what no handstamp sent there."""
 
     cached: int
     hits: int
@@ -22,5 +23,7 @@ class Stats:
     flushes: int
     open_connections: int
     bus: Hearing
+    notices: int
+    unknown_notices: int
     foreign_writers_heard: bool
     events: Mapping[str, int]

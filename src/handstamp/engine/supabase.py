@@ -44,6 +44,7 @@ from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import Refusal
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.engine.authentication import Authentication
+from handstamp.engine.bindings import Requester
 from handstamp.engine.bus import Bus
 from handstamp.engine.cache import Entry
 from handstamp.engine.entries import Read, make_entry, refresh_key
@@ -69,9 +70,6 @@ DELIVERY = 30.0
 again, one step behind."""
 VERIFIED = 10_000
 """Access tokens that are remembered as verified."""
-COPIES = 8
-"""Cache entries of one session: its holder can write any number of different cookies
-around one access token, and they must not push other people's entries out."""
 
 
 @dataclass(slots=True)
@@ -111,6 +109,9 @@ class SupabaseAuthentication(Authentication):
 
     def _pass(self, entry: Entry, now: float) -> None:
         """Nor for a first use."""
+
+    def _observe(self, entry: Entry, now: float, requester: Requester | None) -> None:
+        """Nor for the client that signed in: each refresh writes its own."""
 
     def _may_be_of_others(
         self, credentials: Credentials, found: Container[bytes], entry: Entry
@@ -285,7 +286,6 @@ class SupabaseAuthentication(Authentication):
             # Believed until it wants to be replaced; after that it is read each time. The
             # margin is for refreshing: without a database it shortens nothing.
             entry.deadline = min(entry.deadline, entry.hard - MARGIN.total_seconds())
-        self._cache.thin(entry.session.id, keep=key, most=COPIES)
         self._cache.put(ticket, entry)
         return Authenticated(session=entry.session)
 

@@ -1,20 +1,32 @@
-"""The watch over open connections: whose session is over is closed, by push or by look.
+"""The watch: what a notice makes this process read again, and whose connections it closes.
 
-A notice about one session closes its connections at once. A notice about a user, or about
-anything, makes the watch look. Without proven notices it looks at all of them twice per
-``max_staleness``; with them, only at those whose own limits have come, or whose last look
-was ``longest_trust`` ago. An outage closes nothing: it is no verdict.
+Rule 1. A notice is a doubt and no verdict: anybody who may connect to the database can
+send one. The cache reads again before it believes, and the watch looks before it closes.
+Only what this process has committed or read itself closes a connection. An outage closes
+nothing: it is no verdict.
+Rule 2. A notice costs the same however much is cached and open, and one about what is
+neither causes no query. Doubts wait in one line: a query takes up to ``GROUP`` of them and
+is followed by a rest of ``REST``, so that a flood of notices causes a bounded number of
+queries.
+Rule 3. Everything is doubted at once, and then not again for ``WINDOW``: what comes
+meanwhile is one doubt at its end.
+Rule 4. Without proven notices the watch looks at all connections twice per
+``max_staleness``; with them, only at those whose own limits have come, or
+whose last look was ``longest_trust`` ago.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from hashlib import sha256
 
 from handstamp.core.lifetime import Invalid, judge_family
+from handstamp.core.records import Session
 from handstamp.engine.bus import Bus
+from handstamp.engine.cache import Ticket
+from handstamp.engine.connections import Closer
 from handstamp.engine.entries import trusted_for
 from handstamp.engine.parts import Parts
 from handstamp.errors import SessionsUnavailable
@@ -23,10 +35,15 @@ from handstamp.stores.channel import Notice
 logger = logging.getLogger("handstamp")
 
 GROUP = 1000
+REST = 0.01
+"""Seconds after a query that a notice caused, so at most a hundred a second."""
+WINDOW = 0.25
+"""Seconds in which everything is doubted once, whoever asks for it and how often."""
+NEVER = float("-inf")
 
 
 class Watch:
-    """Hears notices for the cache and the connections, and looks where they do not say."""
+    """Hears notices for the cache and the connections, and looks where they point."""
 
     def __init__(self, parts: Parts) -> None:
         self._store = parts.store
@@ -35,47 +52,117 @@ class Watch:
         self._connections = parts.connections
         self._clock = parts.clock
         self._pause = parts.policy.max_staleness.total_seconds() / 2
+        self._window = min(WINDOW, self._pause)
         self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._doubted_at = NEVER
+        self._planned: asyncio.TimerHandle | None = None
 
     def heard(self, notice: Notice) -> None:
-        """Something is over, as another process says, or an echo of ourselves."""
-        if notice.session_id is not None and notice.doubt:
-            self._cache.doubt_session(notice.session_id)
-            return
+        """Something may be over, as somebody says."""
         if notice.session_id is not None:
-            self._cache.forget_session(notice.session_id)
-            self._connections.close(notice.session_id)
-            return
-        if notice.user_id is not None:
-            self._cache.forget_user(notice.user_id)
+            self.doubt_session(notice.session_id)
+        elif notice.user_id is not None:
+            self.doubt_user(notice.user_id)
         else:
-            self._cache.doubt()
-        self._connections.doubt(notice.user_id)
-        self._wake.set()
+            self._doubt_soon()
+
+    def doubt_session(self, session_id: str) -> None:
+        """Read this session again before it is believed, and look at its connections."""
+        self._cache.doubt_session(session_id)
+        self.look_soon(session_id)
+
+    def doubt_user(self, user_id: str) -> None:
+        """The same for every session of a user."""
+        self._cache.doubt_user(user_id)
+        if self._connections.doubt_user(user_id):
+            self._wake.set()
+
+    def add_connection(
+        self, session: Session, closer: Closer, ticket: Ticket | None = None
+    ) -> None:
+        """Call ``closer`` when this session is over.
+
+        ``ticket`` was taken before ``session`` was authenticated. Without one, and where
+        anything may have ended the session since, the table is asked at once: only its
+        answer closes the connection. :meth:`Connections.remove` takes it back.
+        """
+        self._connections.add(session, closer)
+        if ticket is None or not self._cache.admits(ticket, session):
+            self.look_soon(session.id)
+
+    def look_soon(self, session_id: str) -> None:
+        """Look at the connections of this session now."""
+        if self._connections.doubt_session(session_id):
+            self._wake.set()
 
     def reset(self) -> None:
-        """Anything may have been missed."""
-        self.heard(Notice())
+        """Anything may be over: doubt everything now."""
+        self._forget_plan()
+        if self._loop is not None:
+            self._doubted_at = self._loop.time()
+        self._cache.doubt()
+        if self._connections.doubt():
+            self._wake.set()
 
-    async def keep(self, bus: Bus) -> None:
-        """Look again and again, until cancelled."""
-        self._wake = asyncio.Event()
+    def _doubt_soon(self) -> None:
+        """The same, now or at the end of the window (rule 3)."""
+        if self._planned is not None:
+            return
+        loop, left = self._loop, 0.0
+        if loop is not None:
+            left = self._doubted_at + self._window - loop.time()
+        if loop is None or left <= 0:
+            self.reset()
+        else:
+            self._planned = loop.call_later(left, self.reset)
+
+    def _forget_plan(self) -> None:
+        planned, self._planned = self._planned, None
+        if planned is not None:
+            planned.cancel()
+
+    async def keep_looking(self) -> None:
+        """Work off the doubts in their order, until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        self._wake, self._doubted_at, self._planned = asyncio.Event(), NEVER, None
+        self._wake.set()  # for doubts from before this loop
+        try:
+            await self._work_off()
+        finally:
+            self._forget_plan()
+            self._loop = None
+
+    async def _work_off(self) -> None:
+        waiting: dict[str, None] = {}
         while True:
-            try:
-                async with asyncio.timeout(self._pause):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass  # nobody called: the round is due
+            if not waiting:
+                await self._wake.wait()
             self._wake.clear()
-            try:
-                await self.look(everyone=self._clock() >= bus.trusted_until)
-            except Exception:
-                # Without a watch no connection would ever be looked at again.
-                logger.exception("a look failed", extra={"action": "look_failed"})
+            waiting |= dict.fromkeys(self._connections.take_doubted())
+            group = list(waiting)[:GROUP]
+            for session_id in group:
+                del waiting[session_id]
+            if group:
+                await self._try(self._check(group))
+                await asyncio.sleep(REST)
+
+    async def keep_rounds(self, bus: Bus) -> None:
+        """Look at whatever is due, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(self._pause)
+            await self._try(self.look(everyone=self._clock() >= bus.trusted_until))
+
+    async def _try(self, look: Awaitable[None]) -> None:
+        try:
+            await look
+        except Exception:
+            # Without a watch no connection would ever be looked at again.
+            logger.exception("a look failed", extra={"action": "look_failed"})
 
     async def look(self, *, everyone: bool) -> None:
         """Close the connections of sessions that no longer stand."""
-        due = self._connections.due(self._clock(), everyone=everyone)
+        due = self._connections.take_due(self._clock(), everyone=everyone)
         for start in range(0, len(due), GROUP):
             await self._check(due[start : start + GROUP])
 
@@ -83,7 +170,11 @@ class Watch:
         before = self._clock()
         try:
             records = await self._store.find_many(session_ids)
-        except SessionsUnavailable:
+        except Exception as exc:
+            for session_id in session_ids:  # the next round asks again
+                self._connections.doubt_session(session_id)
+            if not isinstance(exc, SessionsUnavailable):
+                raise
             return
         found = {record.id: record for record in records}
         for session_id in session_ids:

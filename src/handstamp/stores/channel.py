@@ -1,8 +1,16 @@
 """LISTEN and NOTIFY: how one process tells the others what is over.
 
 A payload is a kind and an id, far below PostgreSQL's limit of 8000 bytes, and nothing
-else: whoever listens learns ids and no secret. Whoever speaks can make caches forget, and
-nothing worse.
+else: whoever listens learns ids and no secret. Anybody who may connect to the database
+may send one, so a notice proves nothing: it says what to read again.
+
+=========== ===============================================
+``s:<id>``  the session with this id is over
+``d:<id>``  it is not over, and what is known of it changed
+``u:<id>``  sessions of the user with this id are over
+``all``     anything may be over
+``c:<text>`` a canary: nothing is over
+=========== ===============================================
 """
 
 from __future__ import annotations
@@ -12,35 +20,53 @@ from dataclasses import dataclass
 from typing import Protocol
 
 CHANNEL = "handstamp"
+LONGEST_ID = 255
+"""Characters; no column of ids takes more, and what is kept of a notice is bounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What is over: one session, a user's sessions, or anything (both None).
+    """What to read again: one session, a user's sessions, or everything (both None).
 
-    With ``doubt`` the session is not over: what is known of it has changed.
+    ``understood`` is False where the payload is none of ours.
     """
 
     session_id: str | None = None
     user_id: str | None = None
-    doubt: bool = False
+    understood: bool = True
 
 
-def read_notice(payload: str) -> Notice | None:
-    """The notice in a payload; None for a canary.
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A payload that is said to see whether it is heard."""
 
-    Anything malformed is "anything": forgetting too much is the harmless mistake.
+    nonce: str
+
+    @property
+    def payload(self) -> str:
+        """The text to say."""
+        return f"c:{self.nonce}"
+
+
+EVERYTHING = Notice()
+UNKNOWN = Notice(understood=False)
+
+
+def read_payload(payload: str) -> Notice | Canary:
+    """What a payload says.
+
+    Anything malformed is "everything": to read too much again is the harmless mistake, and
+    a newer version may have a word that this one does not know.
     """
     kind, _, value = payload.partition(":")
-    if kind == "s" and value:
-        return Notice(session_id=value)
-    if kind == "d" and value:
-        return Notice(session_id=value, doubt=True)
-    if kind == "u" and value:
-        return Notice(user_id=value)
     if kind == "c":
-        return None
-    return Notice()
+        return Canary(value)
+    if 0 < len(value) <= LONGEST_ID:
+        if kind in ("s", "d"):
+            return Notice(session_id=value)
+        if kind == "u":
+            return Notice(user_id=value)
+    return EVERYTHING if payload == "all" else UNKNOWN
 
 
 class Link(Protocol):
