@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from handstamp.core.calendar import EARLIEST, LATEST
 from handstamp.errors import ConfigError
 from handstamp.stores.shapes import (
     ULID_HASHED,
@@ -94,6 +95,7 @@ async def test_values_are_bound_and_never_text(statements: list[str]) -> None:
     notify = {"'handstamp'", "'s:'", "'O'", "'A'"}
     notify |= {"'handstamp_notify_session'", "'handstamp_notify_user'"}
     notify |= {"'handstamp_notify_all'", "'d:'", "'sha256:'", "'utc'"}
+    notify |= {f"'{date.date()} 00:00+00'" for date in (EARLIEST, LATEST)}
     assert literals - notify <= {"''", "'1 minute'", "'1 microsecond'", "'1 second'", "'0'"}
 
 

@@ -1,7 +1,8 @@
 """Every rule about how long a session lives, and nowhere else.
 
 Rule 1. Times are the database's: a record carries its clock at the read, and nothing
-here reads another one.
+here reads another one. No sum leaves the calendar (:mod:`handstamp.core.calendar`), so
+that no record, whatever stands in its row, raises where it is judged beside others.
 Rule 2. A family (a session and all tokens it will ever have) stands while it is not
 revoked, its user may sign in, and no limit of its own has passed: the absolute limit
 counted from the creation, the refresh limit, the idle limit. A row that does not know
@@ -26,6 +27,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from handstamp.config import Policy
+from handstamp.core.calendar import shift
 from handstamp.core.records import Record
 
 _ROUNDING = timedelta(seconds=1)
@@ -157,14 +159,14 @@ def _limits(
     if record.unlimited:
         return [(Reason.EXPIRED, record.expires_at)]
     created = record.created_at or record.read_at
-    limits = [(Reason.ABSOLUTE, created + policy.absolute_ttl)]
+    limits = [(Reason.ABSOLUTE, shift(created, policy.absolute_ttl))]
     if record.refresh_digest is None or record.refresh_expires_at is None:
         limits.append((Reason.EXPIRED, slid(record, policy, active_at)))
     else:
         limits.append((Reason.REFRESH_EXPIRED, record.refresh_expires_at))
     if policy.idle_ttl is not None:
         active = max(created, record.last_activity_at or created, active_at or created)
-        limits.append((Reason.IDLE, active + policy.idle_ttl))
+        limits.append((Reason.IDLE, shift(active, policy.idle_ttl)))
     return limits
 
 
@@ -176,6 +178,6 @@ def slid(record: Record, policy: Policy, active_at: datetime | None) -> datetime
     created, ends = record.created_at, record.expires_at
     if not record.slides or created is None or active_at is None or active_at >= ends:
         return ends
-    remembered = ends > created + policy.browser_ttl + _ROUNDING
-    limit = created + policy.lifetime(remember=remembered)
-    return max(ends, min(active_at + policy.refresh_ttl, limit))
+    remembered = ends > shift(created, policy.browser_ttl + _ROUNDING)
+    limit = shift(created, policy.lifetime(remember=remembered))
+    return max(ends, min(shift(active_at, policy.refresh_ttl), limit))

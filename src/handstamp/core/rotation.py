@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from handstamp.config import Policy
+from handstamp.core.calendar import shift
 from handstamp.core.lifetime import Invalid, Reason, judge_family
 from handstamp.core.records import Record
 from handstamp.core.tokens import TokenPair
@@ -121,14 +122,14 @@ def rotated_at(record: Record, session_ttl: timedelta) -> datetime:
     if _bears_rotation_mark(record):
         assert record.last_activity_at is not None  # noqa: S101 - for the type checker
         return record.last_activity_at
-    return record.expires_at - session_ttl
+    return shift(record.expires_at, -session_ttl)
 
 
 def was_seen(record: Record, session_ttl: timedelta) -> bool:
     """Whether the row's current tokens were presented since they were made (rule 3)."""
     if record.last_activity_at is None or _bears_rotation_mark(record):
         return False
-    return record.last_activity_at > record.expires_at - session_ttl
+    return record.last_activity_at > shift(record.expires_at, -session_ttl)
 
 
 def seen_at(at: datetime | None, record: Record, session_ttl: timedelta) -> datetime:
@@ -139,13 +140,13 @@ def seen_at(at: datetime | None, record: Record, session_ttl: timedelta) -> date
     a changed ``session_ttl`` makes look like one to come counts as one of now, nearly.
     Stores do the same in SQL.
     """
-    latest = record.read_at + timedelta(minutes=1)
-    first = min(record.expires_at - session_ttl, latest) + _STEP
+    latest = shift(record.read_at, timedelta(minutes=1))
+    first = shift(min(shift(record.expires_at, -session_ttl), latest), _STEP)
     if at is None and record.last_activity_at and _bears_rotation_mark(record):
-        first = max(first, record.last_activity_at + _STEP)
+        first = max(first, shift(record.last_activity_at, _STEP))
     stamp = first if at is None else max(at, first)
     whole = not (record.expires_at - stamp) % timedelta(seconds=1)
-    return stamp + _STEP if whole else stamp
+    return shift(stamp, _STEP) if whole else stamp
 
 
 def _bears_rotation_mark(record: Record) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from handstamp.config import Policy
+from handstamp.core.calendar import shift
 from handstamp.core.ids import normalize_text
 from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.core.records import NewSession, Record, Successor, Touch
@@ -163,7 +164,11 @@ class MemoryStore:
         """See :meth:`Store.rotate`."""
         row = self._current(step)
         now = self._now()
-        if row is None or row.created_at is None or row.created_at + step.longest <= now:
+        if (
+            row is None
+            or row.created_at is None
+            or shift(row.created_at, step.longest) <= now
+        ):
             return None
         date = self._date(row)
         return self._write(
@@ -172,7 +177,9 @@ class MemoryStore:
             refresh_digest=step.refresh_digest,
             last_activity_at=date,
             expires_at=date + step.session_ttl,
-            refresh_expires_at=min(now + step.refresh_ttl, row.created_at + step.longest),
+            refresh_expires_at=min(
+                now + step.refresh_ttl, shift(row.created_at, step.longest)
+            ),
         )
 
     async def redate(self, step: Successor) -> Record | None:
@@ -350,7 +357,7 @@ def _died(row: Record, policy: Policy) -> datetime:
     if not row.is_active:
         return row.revoked_at or row.last_activity_at or row.expires_at
     created = row.created_at or row.expires_at
-    ends = [row.refresh_expires_at or row.expires_at, created + policy.absolute_ttl]
+    ends = [row.refresh_expires_at or row.expires_at, shift(created, policy.absolute_ttl)]
     if policy.idle_ttl is not None:
-        ends.append(max(created, row.last_activity_at or created) + policy.idle_ttl)
+        ends.append(shift(max(created, row.last_activity_at or created), policy.idle_ttl))
     return min(ends)

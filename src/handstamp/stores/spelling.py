@@ -1,16 +1,24 @@
 """How a fitted table is spelled in SQL: what is read, compared, joined and assigned.
 
 Templates name the fields of a shape in braces; a field without a column reads as NULL of
-its type, and is left out of what is written.
+its type, and is left out of what is written. A time beyond what Python has is read as the
+nearest date that it has; with ``kept_`` in front it stays what it is.
 """
 
 from __future__ import annotations
 
 import re
 
+from handstamp.core.calendar import EARLIEST, LATEST
 from handstamp.core.ids import LONGEST_ID
 from handstamp.stores.fitting import Fitted, Spelling
 from handstamp.stores.shapes import PREFIX, quoted
+
+FINITE = (
+    "case when {0} is not null then least(greatest({0},"
+    f" '{EARLIEST.date()} 00:00+00'), '{LATEST.date()} 00:00+00') end"
+)
+"""A time as every Python date can show it (:mod:`handstamp.core.calendar`)."""
 
 # A rotation must not date itself before activity that is already recorded (it waited for
 # a lock meanwhile), nor follow a timestamp that is far ahead for another reason.
@@ -86,6 +94,10 @@ class Spelled:
         self._read = {
             n: _reading("s", n, self._columns.get(n), t) for n, t in _READ.items()
         }
+        self._kept = {
+            f"kept_{n}": _as_it_is("s", n, self._columns.get(n), t)
+            for n, t in _READ.items()
+        }
         users = fitted.users or {}
         self._read |= {
             f"u_{n}": _reading("u", n, users.get(n), t) for n, t in _USER_READ.items()
@@ -95,6 +107,7 @@ class Spelled:
         shape = self.fitted.shape
         text = text.format(
             **self._read,
+            **self._kept,
             sessions=self._table,
             users=quoted(shape.users.table) if shape.users else "",
             join=self._join(),
@@ -212,7 +225,18 @@ class Spelled:
 
 
 def _reading(alias: str, field: str, spelling: Spelling | None, type: str) -> str:
-    """A column as an expression that reads it; NULL of its type where there is none."""
+    """A column as an expression that reads it; NULL of its type where there is none.
+
+    Times are read as dates that Python has, so that no row is an error for all the others,
+    and no sum of a time and a duration an error of the database.
+    """
+    column = _as_it_is(alias, field, spelling, type)
+    is_time = spelling is not None and type == "timestamptz"
+    return FINITE.format(column) if is_time else column
+
+
+def _as_it_is(alias: str, field: str, spelling: Spelling | None, type: str) -> str:
+    """The same with every time as it stands: for what is written back."""
     if spelling is None:
         return f"null::{type}"
     column = f"{alias}.{spelling.name}"

@@ -283,8 +283,8 @@ class Statements(Spelled):
     def _touch_sliding(self) -> str | None:
         slides = self.fitted.capabilities.sliding
         assign = self._assign(
-            last_activity_at="greatest({last_activity_at}, locked.at)",
-            **({"expires_at": "greatest({expires_at}, {slid})"} if slides else {}),
+            last_activity_at="greatest({kept_last_activity_at}, locked.at)",
+            **({"expires_at": "greatest({kept_expires_at}, {slid})"} if slides else {}),
         )
         if not assign:
             return None

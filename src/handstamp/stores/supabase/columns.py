@@ -10,16 +10,12 @@ from collections.abc import Iterable, Mapping
 
 from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.stores.shapes import quoted
+from handstamp.stores.spelling import FINITE
 from handstamp.stores.supabase.schema import AMR, SESSION_COLUMNS, USER_COLUMNS, Schema
 
 ZERO = "'00000000-0000-0000-0000-000000000000'::uuid"
 _UUID = "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"
 
-# No Python date holds an infinite time, nor one beyond the year 9999.
-_FINITE = (
-    "case when {0} is not null then"
-    " least(greatest({0}, '0001-01-02 00:00+00'), '9999-12-30 00:00+00') end"
-)
 _NO_TIME = "null::timestamptz"
 _TYPES = {
     "factor_id": "uuid",
@@ -163,14 +159,14 @@ class SupabaseColumns:
             {
                 "id": "s.id::text",
                 "user_id": "s.user_id::text",
-                "created_at": _FINITE.format("s.created_at"),
-                "updated_at": _FINITE.format("s.updated_at"),
+                "created_at": FINITE.format("s.created_at"),
+                "updated_at": FINITE.format("s.updated_at"),
                 "read_at": "now()",
                 "factor_id": f"{self._session('factor_id')}::text",
                 "aal": f"{self._session('aal')}::text",
-                "not_after": _FINITE.format(self._session("not_after")),
-                "refreshed_at": _FINITE.format(f"({self._names['refreshed_at']})"),
-                "token_updated_at": _FINITE.format(time),
+                "not_after": FINITE.format(self._session("not_after")),
+                "refreshed_at": FINITE.format(f"({self._names['refreshed_at']})"),
+                "token_updated_at": FINITE.format(time),
                 "user_agent": self._session("user_agent"),
                 "address": f"host({self._session('ip')})",
                 "tag": self._session("tag"),
@@ -179,8 +175,8 @@ class SupabaseColumns:
                 "counter": self._session("refresh_token_counter"),
                 "key": self._session("refresh_token_hmac_key") if key else "null::text",
                 "user_found": "u.id is not null",
-                "banned_until": _FINITE.format(self._user("banned_until")),
-                "deleted_at": _FINITE.format(self._user("deleted_at")),
+                "banned_until": FINITE.format(self._user("banned_until")),
+                "deleted_at": FINITE.format(self._user("deleted_at")),
                 "has_verified_factor": self._verified(),
             }
         )
@@ -196,9 +192,9 @@ class SupabaseColumns:
                 "u_app_metadata": "u.raw_app_meta_data::text",
                 "u_user_metadata": "u.raw_user_meta_data::text",
                 "u_is_anonymous": f"coalesce({self._user('is_anonymous')}, false)",
-                "u_created_at": _FINITE.format("u.created_at"),
-                "u_updated_at": _FINITE.format("u.updated_at"),
-                "u_last_sign_in_at": _FINITE.format("u.last_sign_in_at"),
+                "u_created_at": FINITE.format("u.created_at"),
+                "u_updated_at": FINITE.format("u.updated_at"),
+                "u_last_sign_in_at": FINITE.format("u.last_sign_in_at"),
             }
         )
 
@@ -212,7 +208,7 @@ class SupabaseColumns:
                 "t_session_id": "t.session_id::text",
                 "t_parent": "t.parent::text",
                 "t_revoked": "t.revoked is not false",
-                "t_updated_at": _FINITE.format("t.updated_at"),
+                "t_updated_at": FINITE.format("t.updated_at"),
             }
         )
 
@@ -220,7 +216,7 @@ class SupabaseColumns:
         if not self._schema.has("mfa_amr_claims", *AMR):
             return "'{}'::text[] as amr_methods, '{}'::timestamptz[] as amr_times"
         rows = _AMR.format(**self._names)
-        time = _FINITE.format("a.updated_at")
+        time = FINITE.format("a.updated_at")
         return (
             f"array(select a.authentication_method {rows}) as amr_methods,"
             f" array(select {time} {rows}) as amr_times"

@@ -18,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from handstamp.config import Policy
+from handstamp.core.calendar import LATEST
 from handstamp.core.records import NewSession, Record, Successor, Touch
 from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import Alive, SupabaseRules, judge_session, judge_user
@@ -32,8 +33,6 @@ from handstamp.stores.supabase.store import SupabaseStore
 
 LEVELS = {"aal1": 1, "aal2": 2, "aal3": 3}
 _NO_LIMIT = timedelta(days=400)
-_LAST = datetime(9999, 12, 30, tzinfo=UTC)
-"""The last day that a date can still leave for another time zone."""
 
 
 def record_of(session: AuthSession, rules: SupabaseRules) -> Record:
@@ -64,7 +63,7 @@ def _end(alive: object, now: datetime) -> datetime:
     if not isinstance(alive, Alive):
         return now
     remaining = _NO_LIMIT if alive.remaining is None else alive.remaining
-    return now + min(remaining, _LAST - now)
+    return now + min(remaining, LATEST - now)
 
 
 class SupabaseTable:
