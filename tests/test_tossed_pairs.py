@@ -210,6 +210,33 @@ def test_no_transport_takes_a_short_way_past_the_conflict(
         call(engine.sessions.close)
 
 
+@pytest.mark.parametrize("over", [over_asgi, over_wsgi])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("name", ["session", "refresh"])
+def test_too_many_cookies_of_one_name_do_not_leave_the_other_to_a_neighbour(
+    over: Callable[..., list[Any]], method: str, name: str
+) -> None:
+    """More refresh cookies than are looked at hide the user's own among them, and so do
+    more session cookies: the tossed token of the other name must not count alone."""
+    engine = Engine()
+
+    async def begin() -> tuple[Issued, Issued]:
+        await engine.sessions.open()
+        return await engine.login(), await engine.login("mallory")
+
+    mine, tossed = call(begin)
+    junk = "".join(f"{name}=made-up-{number}; " for number in range(4))
+    session, refresh = (mine, tossed) if name == "session" else (tossed, mine)
+    try:
+        header = cookie(PLAIN, session, refresh)
+        assert over(engine, PLAIN, method, junk + header) == [None]
+        assert over(engine, PLAIN, method, header + "; " + junk.removesuffix("; ")) == [
+            None
+        ]
+    finally:
+        call(engine.sessions.close)
+
+
 def test_names_that_nobody_else_can_set_take_the_short_way() -> None:
     """With `__Host-` a hit looks at the session cookie alone."""
     assert AsgiMiddleware(asgi.responding(), Engine().sessions)._agrees is None

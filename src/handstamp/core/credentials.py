@@ -4,8 +4,9 @@ Rule 1. Cookies are parsed as bytes. Only space and tab are trimmed: whatever el
 stands before a name makes it another name, so no whitespace trick can smuggle one past
 its ``__Host-`` prefix. Quotes, escapes and percent signs mean nothing here; ``;`` always
 ends a pair (RFC 6265, section 5.2).
-Rule 2. Order decides nothing (RFC 6265bis, section 4.2.2): every cookie of our name is a
-candidate, at most four different ones are looked at, and more of them are none.
+Rule 2. Order decides nothing (RFC 6265bis, section 4.2.2): every cookie of our names is a
+candidate. At most four different ones of a name are looked at. Where there are more, none
+of either name counts: what is not looked at may be the user's own.
 Rule 3. Several Cookie headers are one, joined by ``; `` (HTTP/2 crumbs). It is looked at
 in linear time; one above 64 KiB is not looked at, for what is cut off would decide.
 Whoever reads in order to end sessions reads every cookie, however many there are: what is
@@ -17,7 +18,7 @@ credential: no query string, form, path or other header.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from handstamp.config import Cookies
@@ -112,17 +113,18 @@ class CookieReader:
         if bearer and authorization is not None:
             match = _BEARER.fullmatch(authorization)
             if match is not None:
-                return Credentials(session=_candidates([match[1]], None), sent=True)
+                return Credentials(session=_well_formed([match[1]]), sent=True)
         if not cookie:
             return NOTHING
-        session = self._session.findall(cookie)
-        refresh = self._refresh.findall(cookie)
+        session = _trimmed(self._session.findall(cookie))
+        refresh = _trimmed(self._refresh.findall(cookie))
         if not session and not refresh:
             return NOTHING
-        most = None if every else MOST_CANDIDATES
+        if not every and max(len(session), len(refresh)) > MOST_CANDIDATES:
+            return Credentials(sent=True, ambient=True)
         return Credentials(
-            session=_candidates(session, most),
-            refresh=_candidates(refresh, most),
+            session=_well_formed(session),
+            refresh=_well_formed(refresh),
             sent=True,
             ambient=True,
         )
@@ -151,8 +153,10 @@ def pick(headers: RawHeaders, most: int | None) -> tuple[bytes, bytes | None]:
     return cookie if most is None or len(cookie) <= most else b"", authorization
 
 
-def _candidates(values: list[bytes], most: int | None) -> tuple[bytes, ...]:
-    trimmed = dict.fromkeys(value.strip(b" \t") for value in values)
-    if most is not None and len(trimmed) > most:
-        return ()
-    return tuple(v for v in trimmed if len(v) <= LONGEST_TOKEN and _VALUE.fullmatch(v))
+def _trimmed(values: Iterable[bytes]) -> Collection[bytes]:
+    """The different ones among these values, in their order."""
+    return dict.fromkeys(value.strip(b" \t") for value in values)
+
+
+def _well_formed(values: Iterable[bytes]) -> tuple[bytes, ...]:
+    return tuple(v for v in values if len(v) <= LONGEST_TOKEN and _VALUE.fullmatch(v))
