@@ -688,6 +688,34 @@ def test_djangos_own_form_shows_a_refusal() -> None:
     assert b"correct username and password" in response.content
 
 
+@pytest.mark.parametrize("a", ["", "a"], ids=["sync", "async"])
+async def test_p17_djangos_own_logout_ends_our_session_too(
+    browser: Browser, engine: Engine, a: str
+) -> None:
+    """`django.contrib.auth.logout`, which the admin and many packages call, is no success
+    for a session that lives on; its signal is sent once."""
+    heard: list[Any] = []
+
+    def left(*, user: Any, **_: Any) -> None:
+        heard.append(user and user.username)
+
+    user_logged_out.connect(left)
+    try:
+        await browser.post("/login")
+        foreign = {"Sec-Fetch-Site": "cross-site"}
+        refused = await browser.get(f"/{a}djangos-logout", headers=foreign)
+        assert (refused.status_code, refused.headers.get("set-cookie")) == (403, None)
+        assert (await browser.get("/me")).json()[2] == "alice"
+        for _ in range(2):
+            assert (await browser.post(f"/{a}djangos-logout")).text == "False"
+    finally:
+        user_logged_out.disconnect(left)
+    assert not NAMES & set(browser.cookies)
+    assert (await browser.get("/me")).json() == NOBODY
+    assert not any(row.is_active for row in engine.store.rows.values())
+    assert heard == ["alice", None]
+
+
 @pytest.mark.parametrize("serve", [wsgi, asgi, wrapped])
 @pytest.mark.parametrize("a", ["", "a"], ids=["sync", "async"])
 async def test_a_sign_out_on_a_path_that_is_left_out_names_the_user(

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+from asgiref.sync import sync_to_async
+from django.contrib import auth
 from django.contrib.auth.decorators import login_required, user_passes_test
 from django.contrib.auth.mixins import LoginRequiredMixin
 from django.contrib.auth.models import User
@@ -61,6 +63,17 @@ async def async_logout(request: Any) -> HttpResponse:
 
 def described(user: Any) -> HttpResponse:
     return JsonResponse([user.is_authenticated, str(user.pk), user.username], safe=False)
+
+
+def djangos_logout(request: Any) -> HttpResponse:
+    auth.logout(request)
+    return HttpResponse(str(request.user.is_authenticated))
+
+
+async def async_djangos_logout(request: Any) -> HttpResponse:
+    own = getattr(auth, "alogout", None) or sync_to_async(auth.logout)  # Django 4.2
+    await own(request)
+    return HttpResponse(str((await request.auser()).is_authenticated))
 
 
 def me(request: Any) -> HttpResponse:
@@ -241,6 +254,8 @@ urlpatterns = [
     path("login-by-id", login_by_id),
     path("logout", sync_logout),
     path("alogout", async_logout),
+    path("djangos-logout", djangos_logout),
+    path("adjangos-logout", async_djangos_logout),
     path("me", me),
     path("ame", async_me),
     path("secret", secret),

@@ -1,6 +1,7 @@
 """``login`` and ``logout``, called as Django's own are, with its signals.
 
 Django's ``request.session`` is left alone: what an application keeps there is its own.
+Django's own ``logout``, which its admin and other packages call, ends our session too.
 """
 
 from __future__ import annotations
@@ -99,5 +100,20 @@ def _enter(request: Any, user: Any) -> None:
 
 
 def _set(request: Any, user: Any) -> None:
-    getattr(request, "_request", request)._session_user = user
-    request.user = user
+    inner = getattr(request, "_request", request)
+    inner._session_user = request.user = user
+    inner._session_ended = not getattr(user, "is_authenticated", True)
+
+
+def _end_with_djangos_own(*, request: Any = None, **_: Any) -> None:
+    """End our session as Django's own ``logout`` begins, which knows of none but its own.
+
+    What is raised here comes out of that, so it is no success either.
+    """
+    inner = getattr(request, "_request", request)
+    if hasattr(inner, "handstamp") and not getattr(inner, "_session_ended", False):
+        done(inner.handstamp, "_log_out")
+        _set(request, anonymous())
+
+
+user_logged_out.connect(_end_with_djangos_own, dispatch_uid="handstamp.django.signing")
