@@ -6,8 +6,9 @@ its own limits or ``longest_trust``, as long as the bus vouches for it or it was
 A miss asks the table once for all session tokens of the request, together with whoever else
 misses at that moment, after the gate has thrown out what we never made.
 The session token decides identity; a refresh token authenticates only when no session
-token is alive, and never merges two sessions. One that would still be accepted for another
-session than the session token's is a conflict: one of them may be somebody else's cookie.
+token is alive, and never merges two sessions. One of another session that goes on than the
+session token's is a conflict: one of them may be somebody else's cookie. A replayed one
+ends its session, whatever stands beside it.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class Authentication:
     ) -> Authenticated | Invalid:
         answer, genuine = await self._by_session(credentials.session, client, passive)
         if isinstance(answer, Authenticated):
-            others = await self._sessions_beside(answer.session, credentials)
+            others = await self._sessions_beside(answer.session, credentials, client)
             genuine += others
             answer = Invalid(Reason.CONFLICT) if others else answer
         conflict = isinstance(answer, Invalid) and answer.reason is Reason.CONFLICT
@@ -152,11 +153,15 @@ class Authentication:
             return answer
         return await self._refreshing.refresh(credentials.refresh, client, passive=passive)
 
-    async def _sessions_beside(self, session: Session, credentials: Credentials) -> int:
-        """How many refresh tokens would be accepted for another session."""
+    async def _sessions_beside(
+        self, session: Session, credentials: Credentials, client: Client
+    ) -> int:
+        """How many refresh tokens are of another session that goes on."""
         if credentials.agrees(session.id):
             return 0
-        return await self._refreshing.sessions_beside(session.id, credentials.refresh)
+        return await self._refreshing.sessions_beside(
+            session.id, credentials.refresh, client
+        )
 
     def _ends(self, entry: Entry) -> float:
         """How long an entry may serve where there is nobody to ask: to the session's own

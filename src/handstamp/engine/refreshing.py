@@ -116,13 +116,16 @@ class Refreshing:
         findings.sort(key=lambda f: _ORDER.index(type(f.verdict)))
         return findings[0].token if findings else tokens[0]
 
-    async def sessions_beside(self, session_id: str, texts: Sequence[bytes]) -> int:
-        """How many of these refresh tokens would be accepted for another session.
+    async def sessions_beside(
+        self, session_id: str, texts: Sequence[bytes], client: Client
+    ) -> int:
+        """How many of these refresh tokens are of another session that goes on.
 
-        Nothing is written, and what would not be accepted is not asked for again for a
+        A replay among them ends its session, as it would alone, unless another of these
+        tokens is good for that one. What is worth nothing is not asked for again for a
         moment. Raises :class:`SessionsUnavailable`.
         """
-        others = 0
+        others, replayed = list[str](), dict[str, Record]()
         for token in filter(None, map(self._read, texts)):
             if token.session_id == session_id:
                 continue
@@ -130,12 +133,16 @@ class Refreshing:
             if self._strangers.why(key, self._clock()) is not None:
                 continue
             finding = await self._find(token)
-            stands = finding and isinstance(finding.verdict, (Rotate, Reissue))
-            if finding and stands and finding.record.id != session_id:
-                others += 1
-            else:
-                self._strangers.meet(key, self._clock())
-        return others
+            if finding is not None and finding.record.id != session_id:
+                if _goes_on(finding.verdict):
+                    others.append(finding.record.id)
+                    continue
+                if isinstance(finding.verdict, Replay):
+                    replayed[finding.record.id] = finding.record
+            self._strangers.meet(key, self._clock())
+        for id in replayed.keys() - others:
+            await self._revoke(replayed[id], client)
+        return len(others)
 
     async def find_presented(
         self, texts: Sequence[bytes], client: Client, known: Container[str]
@@ -365,6 +372,11 @@ class Refreshing:
             refresh_ttl=policy.refresh_ttl,
             longest=policy.lifetime(remember=finding.token.remember),
         )
+
+
+def _goes_on(verdict: RefreshVerdict) -> bool:
+    """Whether the session of a refresh token stands, though this one may have come late."""
+    return isinstance(verdict, (Rotate, Reissue)) or verdict == Refuse(Reason.LATE)
 
 
 def _key(token: RefreshToken) -> bytes:
