@@ -47,6 +47,8 @@ def bottle_site(sessions: Sessions) -> AbstractContextManager[Any]:
 
     app.post("/ours/in", callback=lambda auth: auth.login("alice") and "")
     app.post("/ours/out", callback=lambda auth: auth.logout())
+    app.post("/ours/up", callback=lambda auth: auth.step_up(2) and "")
+    app.post("/ours/needs", callback=lambda auth: auth.require(level=2) and "")
 
     @app.post("/theirs/in")
     def enter() -> None:
@@ -67,6 +69,8 @@ def pyramid_site(sessions: Sessions) -> AbstractContextManager[Any]:
     views: dict[str, Callable[[Any], object]] = {
         "/ours/in": lambda request: request.session_auth.login("alice"),
         "/ours/out": lambda request: request.session_auth.logout(),
+        "/ours/up": lambda request: request.session_auth.step_up(2),
+        "/ours/needs": lambda request: request.session_auth.require(level=2),
         "/theirs/in": lambda request: request.session.update({WORD: "hello"}),
         "/theirs/out": lambda request: request.session.invalidate(),
     }
@@ -108,6 +112,8 @@ def flask_site(sessions: Sessions) -> AbstractContextManager[Any]:
 
     acting("ours/in", lambda: auth.login("alice"))
     acting("ours/out", lambda: auth.logout())
+    acting("ours/up", lambda: auth.step_up(2))
+    acting("ours/needs", lambda: auth.require(level=2))
     acting("theirs/in", lambda: flask.session.update({WORD: "hello"}))
     acting("theirs/out", lambda: flask.session.clear())
     return nullcontext(app)
@@ -124,6 +130,8 @@ def falcon_site(sessions: Sessions) -> AbstractContextManager[Any]:
     acts: dict[str, Callable[[Any, Any], object]] = {
         "/ours/in": lambda req, resp: our_falcon.session_auth(req).login("alice"),
         "/ours/out": lambda req, resp: our_falcon.session_auth(req).logout(),
+        "/ours/up": lambda req, resp: our_falcon.session_auth(req).step_up(2),
+        "/ours/needs": lambda req, resp: our_falcon.session_auth(req).require(level=2),
         "/theirs/in": lambda req, resp: resp.set_cookie(WORD, "hello", path="/"),
         "/theirs/out": lambda req, resp: resp.unset_cookie(WORD, path="/"),
     }
@@ -168,6 +176,8 @@ def django_site(sessions: Sessions) -> Iterator[Any]:
         path("", both),
         path("ours/in", acting(lambda request: login(request, alice))),
         path("ours/out", acting(logout)),
+        path("ours/up", acting(lambda request: request.session_auth.step_up(2))),
+        path("ours/needs", acting(lambda request: request.session_auth.require(level=2))),
         path("theirs/in", acting(lambda request: request.session.update({WORD: "hello"}))),
         path("theirs/out", acting(lambda request: request.session.flush())),
     )
@@ -252,6 +262,25 @@ def test_c156_both_cookies_leave_with_one_response(
     assert answer.headers["cache-control"] == "private, no-store"
     assert states(browser) == ("alice", "hello")
     assert engine.of(CookieOverridden) == []
+
+
+def test_a_step_up_replaces_ours_and_leaves_theirs(browser: Browser) -> None:
+    """Both new cookies leave with the response of the view; the old ones have neither the
+    level nor the session any more."""
+    browser.post("/ours/in")
+    browser.post("/theirs/in")
+    old, word = ours(browser), theirs(browser)
+    assert browser.post("/ours/needs").status_int == 403
+    answer = browser.post("/ours/up")
+    assert set_cookies(answer) == OURS
+    assert answer.headers["cache-control"] == "private, no-store"
+    assert (theirs(browser), states(browser)) == (word, ("alice", "hello"))
+    assert all(ours(browser)[name] != old[name] for name in OURS)
+    assert browser.post("/ours/needs").status_int == 200
+    browser.reset()
+    for name, value in old.items():
+        browser.set_cookie(name, value)
+    assert browser.post("/ours/needs").status_int == 401
 
 
 def test_c156_a_session_that_is_revoked_takes_nothing_of_theirs_along(

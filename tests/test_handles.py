@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -119,7 +120,9 @@ async def test_a_fresh_sign_in_is_counted_from_the_login(engine: Engine) -> None
 
 async def test_a_session_without_a_level_has_the_lowest(engine: Engine) -> None:
     """Asking for any is a step up."""
-    made = holding(engine, await engine.login())
+    issued = await engine.login()
+    session = replace(issued.session, level=None)
+    made = holding(engine, replace(issued, session=session))
     with pytest.raises(StepUpRequired) as error:
         made.require(level=1)
     assert (error.value.required, error.value.level, error.value.status) == (1, None, 403)

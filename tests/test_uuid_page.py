@@ -58,8 +58,9 @@ async def client(uuid_dsn: str) -> AsyncIterator[httpx.AsyncClient]:
     async with Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN) as sessions:
         transport = httpx.ASGITransport(wrap(site, sessions, cookies=cookies))
         async with httpx.AsyncClient(
-            transport=transport, base_url="https://test", cookies={"sid": TOKEN}
+            transport=transport, base_url="https://app.example"
         ) as client:
+            client.cookies.set("sid", TOKEN, domain="app.example")
             yield client
 
 
@@ -74,6 +75,18 @@ async def test_a_session_from_before_steps_up(client: httpx.AsyncClient) -> None
     assert await status(client, "/transfer") == 403
     assert await status(client, "/confirm") == 204
     assert await status(client, "/transfer") == 204
+
+
+async def test_a_copy_of_the_cookie_does_not_step_up_with_its_user(
+    client: httpx.AsyncClient,
+) -> None:
+    """Somebody copied it before the second factor: it is worth nothing afterwards."""
+    assert await status(client, "/confirm") == 204
+    assert client.cookies["sid"] != TOKEN
+    assert await status(client, "/transfer") == 204
+    client.cookies.clear()
+    client.cookies["sid"] = TOKEN
+    assert await status(client, "/transfer") == 401
 
 
 async def test_what_stands_in_the_table_opens_nothing(

@@ -107,12 +107,15 @@ class Handle(BaseHandle):
     async def step_up(self, level: int) -> Session:
         """Raise this session's trust level: the user has just proven more.
 
-        A level that is higher already stays. Raises as :meth:`require` does,
+        The tokens are replaced, and this response carries the new cookies: any copy of the
+        old ones is worth nothing from now on. A session that has this level, or a higher
+        one, keeps level and tokens. Raises as :meth:`require` does,
         :class:`CrossSiteRequest`, and :class:`ConfigError` where the table has no column
         for levels.
         """
-        self._check_write()
-        return self._stepped_up(await self.sessions.step_up(self.require().id, level))
+        session, refresh = self._check_step_up()
+        step_up = self.sessions.step_up
+        return self._stepped_up(await step_up(session.id, level, refresh=refresh))
 
     async def list_sessions(self) -> list[Session]:
         """This user's live sessions, ``current`` marked. Raises as :meth:`require`."""

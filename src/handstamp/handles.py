@@ -15,7 +15,7 @@ from datetime import timedelta
 from handstamp.core.clients import read_client
 from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import Unknown
-from handstamp.core.records import Client, Session
+from handstamp.core.records import LOWEST, Client, Session
 from handstamp.core.responses import Headers, sets_cookie, vary_on_cookie, with_cookies
 from handstamp.door import Door, Question, RawHeaders
 from handstamp.engine.answers import Answer, Authenticated, Issued
@@ -31,8 +31,6 @@ from handstamp.errors import (
 )
 from handstamp.events import CookieOverridden, CrossSiteRefused, Event
 
-LOWEST = 0
-"""The trust level of a session that has none."""
 _NOTABLE = frozenset({b"vary", b"Vary", b"set-cookie", b"Set-Cookie"})
 _AUTHORIZATION = b"authorization"
 _VARY = (b"vary", b"Cookie")
@@ -54,7 +52,6 @@ class BaseHandle:
     _looked = False
     _started = False
     _set_cookies: tuple[bytes, ...] = ()
-    _deliver_until = float("inf")
     _issued: Issued | None = None
     _delivered: Issued | None = None
     _client: Client | None = None
@@ -166,7 +163,6 @@ class BaseHandle:
     def _deliver(self, issued: Issued) -> None:
         self._issued = issued
         self._set_cookies = self._door.writer.deliver(issued, self._came())
-        self._deliver_until = issued.deliver_until
 
     def _first_frame(self) -> None:
         """The client has read the answer to its handshake, and the cookies with it."""
@@ -200,7 +196,9 @@ class BaseHandle:
         """Raise unless this response may carry a new session to this browser. It sets
         cookies, so its origin counts with a bearer token as well."""
         if self._started:
-            raise HandstampError("log in and out before the response starts")
+            raise HandstampError(
+                "log in and step up before the response starts: it carries the cookies"
+            )
         self._check_origin()
         self._came_with(self._read_all(self._headers))
         if not self._door.cookies.secure and not self._is_local():
@@ -219,11 +217,29 @@ class BaseHandle:
         self._deliver(issued)
         return issued.session
 
-    def _stepped_up(self, session: Session | None) -> Session:
-        if session is None:
+    def _check_step_up(self) -> tuple[Session, tuple[bytes, ...]]:
+        """The session whose level may be raised, and the refresh tokens that came with it.
+        Raises unless this response may carry new cookies."""
+        self._check_write()
+        session = self.require()
+        if self._bearer:
+            raise HandstampError(
+                "a client with a bearer token takes no cookies: call sessions.step_up() "
+                "and put the tokens that it issued into the answer"
+            )
+        self._check_login()
+        refresh = self._door.reader.read(self._headers).refresh
+        if self._issued is not None and self._issued.refresh_token is not None:
+            refresh = (self._issued.refresh_token.encode(),)
+        return session, refresh
+
+    def _stepped_up(self, answer: Authenticated | None) -> Session:
+        if answer is None:
             raise AuthenticationRequired  # it ended meanwhile
-        self._session = session
-        return session
+        self._session = answer.session
+        if answer.issued is not None:
+            self._deliver(answer.issued)
+        return answer.session
 
     async def _replace(self, user_id: str, remember: bool) -> Issued:
         """A new session in place of those that the browser had, on whichever path.
@@ -271,7 +287,6 @@ class BaseHandle:
 
     def _logged_out(self) -> None:
         self._session = self._issued = None
-        self._deliver_until = float("inf")
         # The cookies beside a bearer token are of another session, which lives on.
         self._set_cookies = () if self._bearer else self._door.writer.clear(self._came())
 
@@ -282,16 +297,21 @@ class BaseHandle:
         """
         self._started = True
         if self._set_cookies:
-            late = self._door.sessions.clock() > self._deliver_until
-            if not late:
-                self._delivered = self._issued
-            return self._edit(headers, () if late else self._set_cookies)
+            return self._edit(headers, self._deliverable())
         for name, _ in headers:  # a loop: any() costs a generator for every response
             if name in _NOTABLE:
                 return self._edit(headers, ())
         if self._sent or self._looked:
             headers.append(_VARY_BEARER if self._bearer else _VARY)
         return headers
+
+    def _deliverable(self) -> tuple[bytes, ...]:
+        """The cookies of this response, or none if they come too late."""
+        issued = self._issued
+        if issued is not None and not self._door.sessions.may_deliver(issued):
+            return ()
+        self._delivered = issued
+        return self._set_cookies
 
     def _edit(self, headers: Headers, cookies: tuple[bytes, ...]) -> Headers:
         names = self._door.writer.names

@@ -10,7 +10,7 @@ No column is added and nothing is written that GoTrue would not write.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ from handstamp.clock import Clock, uptime
 from handstamp.config import Cookies, Policy
 from handstamp.core.credentials import Credentials
 from handstamp.core.ids import ids_of
-from handstamp.core.records import Client, Session
+from handstamp.core.records import Client
 from handstamp.core.supabase_cookies import (
     NO_STORE,
     Came,
@@ -31,7 +31,7 @@ from handstamp.core.supabase_cookies import (
 )
 from handstamp.core.supabase_credentials import SupabaseCookieReader
 from handstamp.core.supabase_rules import SupabaseRules
-from handstamp.engine.answers import Issued
+from handstamp.engine.answers import Authenticated, Issued
 from handstamp.engine.authentication import Authentication
 from handstamp.engine.parts import Parts
 from handstamp.engine.sessions import Sessions
@@ -217,7 +217,9 @@ class SupabaseSessions(Sessions):
         await self.open()
         return await self._supabase.refresh(refresh_token, client)
 
-    async def step_up(self, session_id: str, level: int) -> Session | None:
+    async def step_up(
+        self, session_id: str, level: int, *, refresh: Sequence[bytes] = ()
+    ) -> Authenticated | None:
         """Not here: a second factor, verified at GoTrue, raises the assurance level."""
         raise ConfigError("assurance levels are raised by GoTrue's MFA, not here")
 

@@ -139,9 +139,11 @@ class Handle(BaseHandle):
 
     def step_up(self, level: int) -> Session:
         """See :meth:`handstamp.asgi.Handle.step_up`."""
-        self._check_write()
-        step_up, session_id = self.sessions.step_up, self.require().id
-        return self._stepped_up(within(LONGEST, step_up, session_id, level))
+        session, refresh = self._check_step_up()
+        step_up = self.sessions.step_up
+        return self._stepped_up(
+            within(LONGEST, step_up, session.id, level, refresh=refresh)
+        )
 
     def list_sessions(self) -> list[Session]:
         """See :meth:`handstamp.asgi.Handle.list_sessions`."""

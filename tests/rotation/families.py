@@ -63,6 +63,9 @@ class Family:
     disabled_at: datetime | None = None
     blind: bool = False
     known_dead_at: set[int] = field(default_factory=set)
+    level: int = 0
+    step_ups: list[tuple[int, datetime, int]] = field(default_factory=list)
+    """The generation that each step-up made, when, and in which process."""
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(f"<family {self.id[-2:]} at generation {self.generation}>")
@@ -93,7 +96,8 @@ class Family:
         if generation == self.generation:
             return Fate.ROTATE
         in_grace = now - self.rotated_at <= self.policy.grace
-        if generation < self.generation - 1:
+        broken = self.step_ups and generation < self.step_ups[-1][0]
+        if generation < self.generation - 1 or broken:
             return Fate.LATE if in_grace else Fate.REPLAY
         if in_grace:
             return Fate.REISSUE
@@ -110,6 +114,10 @@ class Family:
                 return False
         elif now >= self.first_dated[generation + 1] + self.policy.grace + BLUR:
             return False
+        for made, at, by in self.step_ups:
+            known = process == by or now >= at + self.policy.max_staleness
+            if generation < made and known:
+                return False
         return not self._must_know(process, now)
 
     def _must_know(self, process: int, now: datetime) -> bool:
@@ -134,6 +142,11 @@ class Family:
         self.refresh_expires_at = min(
             now + self.policy.refresh_ttl, self.created_at + self.limit
         )
+
+    def step_up(self, pair: Pair, now: datetime, process: int) -> None:
+        """A generation was handed out that no other one leads to."""
+        self.rotate(pair, now)
+        self.step_ups.append((self.generation, now, process))
 
     def redate(self, now: datetime) -> None:
         """The current generation was handed out once more, after grace."""

@@ -189,9 +189,10 @@ class RotationMachine(RuleBasedStateMachine):
         assert row.refresh_expires_at == family.refresh_expires_at
         assert row.created_at == family.created_at
         family.active_at = row.last_activity_at
+        steps = family.generation - len(family.step_ups)
         for world in self.worlds:
             made = world.refreshed(family.id)
-            assert made == family.generation, f"{made} rotations, {family.generation} steps"
+            assert made == steps, f"{made} rotations, {steps} steps"
 
     def _check_step(self, was: Row, row: Row) -> None:
         assert row.last_activity_at >= was.last_activity_at, "activity went backwards"
@@ -323,9 +324,12 @@ class RotationMachine(RuleBasedStateMachine):
         self.pending[process][key] = (was_at, True)
 
     def _learn(self, family: Family, tokens: tuple[str, str]) -> None:
+        self._new(family, tokens)
+        family.rotate(Pair(family.id, family.generation + 1, *tokens), self.now)
+
+    def _new(self, family: Family, tokens: tuple[str, str]) -> None:
         old = {text for pair in family.chain for text in (pair.session, pair.refresh)}
         assert not old & set(tokens), "a generation repeats an older one"
-        family.rotate(Pair(family.id, family.generation + 1, *tokens), self.now)
 
     def _judge_replay(
         self, family: Family, process: int, by: int, replays: list[int]
@@ -573,6 +577,67 @@ class RotationMachine(RuleBasedStateMachine):
             assert not family.stands(self.now), "an honest program was refused"
         self._look()
         self._answered(browser, outcome, response)
+
+    @precondition(_has_jar)
+    @rule(
+        data=st.data(),
+        process=some_process,
+        level=st.integers(1, 3),
+        answered=st.booleans(),
+        really=seldom,
+    )
+    def step_up(
+        self,
+        data: st.DataObject,
+        process: int,
+        level: int,
+        answered: bool,
+        really: bool,
+    ) -> None:
+        """A user proves more: other tokens, which no old one leads to. If the answer is
+        lost, the session is."""
+        browser = data.draw(st.sampled_from(self._jars()))
+        pair = browser.jar
+        assert pair is not None
+        if not really:
+            return
+        family, now = self.families[pair.session_id], self.now
+        reached = family.level >= level
+
+        async def raise_level(world: World) -> Outcome:
+            answer = await world.processes[process].step_up(family.id, level)
+            if answer is None:
+                return Outcome(ok=False)
+            assert answer.session.level == max(level, family.level), "another level"
+            if answer.issued is None:
+                return Outcome(ok=True, session_id=answer.session.id)
+            return _issued(answer.issued)
+
+        outcome = self._same(raise_level)
+        assert outcome.ok is family.stands(now), f"step-up: {outcome}"
+        if not outcome.ok:
+            return
+        assert (outcome.tokens is None) is reached, "new tokens, or none"
+        if outcome.tokens is not None:
+            self._stepped_up(family, outcome.tokens, level, process)
+            browser.coming = None  # what is on its way leaves without its cookies
+            if answered:
+                browser.jar = family.chain[-1]
+            else:
+                family.honest = False
+        self._look()
+
+    def _stepped_up(
+        self, family: Family, tokens: tuple[str, str], level: int, process: int
+    ) -> None:
+        self._new(family, tokens)
+        pair = Pair(family.id, family.generation + 1, *tokens)
+        family.step_up(pair, self.now, process)
+        family.level = level
+        old = {p.refresh for p in family.chain[:-1]}
+        self.vouched = {
+            k: v for k, v in self.vouched.items() if k[0] != process or k[1] not in old
+        }
 
     @precondition(lambda self: any(b.coming for b in self.browsers))
     @rule(data=st.data())

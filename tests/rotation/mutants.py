@@ -16,7 +16,7 @@ from typing import Any
 
 from handstamp.core import rotation
 from handstamp.core.lifetime import Invalid, Reason
-from handstamp.core.records import Record, Successor, Touch
+from handstamp.core.records import Record, StepUp, Successor, Touch
 from handstamp.core.rotation import Reissue
 from handstamp.core.tokens import RefreshToken, TokenPair, Tokens
 from handstamp.engine import refreshing
@@ -98,6 +98,17 @@ class Unending(MemoryStore):
 
     async def rotate(self, step: Successor) -> Record | None:
         return await super().rotate(replace(step, longest=step.longest * 10))
+
+
+class KeepsToken(MemoryStore):
+    """A step-up raises the level of the tokens that are out."""
+
+    async def raise_level(self, step: StepUp) -> Record | None:
+        row = self.rows[step.id]
+        raised = await super().raise_level(step)
+        if raised is None:
+            return None
+        return self._write(replace(row, level=step.level), expires_at=raised.expires_at)
 
 
 async def _no_revocation(self: Refreshing, record: Record, client: Any) -> Invalid:
@@ -222,6 +233,12 @@ MUTANTS = (
         story="a replaced session token lives on in a cache",
         patch=lambda: patched(Cache, "retire", _no_retirement),
     ),
+    Mutant(
+        name="remembers_old_tokens",
+        story="a session token from before a step-up lives on in a cache",
+        patch=lambda: patched(Cache, "forget_session", _proves_nothing),
+    ),
+    Mutant(name="keeps_token", story=KeepsToken.__doc__ or "", store=KeepsToken),
     Mutant(name="untied_touch", story=UntiedTouch.__doc__ or "", store=UntiedTouch),
     Mutant(
         name="resurrecting_touch",

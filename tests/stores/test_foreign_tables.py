@@ -30,6 +30,7 @@ from tests.support.tables import (
     fresh_session,
     has,
     postgres_table,
+    step_up,
     successor,
 )
 from tests.support.waiting import until
@@ -164,7 +165,7 @@ async def whole_life(table: PostgresTable, user: str) -> Record:
     touch = Touch(session_id=first.id, token_digest=token, at=table.now)
     await store.touch([touch], POLICY)
     if store.capabilities.level:
-        assert await store.raise_level(first.id, 1) is not None
+        assert await store.raise_level(step_up(first.id, 1)) is not None
     assert await store.revoke(second.id, reason="logout") is not None
     third = await created(table, user, limit=5)
     assert len(await store.revoke_user(user, reason="all", keep=first.id)) == 1
@@ -269,7 +270,7 @@ async def test_an_id_of_another_form_is_not_there(table: PostgresTable, alien: s
     assert await store.revoke(alien, reason="x", user_id=user) is None
     assert list(await store.revoke_user(alien, reason="x")) == []
     assert list(await store.list_for_user(alien)) == []
-    assert await store.raise_level(alien, 1) is None
+    assert await store.raise_level(step_up(alien, 1)) is None
     new = await fresh_session(table, user, replaces=(alien,))
     assert (await store.create(new, POLICY)).ended == ()
 

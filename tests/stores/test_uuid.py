@@ -161,11 +161,12 @@ async def test_a_revoked_row_is_inactive_and_deleted(
     assert not isinstance(answer, Authenticated)
 
 
-async def test_a_trust_level_goes_up_and_every_process_knows(
+async def test_an_old_copy_of_the_cookie_never_has_the_new_level(
     sessions: Sessions, uuid_dsn: str
 ) -> None:
-    """Another process, which has the session cached, reads it again."""
-    issued = await sessions.create(str(uuid.uuid4()))
+    """The step-up replaces the token, and another process, which has the session cached,
+    hears of it."""
+    issued = await sessions.create(str(uuid.uuid4()), remember=True)
     async with Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN) as other:
         await until(lambda: other.stats().bus == "listening")
         answer = await other.authenticate(presented(issued.session_token), LAPTOP)
@@ -173,18 +174,32 @@ async def test_a_trust_level_goes_up_and_every_process_knows(
         assert answer.session.level == 0
         raised = await sessions.step_up(issued.session.id, 2)
         assert raised is not None
-        assert raised.level == 2
-        again = await sessions.step_up(issued.session.id, 1)
-        assert again is not None
-        assert again.level == 2
+        assert raised.session.level == 2
+        assert raised.issued is not None
+        fresh = raised.issued
+        assert (fresh.refresh_token, fresh.remember) == (None, True)
+        assert fresh.session_lifetime is not None
+        assert issued.session_lifetime is not None
+        assert DAY < fresh.session_lifetime < issued.session_lifetime
 
-        async def known() -> bool:
+        async def is_over() -> bool:
             answer = await other.authenticate(presented(issued.session_token), LAPTOP)
-            return isinstance(answer, Authenticated) and answer.session.level == 2
+            if isinstance(answer, Authenticated):
+                assert answer.session.level == 0
+            return not isinstance(answer, Authenticated)
 
         async with asyncio.timeout(15):
-            while not await known():  # noqa: ASYNC110
+            while not await is_over():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
+        for engine in (sessions, other):
+            old = await engine.authenticate(presented(issued.session_token), LAPTOP)
+            assert not isinstance(old, Authenticated)
+            new = await engine.authenticate(presented(fresh.session_token), LAPTOP)
+            assert isinstance(new, Authenticated)
+            assert new.session.level == 2
+    again = await sessions.step_up(issued.session.id, 1)
+    assert again is not None
+    assert (again.session.level, again.issued) == (2, None)
     assert await sessions.step_up(str(uuid.uuid4()), 1) is None
     assert await sessions.step_up("no uuid", 1) is None
 

@@ -16,7 +16,7 @@ import pytest
 from ulid import ULID
 
 from handstamp.config import Policy
-from handstamp.core.records import Client, NewSession, Successor
+from handstamp.core.records import Client, NewSession, StepUp, Successor
 from handstamp.stores.base import Created, Store
 from handstamp.stores.fitting import Spelling, capabilities_of
 from handstamp.stores.memory import MemoryStore, MemoryUser
@@ -38,8 +38,9 @@ ULID_TABLE = ForeignTable(
     delete_user="delete from users where id = $1",
 )
 UUID_TABLE = ForeignTable(shape=UUID_PLAIN, new_user=None, delete_user=None)
+MEMORY_TABLE = replace(ULID_TABLE, shape=replace(ULID_HASHED, level="level"))
 DEFINITIONS = {
-    "memory": ULID_TABLE,
+    "memory": MEMORY_TABLE,
     "ulid": ULID_TABLE,
     "uuid": UUID_TABLE,
     "supabase": SUPABASE,
@@ -129,7 +130,7 @@ class Table(Protocol):
 class MemoryTable:
     """The reference implementation."""
 
-    shape = ULID_HASHED
+    shape = MEMORY_TABLE.shape
     name = "memory"
     lowest_level = 0
     retention = Policy().retention
@@ -361,6 +362,20 @@ async def fresh_id(table: Table) -> str:
     if table.shape.new_id == "uuid":
         return str(uuid.uuid4())
     return await table.store.new_id() or str(ULID())
+
+
+def step_up(session_id: str, level: int, **changes: Any) -> StepUp:
+    """A higher level and its tokens as the engine asks a store to write them."""
+    values: dict[str, Any] = {
+        "id": session_id,
+        "level": level,
+        "token_digest": some_digest(),
+        "refresh_digest": some_digest(),
+        "session_ttl": POLICY.session_ttl,
+        "refresh_ttl": POLICY.refresh_ttl,
+        "longest": POLICY.absolute_ttl,
+    }
+    return StepUp(**{**values, **changes})
 
 
 def successor(session_id: str, presented: str | None, **changes: Any) -> Successor:

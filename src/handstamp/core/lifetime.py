@@ -178,6 +178,19 @@ def slid(record: Record, policy: Policy, active_at: datetime | None) -> datetime
     created, ends = record.created_at, record.expires_at
     if not record.slides or created is None or active_at is None or active_at >= ends:
         return ends
-    remembered = ends > shift(created, policy.browser_ttl + _ROUNDING)
-    limit = shift(created, policy.lifetime(remember=remembered))
+    limit = shift(created, policy.lifetime(remember=is_remembered(record, policy)))
     return max(ends, min(shift(active_at, policy.refresh_ttl), limit))
+
+
+def is_remembered(record: Record, policy: Policy) -> bool:
+    """Whether a session outlives its browser, as far as its row tells (rule 6).
+
+    Where a refresh token says it, that goes before. False where the table does not keep
+    when a session was created: a cookie that is too short-lived does no harm.
+    """
+    if record.created_at is None:
+        return False
+    ends = record.expires_at
+    if record.refresh_digest is not None and record.refresh_expires_at is not None:
+        ends = record.refresh_expires_at
+    return ends > shift(record.created_at, policy.browser_ttl + _ROUNDING)

@@ -10,6 +10,10 @@ LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 """When a session was created of which nobody knows: too long ago for anything fresh."""
 
 
+LOWEST = 0
+"""The trust level of a session that has none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
     """Who made a request, as far as it shows: nothing here proves an identity.
@@ -118,6 +122,23 @@ class Successor:
     presented: str = field(repr=False)
     token_digest: str = field(repr=False)
     refresh_digest: str = field(repr=False)
+    session_ttl: timedelta
+    refresh_ttl: timedelta
+    longest: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepUp:
+    """A higher trust level and the tokens that come with it, as a store writes them.
+
+    ``refresh_digest`` is None where the table has no refresh token; the durations count
+    only where it has one.
+    """
+
+    id: str
+    level: int
+    token_digest: str = field(repr=False)
+    refresh_digest: str | None = field(repr=False)
     session_ttl: timedelta
     refresh_ttl: timedelta
     longest: timedelta

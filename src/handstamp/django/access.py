@@ -71,6 +71,14 @@ class SessionAuth:
         """See :meth:`handstamp.handles.BaseHandle.require`: 401, 403 or 503 by itself."""
         return self._handle.require(level=level, fresh_within=fresh_within)
 
+    def step_up(self, level: int) -> Session:
+        """See :meth:`handstamp.asgi.Handle.step_up`."""
+        return cast(Session, done(self._handle, "step_up", level))
+
+    async def astep_up(self, level: int) -> Session:
+        """See :meth:`step_up`."""
+        return cast(Session, await adone(self._handle, "step_up", level))
+
     def list_sessions(self) -> list[Session]:
         """This user's live sessions, ``current`` marked. Raises as :meth:`require`."""
         return cast(list[Session], done(self._handle, "list_sessions"))

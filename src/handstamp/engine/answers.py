@@ -9,6 +9,7 @@ from datetime import timedelta
 from handstamp.core.lifetime import Invalid, Unknown
 from handstamp.core.records import Record, Session
 from handstamp.core.tokens import TokenPair
+from handstamp.engine.cache import Ticket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class Issued:
     session_lifetime: timedelta | None
     refresh_lifetime: timedelta | None
     deliver_until: float
+    ticket: Ticket | None = field(default=None, repr=False)
+    """The moment these tokens were read or written, where they can be had again."""
     body: Mapping[str, object] | None = field(default=None, repr=False)
     """The tokens as an authorization server answers them, where one has its own words."""
 
@@ -40,6 +43,7 @@ class Issued:
         *,
         remember: bool,
         deliver_until: float,
+        ticket: Ticket | None = None,
         longest: timedelta | None = None,
     ) -> Issued:
         """The answer to whoever is to hold ``pair``, which is in ``record``.
@@ -57,6 +61,7 @@ class Issued:
             session_lifetime=session_lasts if remember else None,
             refresh_lifetime=refresh_ends - record.read_at if remember else None,
             deliver_until=deliver_until,
+            ticket=ticket,
         )
 
 

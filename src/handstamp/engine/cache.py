@@ -129,6 +129,12 @@ class Cache:
         with self._lock:
             return self._fence.admits(ticket, session.id, session.user_id)
 
+    def may_have_changed(self, ticket: Ticket | None, session_id: str) -> bool:
+        """Whether this very session, or everything, was invalidated since this ticket was
+        taken."""
+        with self._lock:
+            return ticket is not None and self._fence.has_mark(ticket, session_id)
+
     def put(self, ticket: Ticket, entry: Entry) -> bool:
         """Store what a read found, unless it raced an invalidation; whether it did."""
         session = entry.session
@@ -251,6 +257,9 @@ class _Fence:
             and self._marks.get((_SESSION, session_id), 0) <= ticket
             and self._marks.get((_USER, user_id), 0) <= ticket
         )
+
+    def has_mark(self, ticket: Ticket, session_id: str) -> bool:
+        return ticket < self._floor or ticket < self._marks.get((_SESSION, session_id), 0)
 
     def raise_for(self, key: tuple[str, str]) -> None:
         self._now += 1

@@ -264,6 +264,13 @@ class Refreshing:
             case Refuse(reason):
                 return self._refuse(finding.record, reason, client)
 
+    def mark_seen(self, issued: Issued) -> None:
+        """See :meth:`Sessions.mark_seen`."""
+        able = self._store.capabilities
+        if able.refresh and able.activity:
+            key = digest(issued.session_token.encode())
+            self._activity.mark_seen(issued.session.id, key.hex())
+
     def _mark_seen(self, record: Record) -> None:
         """Whoever presents the row's own refresh token got the answer that carried it."""
         if not was_seen(record, self._policy.session_ttl):
@@ -335,7 +342,9 @@ class Refreshing:
         entry = make_entry(record, self._policy, key, read, self._cache.get_any(key))
         if not isinstance(entry, Invalid):
             self._cache.put(ticket, entry)
-        issued = Issued.of(record, pair, remember=remember, deliver_until=until)
+        issued = Issued.of(
+            record, pair, remember=remember, deliver_until=until, ticket=ticket
+        )
         return Authenticated(session=issued.session, issued=issued)
 
     async def _revoke(self, record: Record, client: Client) -> Invalid:

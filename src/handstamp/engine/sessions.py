@@ -23,7 +23,7 @@ from handstamp.core.credentials import Credentials
 from handstamp.core.ids import ids_of
 from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.core.records import Client, NewSession, Record, Session
-from handstamp.core.tokens import ENTROPY, TokenPair, Tokens, digest, list_secrets
+from handstamp.core.tokens import ENTROPY, TokenPair, Tokens, list_secrets
 from handstamp.engine import janitor
 from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.engine.authentication import Authentication
@@ -38,6 +38,7 @@ from handstamp.engine.refreshing import Refreshing
 from handstamp.engine.reporting import Subscriber
 from handstamp.engine.speech import Speech, pair_of
 from handstamp.engine.stats import Stats
+from handstamp.engine.step_up import SteppingUp
 from handstamp.engine.watch import Watch
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
@@ -389,23 +390,22 @@ class Sessions:
             self._ended(ended, reason)
         return len(all_ended)
 
-    async def step_up(self, session_id: str, level: int) -> Session | None:
+    async def step_up(
+        self, session_id: str, level: int, *, refresh: Sequence[bytes] = ()
+    ) -> Authenticated | None:
         """Raise a live session's trust level; None if there is no such session.
 
-        Every process reads the session again. Raises :class:`ConfigError` where the table
-        has no levels, or :class:`SessionsUnavailable`.
+        Its tokens are replaced by new ones, which are in ``issued``: hand them to the
+        client, for those that it has are dead at once. ``issued`` is None if the session
+        has this level already; its tokens then stay. ``refresh`` are refresh tokens of the
+        client: a genuine one tells whether the session is remembered, otherwise its row
+        does. Raises :class:`ConfigError` where the table has no levels, or
+        :class:`SessionsUnavailable`; the tokens may have been replaced then, and the user
+        has to sign in again.
         """
         await self.open()
-        if not (await self.store.ready()).level:
-            raise ConfigError("this table has no trust level: name it, TableShape(level=…)")
-        known = await self.store.normalize_session_id(session_id)
-        if known is None:
-            return None
-        record = await self.store.raise_level(known, level)
-        self._parts.cache.doubt_session(known)
-        if record is None or isinstance(judge_family(record, self.policy), Invalid):
-            return None
-        return Session.of(record)
+        stepping_up = SteppingUp(parts=self._parts, entropy=self._entropy)
+        return await stepping_up.step_up(session_id, level, refresh)
 
     def _ended(self, ended: Ended, reason: str) -> None:
         self._parts.cache.forget_session(ended.id)
@@ -450,16 +450,24 @@ class Sessions:
         """The database's clock, as far as its last answer lets us know it."""
         return self._parts.database_clock.now()
 
+    def may_deliver(self, issued: Issued) -> bool:
+        """For middleware: whether these tokens may still be sent to the client.
+
+        Not once a newer pair may be on its way, nor once the session may have ended or got
+        other tokens: a slow answer must not replace what the browser has got since. A
+        client that does not get them is given them again at its next request.
+        """
+        if self.clock() > issued.deliver_until:
+            return False
+        return not self._parts.cache.may_have_changed(issued.ticket, issued.session.id)
+
     def mark_seen(self, issued: Issued) -> None:
         """For middleware: record that the client has received these tokens.
 
         Whoever presents what they replaced is a second party then, once grace is over.
         Call it only where the client itself has shown that it read them.
         """
-        able = self.store.capabilities
-        if able.refresh and able.activity:
-            key = digest(issued.session_token.encode())
-            self._parts.activity.mark_seen(issued.session.id, key.hex())
+        self._refreshing.mark_seen(issued)
 
     def ticket(self) -> Ticket:
         """For middleware: take this before authenticating a connection that stays."""

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from handstamp.config import Policy
-from handstamp.core.records import NewSession, Record, Successor, Touch
+from handstamp.core.records import NewSession, Record, StepUp, Successor, Touch
 from handstamp.stores.channel import Channel
 
 STANDS = (
@@ -196,9 +196,14 @@ class Store(Protocol):
         that slides, up to what ``policy`` allows."""
         ...
 
-    async def raise_level(self, session_id: str, level: int) -> Record | None:
-        """Give a live session at least this trust level; None if there is none, or the
-        table has no levels. Says so on the channel: a doubt, not an end."""
+    async def raise_level(self, step: StepUp) -> Record | None:
+        """Raise the trust level of a session and replace its tokens, in one conditional
+        write: only if it is live, its user may sign in, and its level is lower. None
+        otherwise, or if the table has no levels.
+
+        Where there is a refresh token, this is dated like a rotation (rule 5). Says so on
+        the channel: a doubt, for the session is not over; an end where its id is its token.
+        """
         ...
 
     async def prune(self, policy: Policy, *, batch: int) -> int:

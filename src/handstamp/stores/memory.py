@@ -14,7 +14,7 @@ from handstamp.config import Policy
 from handstamp.core.calendar import shift
 from handstamp.core.ids import normalize_text
 from handstamp.core.lifetime import Invalid, judge_family
-from handstamp.core.records import NewSession, Record, Successor, Touch
+from handstamp.core.records import LOWEST, NewSession, Record, StepUp, Successor, Touch
 from handstamp.core.rotation import seen_at, was_seen
 from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Created, Ended
@@ -51,8 +51,8 @@ class MemoryStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything but trust levels."""
-        return Capabilities()
+        """Everything, trust levels too."""
+        return Capabilities(level=True)
 
     @property
     def queries(self) -> int:
@@ -81,9 +81,15 @@ class MemoryStore:
         """See :meth:`Store.new_id`; the engine makes them."""
         return None
 
-    async def raise_level(self, session_id: str, level: int) -> Record | None:
-        """See :meth:`Store.raise_level`; there are none here."""
-        return None
+    async def raise_level(self, step: StepUp) -> Record | None:
+        """See :meth:`Store.raise_level`."""
+        row = next((r for r in self._read() if r.id == step.id), None)
+        if row is None or (row.level or LOWEST) >= step.level or not self._stands(row):
+            return None
+        record = self._renew(row, step, level=step.level)
+        if record is not None:
+            self._channel.say(f"d:{row.id}")
+        return record
 
     def start_over(self) -> None:
         """See :meth:`Store.start_over`; a child has a copy of everything."""
@@ -158,17 +164,20 @@ class MemoryStore:
             address=new.client.address,
             user_agent_hash=new.client.user_agent_hash,
             fingerprint=new.client.fingerprint,
+            level=LOWEST,
         )
 
     async def rotate(self, step: Successor) -> Record | None:
         """See :meth:`Store.rotate`."""
         row = self._current(step)
+        return None if row is None else self._renew(row, step)
+
+    def _renew(
+        self, row: Record, step: Successor | StepUp, **changes: object
+    ) -> Record | None:
+        """The row with new tokens, dated now, unless it is too old."""
         now = self._now()
-        if (
-            row is None
-            or row.created_at is None
-            or shift(row.created_at, step.longest) <= now
-        ):
+        if row.created_at is None or shift(row.created_at, step.longest) <= now:
             return None
         date = self._date(row)
         return self._write(
@@ -180,6 +189,7 @@ class MemoryStore:
             refresh_expires_at=min(
                 now + step.refresh_ttl, shift(row.created_at, step.longest)
             ),
+            **changes,
         )
 
     async def redate(self, step: Successor) -> Record | None:
@@ -192,11 +202,14 @@ class MemoryStore:
 
     def _current(self, step: Successor) -> Record | None:
         row = next((r for r in self._read() if r.id == step.id), None)
-        if row is None or not row.is_active or not row.user_is_active:
+        if row is None or row.refresh_digest != step.presented or not self._stands(row):
             return None
-        if row.refresh_digest != step.presented or row.refresh_expires_at is None:
-            return None
-        return row if row.refresh_expires_at > self._now() else None
+        return row
+
+    def _stands(self, row: Record) -> bool:
+        if not row.is_active or not row.user_is_active or row.refresh_expires_at is None:
+            return False
+        return row.refresh_expires_at > self._now()
 
     def _date(self, row: Record) -> datetime:
         now = self._now()

@@ -173,22 +173,26 @@ class Statements(Spelled):
         return self._join().partition(" on ")[2]
 
     def _rotate(self) -> str:
-        assign = self._assign(
-            token="$3::text"
-            if self.fitted.shape.at_rest == "digest"
-            else f"'{PREFIX}' || $3",
-            refresh_token="$4::text",
-            last_activity_at="{date}",
-            expires_at="{date} + $5::duration",
-            refresh_expires_at="least(now() + $6::duration, {created_at} + $7::duration)",
-        )
         return self._fill(
-            f"update {{sessions}} s set {assign}{self._admitted() or ' where '}"
+            f"update {{sessions}} s set {self._new_tokens()}{self._admitted() or ' where '}"
             f"{self._bare('id')} = {self._one(1, 'id')}"
             f" and {self._bare('refresh_token')} = {self._one(2, 'refresh_token')}"
             " and {live} and {refresh_expires_at} > now()"
             " and {created_at} + $7::duration > now() returning {record}"
         )
+
+    def _new_tokens(self, **more: str) -> str:
+        """What a rotation assigns; where nothing rotates, the session token alone."""
+        values = {"token": "$3::text" if self._is_digest() else f"'{PREFIX}' || $3"}
+        if self.fitted.shape.rotates:
+            values |= {
+                "refresh_token": "$4::text",
+                "last_activity_at": "{date}",
+                "expires_at": "{date} + $5::duration",
+                "refresh_expires_at": "least(now() + $6::duration,"
+                " {created_at} + $7::duration)",
+            }
+        return self._assign(**values, **more)
 
     def _redate(self) -> str:
         assign = self._assign(last_activity_at="{date}", expires_at="{date} + $3::duration")
@@ -240,13 +244,13 @@ class Statements(Spelled):
     def _raise_level(self) -> str | None:
         if "level" not in self._columns:
             return None
-        level = self._columns["level"]
+        level = f"$2::{self._columns['level'].cast}"
+        limit = " and {created_at} + $7::duration > now()"
         return self._fill(
-            f"with s as (update {{sessions}} s set {level.name} ="
-            f" greatest({self._bare('level')}, $2::{level.cast})"
-            f" where {self._bare('id')} = {self._one(1, 'id')} and {{live}} returning s.*)"
-            " select {record}, pg_notify('handstamp', 'd:' || {id})::text as said"
-            " from s {join}"
+            f"update {{sessions}} s set {self._new_tokens(level=level)}"
+            f"{self._admitted() or ' where '}{self._bare('id')} = {self._one(1, 'id')}"
+            f" and {{live}} and {{end}} > now() and coalesce({{level}}, 0) < {level}"
+            f"{limit if self.fitted.shape.rotates else ''} returning {{record}}"
         )
 
     def _touch(self) -> str | None:

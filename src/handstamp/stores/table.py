@@ -16,7 +16,7 @@ import asyncpg
 from handstamp.config import Policy
 from handstamp.core.clients import canonical_address
 from handstamp.core.ids import normalize
-from handstamp.core.records import NewSession, Record, Successor, Touch
+from handstamp.core.records import NewSession, Record, StepUp, Successor, Touch
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
 from handstamp.stores.base import STANDS, Capabilities, Created, Ended
 from handstamp.stores.binding import (
@@ -295,16 +295,30 @@ class TableStore(Connected):
         rows = await self._change(sql.redate, step.id, step.presented, step.session_ttl)
         return self._one(rows)
 
-    async def raise_level(self, session_id: str, level: int) -> Record | None:
+    async def raise_level(self, step: StepUp) -> Record | None:
         """See :meth:`Store.raise_level`."""
         sql = await self.statements()
-        text, known = sql.raise_level, self._normalize(sql, "id", session_id)
+        text, known = sql.raise_level, self._normalize(sql, "id", step.id)
         if text is None or known is None:
             return None
+        values: list[object] = [known, step.level, step.token_digest]
+        if sql.fitted.shape.rotates:
+            values += [step.refresh_digest, step.session_ttl, step.refresh_ttl]
+            values.append(step.longest)
+
+        async def act(connection: Connection, loud: bool) -> list[asyncpg.Record]:
+            self._database.queries += 3
+            async with connection.transaction():
+                # The trigger takes another token for the end of the session.
+                await connection.execute(QUIETLY)
+                rows = await connection.fetch(text, *values)
+                if rows and loud:
+                    over = "s" if self._shape.id_is_token else "d"
+                    await connection.execute(SPEAK, CHANNEL, f"{over}:{known}")
+                return rows
+
         async with self._database.working() as connection:
-            self._database.queries += 1
-            values = known, level
-            return self._one(await moved(lambda: connection.fetch(text, *values)))
+            return self._one(await said(self._database, connection, act))
 
     async def revoke(
         self, session_id: str, *, reason: str, user_id: str | None = None

@@ -23,6 +23,7 @@ from tests.support.tables import (
     fresh_session,
     has,
     new_session,
+    step_up,
     successor,
 )
 
@@ -120,7 +121,7 @@ async def test_what_is_left_to_gotrue_writes_nothing(
     at = table.now + HOUR
     touch = Touch(session_id=record.id, token_digest=record.token_digest, at=at)
     assert await table.store.touch([touch], POLICY) == 0
-    assert await table.store.raise_level(record.id, 3) is None
+    assert await table.store.raise_level(step_up(record.id, 3)) is None
     step = successor(record.id, record.refresh_digest)
     assert await table.store.rotate(step) is None
     assert await table.store.redate(step) is None

@@ -88,7 +88,7 @@ def _updates(fitted: Fitted) -> Iterator[Need]:
         "rotation": _ROTATED if shape.rotates else (),
         "activity": ("last_activity_at", *(["expires_at"] if sliding else [])),
         "replacing tokens in clear": ("token",) if shape.at_rest == "plain" else (),
-        "step-up": ("level",),
+        "step-up": ("level", *(_ROTATED if shape.rotates else ("token",))),
     }
     for feature, fields in features.items():
         columns = _named(fitted.columns, fields)

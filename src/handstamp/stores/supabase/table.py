@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 
 from handstamp.config import Policy
 from handstamp.core.calendar import LATEST
-from handstamp.core.records import NewSession, Record, Successor, Touch
+from handstamp.core.records import NewSession, Record, StepUp, Successor, Touch
 from handstamp.core.supabase_records import AuthSession
 from handstamp.core.supabase_rules import Alive, SupabaseRules, judge_session, judge_user
 from handstamp.errors import ConfigError, SessionsUnavailable
@@ -167,7 +167,7 @@ class SupabaseTable:
         """See :meth:`Store.redate`."""
         return None
 
-    async def raise_level(self, session_id: str, level: int) -> Record | None:
+    async def raise_level(self, step: StepUp) -> Record | None:
         """See :meth:`Store.raise_level`; a second factor does, at GoTrue."""
         return None
 

@@ -1,0 +1,130 @@
+"""Raising a session's trust level, with new tokens for it.
+
+Rule 1. A higher level never goes to tokens that somebody may have copied before: it comes
+with a new pair, in the same write, and the old pair is dead from then on. (OWASP, Session
+Management: renew the session id after any privilege level change.)
+Rule 2. The new pair is random and no successor: whoever holds an old refresh token could
+derive that one, or be given it within grace. To the rules of rotation an old refresh token
+is then of another lineage: late within grace, a replay afterwards.
+Rule 3. A level that is there already brings no new pair: the tokens that are out have it,
+and nobody gains anything. Otherwise two confirmations sent at once would replace each
+other's tokens, and the browser would keep whichever came last.
+Rule 4. A random pair exists once. If the response with it is lost, its user signs in again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from handstamp.core.calendar import shift
+from handstamp.core.lifetime import Invalid, is_remembered, judge_family
+from handstamp.core.records import LOWEST, Record, Session, StepUp
+from handstamp.core.tokens import ENTROPY, TokenPair
+from handstamp.engine.answers import Authenticated, Issued
+from handstamp.engine.parts import Parts
+from handstamp.errors import ConfigError, SessionsUnavailable
+from handstamp.stores.base import Capabilities
+
+_TRIES = 5
+"""Each lost race means that somebody else changed the session, so a few are plenty."""
+_KEPT = (
+    "the database keeps the trust level or the tokens of this session as they were: a "
+    "policy of row level security or a BEFORE trigger stands in the way of step_up()"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteppingUp:
+    """Step-ups of one engine."""
+
+    parts: Parts
+    entropy: Callable[[int], bytes]
+
+    async def step_up(
+        self, session_id: str, level: int, refresh: Sequence[bytes]
+    ) -> Authenticated | None:
+        """See :meth:`Sessions.step_up`."""
+        able = await self.parts.store.ready()
+        if not able.level:
+            raise ConfigError("this table has no trust level: name it, TableShape(level=…)")
+        before: Record | None = None
+        for _ in range(_TRIES):
+            record = await self._find(session_id)
+            if record is None:
+                return None
+            if (record.level or LOWEST) >= level:
+                return Authenticated(session=Session.of(record))  # rule 3
+            if before is not None and replace(before, read_at=record.read_at) == record:
+                raise ConfigError(_KEPT)  # nobody was faster
+            remember = self._is_remembered(record, refresh)
+            issued = await self._raise(record, level, remember, able)
+            if issued is not None:
+                return Authenticated(session=issued.session, issued=issued)
+            before = record
+        raise SessionsUnavailable("too many others change this session")
+
+    async def _find(self, session_id: str) -> Record | None:
+        """The row of a session that stands."""
+        record = await self.parts.store.find_by_id(session_id)
+        if record is None:
+            return None
+        noted = self.parts.activity.noted(record.id, record.token_digest)
+        verdict = judge_family(record, self.parts.policy, active_at=noted)
+        return None if isinstance(verdict, Invalid) else record
+
+    def _is_remembered(self, record: Record, refresh: Sequence[bytes]) -> bool:
+        for text in refresh:
+            token = self.parts.tokens.read_refresh(text)
+            if token is not None and token.session_id == record.id:
+                return token.remember
+        return is_remembered(record, self.parts.policy)
+
+    async def _raise(
+        self, record: Record, level: int, remember: bool, able: Capabilities
+    ) -> Issued | None:
+        """The session with its new tokens; None if it was changed meanwhile."""
+        parts, policy = self.parts, self.parts.policy
+        pair = parts.tokens.mint(record.id, self.entropy(2 * ENTROPY), remember=remember)
+        before = parts.clock()
+        try:
+            raised = await parts.store.raise_level(
+                StepUp(
+                    id=record.id,
+                    level=level,
+                    token_digest=pair.session_digest,
+                    refresh_digest=pair.refresh_digest if able.refresh else None,
+                    session_ttl=policy.session_ttl,
+                    refresh_ttl=policy.refresh_ttl,
+                    longest=policy.lifetime(remember=remember),
+                )
+            )
+        finally:
+            # Also if there was no answer: it may have been committed.
+            parts.cache.forget_session(record.id)
+        if raised is None:
+            return None
+        if raised.token_digest != pair.session_digest or (raised.level or LOWEST) < level:
+            raise ConfigError(_KEPT)
+        if raised.id != record.id:
+            parts.connections.close(record.id)
+        return self._issued(raised, pair, remember, before, able)
+
+    def _issued(
+        self,
+        record: Record,
+        pair: TokenPair,
+        remember: bool,
+        before: float,
+        able: Capabilities,
+    ) -> Issued:
+        policy = self.parts.policy
+        longest: timedelta | None = None
+        if able.sliding and record.created_at is not None:
+            ends = shift(record.created_at, policy.lifetime(remember=remember))
+            longest = ends - record.read_at
+        until = before + policy.session_ttl.total_seconds()
+        return Issued.of(
+            record, pair, remember=remember, deliver_until=until, longest=longest
+        )
