@@ -321,6 +321,26 @@ async def test_what_was_changed_is_relied_on_no_longer(place: Place, change: str
     assert CHANGED[change] in " ".join(await problems(place.psql))
 
 
+async def test_the_log_says_why_the_trigger_is_not_relied_on(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once for each state, and nothing of a trigger that was never installed."""
+    assert await covers(place.dsn) is False
+    assert caplog.records == []
+    await install(place.psql, "ulid", trigger=True)
+    store, link = await listen(place.dsn)
+    await place.psql.execute(
+        f"alter function handstamp_notify_user() owner to {place.mallory}"
+    )
+    for _ in range(3):
+        assert not await link.covers_foreign_writers()
+    link.drop()
+    await store.close()
+    (record,) = caplog.records
+    assert record.__dict__["action"] == "trigger_incomplete"
+    assert place.mallory in record.getMessage()
+
+
 CHANGED_BACK = [
     (
         "alter table user_sessions disable trigger user",

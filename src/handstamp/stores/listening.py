@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from handstamp.errors import ConfigError, SessionsUnavailable
@@ -10,6 +11,8 @@ from handstamp.stores.database import FAULTS, Database
 from handstamp.stores.lanes import Connection
 from handstamp.stores.notify_check import check_triggers, read_version
 from handstamp.stores.notify_trigger import NotifyTrigger
+
+logger = logging.getLogger("handstamp")
 
 SPEAK = "select pg_notify($1, $2)"
 QUEUE_USAGE = "select pg_notification_queue_usage()"
@@ -89,6 +92,13 @@ class PostgresLink:
         except FAULTS as exc:
             raise SessionsUnavailable(type(exc).__name__) from exc
         self._complete = bool(triggers) and checked.complete
+        if not self._complete and not checked.absent:
+            logger.warning(
+                "the trigger is not complete, so what other writers end is noticed within "
+                "max_staleness: %s; handstamp doctor prints the SQL that mends it",
+                "; ".join(checked.lacks),
+                extra={"action": "trigger_incomplete"},
+            )
         return self._complete and known is None
 
     def drop(self) -> None:

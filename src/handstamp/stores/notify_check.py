@@ -79,7 +79,7 @@ _TRIGGERS = f"""{_TREE}
             join pg_catalog.pg_class r on r.oid = tree.oid
             where tree.root = a.oid and tree.oid <> a.oid and not exists (
                 select from pg_catalog.pg_trigger k
-                where k.tgrelid = tree.oid and k.tgname = t.tgname
+                where k.tgrelid = tree.oid and k.tgname = t.tgname and k.tgparentid <> 0
                 and k.tgfoid = t.tgfoid and k.tgenabled in ('O', 'A'))
             order by 1) as parts,
         has_table_privilege(p.proowner, c.oid, 'trigger') as trusted, {_FUNCTION}
@@ -90,8 +90,9 @@ _TRIGGERS = f"""{_TREE}
 
 _FUNCTIONS = f"""
     select p.proname::text as name,
-        not exists (select from unnest($1::text[]) as u (name) where not
-            has_table_privilege(p.proowner, to_regclass(u.name), 'trigger')) as trusted,
+        (select coalesce(bool_and(has_table_privilege(
+                p.proowner, to_regclass(u.name), 'trigger') is true), false)
+            from unnest($1::text[]) as u (name)) as trusted,
         {_FUNCTION}
     from pg_catalog.pg_proc p {_ITS_PLACE}
     where p.proname = any($2::text[]) and p.pronargs = 0
@@ -128,15 +129,24 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What was found of the triggers that ought to be there."""
+    """What was found of the triggers that ought to be there; ``absent`` if nothing was."""
 
     missing: tuple[NotifyTrigger, ...]
     problems: tuple[Problem, ...]
+    absent: bool
 
     @property
     def complete(self) -> bool:
         """Whether every writer is heard, as far as triggers can tell."""
         return not self.missing and not self.problems
+
+    @property
+    def lacks(self) -> list[str]:
+        """What is wrong, in words."""
+        return [problem.text for problem in self.problems] + [
+            f"there is no trigger {trigger.name} on {shown(trigger.table)}"
+            for trigger in self.missing
+        ]
 
 
 async def read_version(connection: Connection, triggers: Sequence[NotifyTrigger]) -> str:
@@ -162,7 +172,11 @@ async def check_triggers(
             missing.append(trigger)
         else:
             problems += _trigger_problems(trigger, row)
-    return Checked(missing=tuple(missing), problems=tuple(dict.fromkeys(problems)))
+    return Checked(
+        missing=tuple(missing),
+        problems=tuple(dict.fromkeys(problems)),
+        absent=len(missing) == len(triggers) and not problems,
+    )
 
 
 async def check_functions(

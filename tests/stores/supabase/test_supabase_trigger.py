@@ -152,6 +152,29 @@ async def test_gotrue_s_own_writes_are_heard(each_supabase_dsn: str) -> None:
         assert await town.run("delete from auth.users") == sorted([said[1], f"u:{user}"])
 
 
+async def test_what_a_before_trigger_changes_at_supabase_is_heard(
+    supabase_dsn: str,
+) -> None:
+    """A hook of the project that bans in passing, whatever the statement names."""
+    async with settled(supabase_dsn) as town:
+        user = await town.auth.add_user()
+        ids = [(await town.auth.login(user)).session.id for _ in range(2)]
+        await town.auth.psql.execute(
+            "create function public.ban() returns trigger language plpgsql as $$ begin"
+            " new.banned_until := now() + interval '1 day'; return new; end $$;"
+            "create trigger ban before update on auth.users"
+            " for each row execute function public.ban()"
+        )
+        assert await town.run("update auth.users set email = 'x'") == [f"u:{user}"]
+        said = sorted(f"s:{known}" for known in ids)
+        for change in ("created_at = null", "user_id = id"):
+            sql = f"update auth.sessions set {change}"
+            await town.auth.psql.execute(
+                "alter table auth.sessions drop constraint if exists sessions_user_id_fkey"
+            )
+            assert await town.run(sql) == said, change
+
+
 async def test_a_factor_that_changes_is_heard(supabase_dsn: str) -> None:
     """Verified, unverified again, or gone: the user's highest level is another."""
     async with settled(supabase_dsn) as town:
@@ -159,11 +182,13 @@ async def test_a_factor_that_changes_is_heard(supabase_dsn: str) -> None:
         await town.heard()
         await town.auth.add_factor(user, "unverified")
         assert await town.heard() == [f"u:{user}"]
-        for sql in (
-            "update auth.mfa_factors set status = 'verified'",
-            "delete from auth.mfa_factors",
-        ):
-            assert await town.run(sql) == [f"u:{user}"]
+        assert await town.run("update auth.mfa_factors set updated_at = now()") == []
+        verify = "update auth.mfa_factors set status = 'verified'"
+        assert await town.run(verify) == [f"u:{user}"]
+        other = await town.auth.add_user()
+        move = "update auth.mfa_factors set user_id = $1"
+        assert await town.run(move, other) == sorted([f"u:{user}", f"u:{other}"])
+        assert await town.run("delete from auth.mfa_factors") == [f"u:{other}"]
 
 
 async def test_truncating_is_heard(supabase_dsn: str) -> None:

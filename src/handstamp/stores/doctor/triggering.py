@@ -12,7 +12,6 @@ from handstamp.stores.notify_check import (
     Problem,
     check_functions,
     check_triggers,
-    shown,
 )
 from handstamp.stores.notify_trigger import NotifyTrigger, script
 
@@ -29,18 +28,12 @@ class Hearing:
     @property
     def absent(self) -> bool:
         """Whether nothing of it is there."""
-        checked = self.checked
-        nothing = len(checked.missing) == len(self.triggers)
-        return nothing and not checked.problems and not self.functions
+        return self.checked.absent and not self.functions
 
     @property
     def lacks(self) -> list[str]:
         """What is wrong, in words."""
-        missing = [
-            f"there is no trigger {trigger.name} on {shown(trigger.table)}"
-            for trigger in self.checked.missing
-        ]
-        return [*(problem.text for problem in self._problems), *missing]
+        return [*(problem.text for problem in self._others), *self.checked.lacks]
 
     @property
     def dangerous(self) -> bool:
@@ -55,10 +48,13 @@ class Hearing:
 
     @property
     def _problems(self) -> list[Problem]:
-        """Each once: a function that is called was found by its name, too."""
-        called = {problem.mend for problem in self.checked.problems if problem.mend}
-        others = [problem for problem in self.functions if problem.mend not in called]
-        return [*self.checked.problems, *others]
+        return [*self._others, *self.checked.problems]
+
+    @property
+    def _others(self) -> list[Problem]:
+        """Functions that no trigger calls yet; the others are told with their triggers."""
+        called = {problem.mend for problem in self.checked.problems}
+        return [problem for problem in self.functions if problem.mend not in called]
 
 
 async def listen_for(connection: Connection, triggers: Sequence[NotifyTrigger]) -> Hearing:
