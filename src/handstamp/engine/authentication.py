@@ -17,9 +17,8 @@ import asyncio
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
 
-from handstamp.core.credentials import MOST_CANDIDATES, Credentials
+from handstamp.core.credentials import Credentials
 from handstamp.core.lifetime import FINAL, Invalid, Reason, Unknown, may_live
 from handstamp.core.records import Client, Session
 from handstamp.core.tokens import refresh_prefix
@@ -345,11 +344,10 @@ class Authentication:
             found.setdefault(record.id, Session.of(record))
 
     def _possible(self, texts: Sequence[bytes]) -> list[bytes]:
-        """All session tokens that we signed, and of what may be one without a signature no
-        more than a request may present: these cost a stranger nothing."""
-        signed = [text for text in texts if self._tokens.is_session(text)]
-        others = (t for t in texts if t not in signed and self._may_be_unsigned(t))
-        return [*signed, *islice(others, MOST_CANDIDATES)]
+        """What may be a session token: all that we signed, and every other text where the
+        table may know one that we did not sign. They are asked for in one query."""
+        is_session, may_be_unsigned = self._tokens.is_session, self._may_be_unsigned
+        return [text for text in texts if is_session(text) or may_be_unsigned(text)]
 
     def _notice_swap(self, credentials: Credentials) -> None:
         tokens = self._tokens

@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 
-from handstamp.core.credentials import MOST_CANDIDATES
 from handstamp.core.lifetime import FINAL, Invalid, Reason, may_live
 from handstamp.core.records import Client, Record, Session, Successor
 from handstamp.core.rotation import (
@@ -37,6 +35,9 @@ from handstamp.stores.base import Ended
 
 _TRIES = 5
 """Each lost race means that another process made progress, so a few are plenty."""
+MOST_UNSIGNED = 32
+"""Refresh tokens without a signature that one login or logout asks for, a query each. With
+more of them nobody can say whose they are."""
 _ORDER = (Rotate, Reissue, Replay, Refuse)
 """Which of several cookies counts."""
 
@@ -174,9 +175,10 @@ class Refreshing:
         named = await self._store.find_many(ids) if ids else ()
         rows = {record.id: record for record in named}
         found = [(t, rows.get(t.session_id)) for t in tokens if t.session_id is not None]
-        unsigned = (t for t in tokens if t.session_id is None)
-        few = islice(unsigned, MOST_CANDIDATES)  # a query each, for anybody
-        found += [(token, await self._row(token)) for token in few]
+        unsigned = [t for t in tokens if t.session_id is None]
+        if len(unsigned) > MOST_UNSIGNED:
+            raise SessionsUnavailable("too many unsigned refresh tokens to ask for")
+        found += [(token, await self._row(token)) for token in unsigned]
         return [(token, record) for token, record in found if record is not None]
 
     def _known(self, token: RefreshToken) -> Session | None:
