@@ -21,7 +21,7 @@ from handstamp.events import Refreshed
 from handstamp.sockets import SESSION_ENDED
 from handstamp.stores.memory import MemoryStore
 from handstamp.types import ASGIApp, Message, Receive, Scope, Send
-from tests.support.asgi import cookie_header, socket_scope
+from tests.support.asgi import cookie_header, serve, socket_scope
 from tests.support.clock import FakeClock
 from tests.support.engines import ALICE, Engine, looked, new_tokens, running, seconds
 from tests.support.engines import listening as bus_listening
@@ -591,3 +591,16 @@ async def test_an_anonymous_socket_is_the_servers_own(engine: Engine) -> None:
     socket = Socket(engine, app, None)
     await socket.served()
     assert given == [socket.incoming.get]
+
+
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+async def test_a_handshake_is_a_write_whatever_method_the_server_names(
+    engine: Engine, method: str
+) -> None:
+    """The scope of a WebSocket has no method by the specification; some servers add one,
+    and no header says that it is a handshake (HTTP/2)."""
+    issued = await engine.login()
+    headers = [(b"sec-fetch-site", b"cross-site"), cookie_header(issued.session_token)]
+    scope = {**socket_scope(headers=headers), "method": method}
+    answer = await serve(SessionAuthMiddleware(listening, engine.sessions), scope)
+    assert answer.messages == [{"type": "websocket.close", "code": 1008}]

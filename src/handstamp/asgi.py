@@ -252,7 +252,8 @@ class SessionAuthMiddleware:
         """The handle of any request; None if it was refused and answered."""
         headers = _plain_headers(scope)
         handle = self.handle_class(self._door, headers, scope.get("client"))
-        method = scope.get("method")
+        # Some servers name the method of a handshake too, and it is a write all the same.
+        method = scope["method"] if scope["type"] == "http" else None
         if method == "OPTIONS" or scope["path"] in self._exclude:
             return handle
         try:

@@ -43,6 +43,28 @@ def test_sec_fetch_site_outweighs_origin() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "ours", "theirs"),
+    [
+        (b"sec-fetch-site", b"same-origin", b"cross-site"),
+        (b"origin", b"https://app.example", b"https://evil.example"),
+        (b"origin", b"https://friend.example", b"https://evil.example"),
+        (b"host", b"app.example", b"evil.example"),
+    ],
+)
+def test_a_header_that_came_twice_is_ours_only_with_both_values(
+    name: bytes, ours: bytes, theirs: bytes
+) -> None:
+    """In any order: nobody can say which of them a proxy means."""
+    trusted = {b"https://friend.example"}
+    origin = [(b"origin", b"https://app.example")] if name == b"host" else []
+    host = [] if name == b"host" else [HOST]
+    for values in ([ours, theirs], [theirs, ours]):
+        headers = [*origin, *((name, value) for value in values), *host]
+        assert is_cross_site(headers, trusted)
+    assert not is_cross_site([*origin, (name, ours), (name, ours), *host], trusted)
+
+
+@pytest.mark.parametrize(
     ("origin", "host", "is_foreign"),
     [
         (b"https://app.example", b"app.example", False),

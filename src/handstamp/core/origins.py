@@ -5,6 +5,8 @@ Rule 1. ``Sec-Fetch-Site`` decides where it is sent: a page cannot forge it. Onl
 Rule 2. Without it, ``Origin`` must name the host that was asked; ``null`` names nobody.
 Rule 3. Without either it is no browser of this decade, or no browser: not cross-site.
 Rule 4. Origins the application lists are ours.
+Where a header came several times, each of its values must be ours: a browser sends one, and
+which of them a proxy means nobody can say.
 Rule 5. Methods that are safe by definition (RFC 9110, section 9.2.1) change nothing, so
 another site may cause them. A WebSocket handshake opens a channel in which anything may be
 written, so it is a write: a request with ``Upgrade: websocket`` whatever its method is
@@ -28,20 +30,16 @@ def is_cross_site(
     headers: Iterable[tuple[bytes, bytes]], trusted: Collection[bytes] = ()
 ) -> bool:
     """Whether these request headers say that a page of another site is behind them."""
-    site = origin = host = None
+    found: dict[bytes, set[bytes]] = {}
     for name, value in headers:
-        lowered = name.lower()
-        if lowered == b"sec-fetch-site":
-            site = value
-        elif lowered == b"origin":
-            origin = value
-        elif lowered == b"host":
-            host = value
-    if origin is not None and origin.lower() in trusted:
+        found.setdefault(name.lower(), set()).add(value)
+    sites, origins = found.get(b"sec-fetch-site"), found.get(b"origin", set())
+    if origins and all(origin.lower() in trusted for origin in origins):
         return False
-    if site is not None:
-        return site not in _OURS
-    return origin is not None and not _same_host(origin, host)
+    if sites is not None:
+        return not sites <= _OURS
+    hosts: Iterable[bytes | None] = found.get(b"host") or [None]
+    return not all(_same_host(origin, host) for origin in origins for host in hosts)
 
 
 def is_write(method: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
