@@ -102,6 +102,8 @@ class Door:
         :class:`CrossSiteRequest` (rule 2).
         """
         credentials = self.reader.read(headers, bearer=self.bearer)
+        if not credentials.sent:
+            return Question(credentials=credentials)
         passive, writes = not takes_cookies, is_write(method, headers)  # rule 3
         if credentials.ambient:
             if writes:

@@ -102,7 +102,9 @@ class Handle(BaseHandle):
 
     def _authenticate(self, method: str | None, passive: Callable[[], bool]) -> None:
         # Whoever speaks WebSocket under WSGI answers the handshake past start_response.
-        takes_cookies = not is_handshake(self._headers)
+        takes_cookies = "HTTP_UPGRADE" not in self._environ or not is_handshake(
+            self._headers
+        )
         question = self._question(method, takes_cookies=takes_cookies)
         if not question.credentials:
             return

@@ -395,11 +395,14 @@ class Sessions:
     ) -> Authenticated | None:
         """Raise a live session's trust level; None if there is no such session.
 
-        Its tokens are replaced by new ones, which are in ``issued``: hand them to the
-        client, for those that it has are dead at once. ``issued`` is None if the session
-        has this level already; its tokens then stay. ``refresh`` are refresh tokens of the
-        client: a genuine one tells whether the session is remembered, otherwise its row
-        does. Raises :class:`ConfigError` where the table has no levels, or
+        ``session_id`` is that of a session which the caller has authenticated, never one
+        that a client names: whoever gets the answer holds the session. Its tokens are
+        replaced by new ones, which are in ``issued``: hand them to the client, for those
+        that it has are dead at once. ``issued`` is None if the session has this level
+        already; its tokens then stay. ``refresh`` are refresh tokens of the client: a
+        genuine one tells whether the session is remembered, otherwise its row does.
+
+        Raises :class:`ConfigError` where the table has no levels, or
         :class:`SessionsUnavailable`; the tokens may have been replaced then, and the user
         has to sign in again.
         """
