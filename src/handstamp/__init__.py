@@ -11,6 +11,7 @@ from handstamp.config import Policy as Policy
 from handstamp.config import TrustedProxies as TrustedProxies
 from handstamp.core.records import Client as Client
 from handstamp.core.records import Session as Session
+from handstamp.engine.answers import Authenticated as Authenticated
 from handstamp.engine.answers import Issued as Issued
 from handstamp.engine.sessions import Sessions as Sessions
 from handstamp.engine.stats import Stats as Stats
@@ -32,6 +33,7 @@ from handstamp.stores.table import TableStore as TableStore
 __all__ = (
     "ULID_HASHED",
     "UUID_PLAIN",
+    "Authenticated",
     "AuthenticationRequired",
     "Client",
     "ConfigError",

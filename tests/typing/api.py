@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from handstamp import (
     ULID_HASHED,
+    Authenticated,
     AuthenticationRequired,
     Client,
     Cookies,
@@ -148,6 +149,8 @@ async def mobile() -> str:
         issued = await sessions.create("alice", client=Client(fingerprint="phone"))
         assert_type(issued, Issued)
         again = assert_type(await sessions.refresh(issued.refresh_token), Issued | None)
+        raised = await sessions.step_up(issued.session.id, 2)
+        assert_type(raised, Authenticated | None)
         if again is None:
             raise AuthenticationRequired
         assert_type(await sessions.revoke(again.session.id, reason="lost"), bool)
