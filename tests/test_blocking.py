@@ -41,6 +41,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 15.0
 
 
+@pytest.fixture
+def nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process: the next thing that is not done is logged."""
+    monkeypatch.setattr(blocking._process, "_complained", float("-inf"))
+
+
 async def where() -> threading.Thread:
     """The thread this runs on."""
     return threading.current_thread()
@@ -253,6 +259,45 @@ def test_what_was_given_up_before_it_began_is_not_done(gate: threading.Event) ->
     assert done == []
 
 
+@pytest.mark.usefixtures("nothing_logged_yet")
+def test_p2_what_waits_for_a_blocked_loop_is_bounded(
+    gate: threading.Event, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that gave up and events of a flood are kept up to a bound. What comes after
+    is refused at once, and is one line in the log."""
+    monkeypatch.setattr(blocking, "MOST_QUEUED", 100)
+    done: list[int] = []
+
+    async def work() -> None:
+        done.append(-1)
+
+    call(where)
+    soon(gate.wait)
+    for number in range(50):
+        soon(done.append, number)
+    for _ in range(100):
+        with pytest.raises(SessionsUnavailable):
+            within(0.0, work)
+    for number in range(1000):
+        soon(done.append, number)
+    with pytest.raises(SessionsUnavailable, match="behind"):
+        call(work)
+    gate.set()
+    assert _until_accepted(where).is_alive()
+    assert done == list(range(50))
+    assert caplog.text.count("not done") == 1
+
+
+def _until_accepted(function: Any) -> Any:
+    """What a call returns once the loop has worked off what waited."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call(function)
+        except SessionsUnavailable:
+            assert time.monotonic() < end
+
+
 def test_giving_up_does_not_wait_for_a_blocked_loop(gate: threading.Event) -> None:
     """The function had begun when the loop was blocked: it is cancelled later."""
     begun = threading.Event()
@@ -443,6 +488,7 @@ def test_without_a_file_descriptor_there_is_no_answer(
     assert call(where).is_alive()
 
 
+@pytest.mark.usefixtures("nothing_logged_yet")
 def test_soon_is_done_and_never_raises(caplog: pytest.LogCaptureFixture) -> None:
     """On the loop if there can be one; else a line in the log."""
     done: list[str] = []

@@ -25,6 +25,8 @@ import concurrent.futures.thread  # noqa: F401 - its own end of the process come
 import logging
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -47,6 +49,11 @@ T = TypeVar("T")
 
 CLOSING = 6.0
 """Seconds that the end of the process may be held up."""
+MOST_QUEUED = 10_000
+"""Calls that wait for the loop to begin them. Beyond that they are refused: a loop that is
+blocked keeps what it was given, also for those who have given up."""
+REPORTED = 60.0
+"""Seconds until what was not done is logged again."""
 STARTING = 3.0
 """Seconds that a loop may take to start, and the one before it to end."""
 _ENDED = "the thread of the event loop has ended"
@@ -85,7 +92,7 @@ def soon(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) ->
     try:
         _begin(work)
     except (ConfigError, SessionsUnavailable) as exc:
-        logger.warning("not done: %s", exc, extra={"action": "loop_ended"})
+        _process.complain(exc)
 
 
 class _Loop:
@@ -94,6 +101,7 @@ class _Loop:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._awaited: set[Future[Any]] = set()
+        self._queued: deque[tuple[Callable[[], Awaitable[Any]], Future[Any]]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         ready: Future[None] = Future()
@@ -114,22 +122,29 @@ class _Loop:
     def begin(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
         """Start on the loop. The answer comes in any case, whatever becomes of the loop.
 
-        Raises :class:`SessionsUnavailable` if it takes no more work.
+        Raises :class:`SessionsUnavailable` if it takes no more work, or not now.
         """
         answer: Future[T] = Future()
         with self._lock:
             if self._loop is None:
                 raise SessionsUnavailable(_ENDED)
+            if len(self._queued) >= MOST_QUEUED:
+                raise SessionsUnavailable("the event loop is behind")
+            self._queued.append((work, answer))
             self._awaited.add(answer)
-            self._loop.call_soon_threadsafe(self._start, work, answer)
+            self._loop.call_soon_threadsafe(self._start_all)
         answer.add_done_callback(self._awaited.discard)
         return answer
 
-    def _start(self, work: Callable[[], Awaitable[T]], answer: Future[T]) -> None:
+    def _start_all(self) -> None:
+        while self._queued:
+            self._start(*self._queued.popleft())
+
+    def _start(self, work: Callable[[], Awaitable[Any]], answer: Future[Any]) -> None:
         loop = asyncio.get_running_loop()
         task = loop.create_task(_settle(work, answer))
 
-        def give_up(answer: Future[T]) -> None:
+        def give_up(answer: Future[Any]) -> None:
             if answer.cancelled():
                 with suppress(RuntimeError):  # the loop is gone, and the task with it
                     loop.call_soon_threadsafe(task.cancel)
@@ -220,6 +235,7 @@ class _Process:
         self.lock = threading.Lock()
         self.loop: _Loop | None = None
         self.ending = False
+        self._complained = float("-inf")
 
     def running(self) -> _Loop:
         """The loop, started if there is none."""
@@ -249,6 +265,13 @@ class _Process:
             # No thread or no file descriptor to be had: not now.
             raise SessionsUnavailable(f"no event loop: {type(exc).__name__}") from exc
         return self.loop
+
+    def complain(self, exc: Exception) -> None:
+        """Log what was not done, at most once in ``REPORTED`` seconds."""
+        now = time.monotonic()
+        if now >= self._complained + REPORTED:
+            self._complained = now
+            logger.warning("not done: %s", exc, extra={"action": "loop_ended"})
 
     def end(self) -> None:
         """At the end of the process: close what was opened, start nothing any more."""

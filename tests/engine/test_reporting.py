@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 
 import pytest
 
 from handstamp.core.records import Client
-from handstamp.engine.reporting import Reports
+from handstamp.engine.reporting import MOST_RUNNING, Reports
 from handstamp.events import BindingChanged, Event, Replayed, Revoked, SessionEvent
+from tests.support.waiting import until
 
 REVOKED = Revoked(session_id="s", user_id="u", reason="r")
 AT_HOME = Client(address="198.51.100.77", user_agent="Secret Agent", fingerprint="f" * 64)
@@ -61,6 +63,70 @@ async def test_one_failing_subscriber_stops_no_other() -> None:
     reports.on(Event, heard.append)
     reports.publish(REVOKED)
     assert heard == [REVOKED]
+
+
+async def test_p2_a_slow_subscriber_is_told_of_a_bounded_number_of_events(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A flood of one kind waits for it up to a bound, drops what is beyond, says so once,
+    and takes nothing from the events of another kind."""
+    reports, free = Reports(), asyncio.Event()
+    heard: Counter[type[Event]] = Counter()
+
+    async def slow(event: Event) -> None:
+        await free.wait()
+        heard[type(event)] += 1
+
+    reports.on(Event, slow)
+    rare = Replayed(session_id="s", user_id="u", presented_by=AT_HOME, signed_in_by=AT_HOME)
+    for event in (*[REVOKED] * 3 * MOST_RUNNING, rare):
+        reports.publish(event)
+    assert sum(map(len, reports._tasks.values())) == MOST_RUNNING + 1
+    assert reports.counts["revoked"] == 3 * MOST_RUNNING
+    assert reports.counts["hook_dropped"] == 2 * MOST_RUNNING
+    free.set()
+    await until(lambda: not any(reports._tasks.values()))
+    assert heard == {Revoked: MOST_RUNNING, Replayed: 1}
+    assert [r.__dict__["action"] for r in caplog.records].count("hook_dropped") == 1
+    reports.publish(REVOKED)
+    await reports.drain()
+    assert heard[Revoked] == MOST_RUNNING + 1
+
+
+def test_calls_that_a_loop_took_along_count_for_nothing() -> None:
+    """It ended before they did; the next loop has its own bound."""
+    reports, heard = Reports(), []
+    stuck = True
+
+    async def hear(event: Event) -> None:
+        if stuck:
+            await asyncio.Event().wait()
+        heard.append(event)
+
+    async def publish(count: int) -> None:
+        for _ in range(count):
+            reports.publish(REVOKED)
+
+    reports.on(Event, hear)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(publish(MOST_RUNNING))
+    loop.close()
+    stuck = False
+
+    async def publish_and_drain() -> None:
+        await publish(3)
+        await reports.drain()
+
+    asyncio.run(publish_and_drain())
+    assert heard == [REVOKED] * 3
+
+
+async def test_counts_have_one_place_for_each_kind_of_event() -> None:
+    """Whatever ids the events bear."""
+    reports = Reports()
+    for number in range(1000):
+        reports.publish(Revoked(session_id=f"s{number}", user_id=f"u{number}", reason="r"))
+    assert dict(reports.counts) == {"revoked": 1000}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from handstamp.core.records import Record, Touch
 from handstamp.engine.answers import Authenticated
 from handstamp.errors import LoginRefused
 from handstamp.stores.base import Capabilities
+from handstamp.stores.upgrading import MOST
 from tests.support.foreign_tables import FOREIGN
 from tests.support.tables import (
     DAY,
@@ -489,6 +490,25 @@ async def test_a_read_only_database_serves_tokens_in_clear(table: PostgresTable)
     with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
         async with table.store._database._writes.lane() as connection:
             await connection.execute("create table x ()")
+
+
+@pytest.mark.parametrize("name", PLAIN, indirect=True)
+async def test_p2_a_locked_table_holds_up_a_few_upgrades(table: PostgresTable) -> None:
+    """An index is built, say. However often a token is shown meanwhile, its holder is
+    served, and the token is replaced at a use after that."""
+    record, token = await planted(table, await table.add_user())
+    psql = table.frozen.connection
+    async with psql.transaction():
+        await psql.execute(f'lock table "{table.shape.table}" in share mode')
+        for _ in range(20):
+            (seen,) = await table.store.find([digest_of(token)], [token])
+            assert seen.id == record.id
+        assert len(table.store._upgrading) == MOST
+    await until(lambda: not table.store._upgrading)
+    await table.store.find([digest_of(token)], [token])
+    await until(lambda: not table.store._upgrading)
+    (seen,) = await table.store.find([digest_of(token)])
+    assert seen.id == record.id
 
 
 @pytest.mark.parametrize("name", PLAIN, indirect=True)

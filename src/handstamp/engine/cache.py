@@ -111,6 +111,11 @@ class Cache:
     def __len__(self) -> int:
         return len(self._live) + len(self._doubted)
 
+    @property
+    def believed(self) -> int:
+        """How many entries are not in doubt."""
+        return len(self._live)
+
     def get_any(self, key: bytes) -> Entry | None:
         """The entry of a digest, in doubt or not: for what it knows of activity."""
         return self._live.get(key) or self._doubted.get(key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from typing import TypeVar
@@ -19,6 +19,9 @@ from handstamp.events import Event
 
 logger = logging.getLogger("handstamp")
 
+MOST_RUNNING = 1000
+"""Calls of asynchronous subscribers that may be under way, for each kind of event: one kind
+that a client can cause again and again takes nothing from the others."""
 DRAIN_BUDGET = 2.0
 """Seconds that subscribers may hold up a graceful stop."""
 
@@ -32,7 +35,8 @@ class Reports:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._subscribers: list[tuple[type[Event], Subscriber[Event]]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        self._dropping: set[str] = set()
 
     def on(self, kind: type[E], subscriber: Subscriber[E]) -> None:
         """Call ``subscriber`` with every event of this kind."""
@@ -55,14 +59,48 @@ class Reports:
             _complain(event)
             return
         if inspect.isawaitable(answer):
-            task = asyncio.ensure_future(_contained(answer, event))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._run(answer, event)
+
+    def _run(self, answer: Awaitable[None], event: Event) -> None:
+        """Have a subscriber work beside the request, unless too many of its kind do."""
+        action, loop = event.action, asyncio.get_running_loop()
+        tasks = self._tasks[action]
+        if len(tasks) >= MOST_RUNNING:  # those of a loop that is gone are never done
+            tasks -= {task for task in tasks if task.get_loop() is not loop}
+        if len(tasks) >= MOST_RUNNING:
+            self._drop(answer, action)
+            return
+        task = asyncio.ensure_future(_contained(answer, event))
+        tasks.add(task)
+        task.add_done_callback(lambda done: self._done(done, action))
+
+    def _done(self, task: asyncio.Task[None], action: str) -> None:
+        tasks = self._tasks[action]
+        tasks.discard(task)
+        if not tasks:
+            self._dropping.discard(action)
+
+    def _drop(self, answer: Awaitable[None], action: str) -> None:
+        if inspect.iscoroutine(answer):
+            answer.close()
+        self.counts["hook_dropped"] += 1
+        if action not in self._dropping:
+            self._dropping.add(action)  # said once, until all of them are done
+            logger.error(
+                "subscribers are too slow: events %s are dropped",
+                action,
+                extra={"action": "hook_dropped"},
+            )
 
     async def drain(self) -> None:
         """Wait for subscribers that are still at work, but not for ever."""
         loop = asyncio.get_running_loop()
-        working = [task for task in self._tasks if task.get_loop() is loop]
+        working = [
+            task
+            for tasks in self._tasks.values()
+            for task in tasks
+            if task.get_loop() is loop
+        ]
         self._tasks.clear()
         if not working:
             return

@@ -480,7 +480,7 @@ class Sessions:
         """Figures of this process, for metrics and health pages."""
         activity, authentication = self._parts.activity, self._authentication
         return Stats(
-            cached=len(self._parts.cache),
+            cached=self._parts.cache.believed,
             hits=authentication.hits,
             misses=authentication.misses,
             queries=self.store.queries,

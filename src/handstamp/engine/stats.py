@@ -11,7 +11,8 @@ from handstamp.engine.bus import Hearing
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """Figures of this process since it started; ``events`` counts by action, ``notices``
-    what was heard on the channel, and ``unknown_notices`` what no handstamp sent there."""
+    what was heard on the channel, and ``unknown_notices`` what no handstamp sent there.
+    ``cached`` counts what may be served without a question."""
 
     cached: int
     hits: int

@@ -1,5 +1,7 @@
 """Tokens in clear are replaced by their digests when they are first seen, beside the
 request that showed them: nobody waits for it, and where it fails the next use tries again.
+So does the next use where ``MOST`` replacements are under way: a table that is locked holds
+up a bounded number of them, and of database connections.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from handstamp.stores.binding import digest_of
 from handstamp.stores.database import Database
 from handstamp.stores.shapes import PREFIX
 from handstamp.stores.statements import Statements
+
+MOST = 4
 
 
 class Upgrading:
@@ -31,10 +35,18 @@ class Upgrading:
     def begin(self, stored: Iterable[str]) -> None:
         """Replace those of these column values that are tokens."""
         plain = [token for token in stored if not token.startswith(PREFIX)]
-        if plain:
+        if plain and self._has_room():
             task = asyncio.get_running_loop().create_task(self._upgrade(plain))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def _has_room(self) -> bool:
+        if len(self._tasks) < MOST:
+            return True
+        loop = asyncio.get_running_loop()
+        # Those of a loop that is gone are never done.
+        self._tasks -= {task for task in self._tasks if task.get_loop() is not loop}
+        return len(self._tasks) < MOST
 
     async def _upgrade(self, plain: Sequence[str]) -> None:
         sql = await self._statements()
