@@ -267,12 +267,17 @@ def test_p2_what_waits_for_a_blocked_loop_is_bounded(
     is refused at once, and is one line in the log."""
     monkeypatch.setattr(blocking, "MOST_QUEUED", 100)
     done: list[int] = []
+    blocked = threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        gate.wait()
 
     async def work() -> None:
         done.append(-1)
 
-    call(where)
-    soon(gate.wait)
+    soon(block)
+    assert blocked.wait(PATIENCE)
     for number in range(50):
         soon(done.append, number)
     for _ in range(100):
