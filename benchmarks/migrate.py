@@ -149,7 +149,16 @@ async def _under_load(
 
 
 async def _migrate(dsn: str) -> None:
-    command = "-m", "handstamp", "migrate-tokens", "--dsn", dsn
+    command = (
+        "-m",
+        "handstamp",
+        "migrate-tokens",
+        "--dsn",
+        dsn,
+        "--form",
+        "other",
+        "--apply",
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=sys.stderr
     )

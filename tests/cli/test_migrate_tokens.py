@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from handstamp import Client, Policy, Sessions
 from handstamp.core.credentials import Credentials
 from handstamp.engine.answers import Authenticated
 from handstamp.stores.shapes import UUID_PLAIN
+from tests.conftest import execute
 
 SECRET = "the secret of the tests of migrate-tokens: 32 bytes"
 FILL = """
@@ -27,7 +29,8 @@ FILL = """
     select gen_random_uuid(), 'in clear ' || n, now() + interval '1 day'
     from generate_series(1, $1::int) as n"""
 LEFT = "select count(*) from user_sessions where session_token not like 'sha256:%'"
-DONE = 'no token in clear is left: set at_rest="prefixed" in the TableShape\n'
+DONE = 'every row is hashed: set at_rest="prefixed" in the TableShape\n'
+APPLY = ("--form", "other", "--apply")
 
 
 @pytest.fixture
@@ -62,18 +65,44 @@ async def begun(database: asyncpg.Connection) -> None:
             await asyncio.sleep(0.001)
 
 
-def counted(number: int, table: str = "user_sessions") -> str:
-    return f"{number} rows of {table} hold a token in clear\n"
+def listed(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """The forms that were listed, and their rows."""
+    found = re.findall(r"^ +([0-9]+)  ([a-z0-9-]+): ", done.stdout, re.MULTILINE)
+    return {form: int(number) for number, form in found}
 
 
-async def test_a_dry_run_counts_and_changes_nothing(
-    uuid_dsn: str, database: asyncpg.Connection
+async def plant(database: asyncpg.Connection, *texts: str) -> None:
+    """Rows with these texts in the column of tokens."""
+    await database.executemany(
+        "insert into user_sessions (user_id, session_token, expires_at)"
+        " values (gen_random_uuid(), $1, now() + interval '1 day')",
+        [(text,) for text in texts],
+    )
+
+
+async def stored(database: asyncpg.Connection) -> set[str]:
+    rows = await database.fetch("select session_token from user_sessions")
+    return {row[0] for row in rows}
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--dry-run",), ("--form", "other")], ids=" ".join
+)
+async def test_it_lists_the_forms_and_changes_nothing(
+    uuid_dsn: str, database: asyncpg.Connection, arguments: tuple[str, ...]
 ) -> None:
-    """Status 0, and every token stands as it stood."""
+    """So it is without --apply: status 0, every token as it stood, and none is shown."""
     await database.execute(FILL, 30)
-    done = await migrate(uuid_dsn, "--dry-run")
-    assert (done.returncode, done.stdout, done.stderr) == (0, counted(30), "")
-    assert await database.fetchval(LEFT) == 30
+    await plant(database, hashlib.sha256(b"hidden").hexdigest(), "$2b$12$hidden")
+    before = await stored(database)
+    done = await migrate(uuid_dsn, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert listed(done) == {"other": 30, "hex-64": 1, "marked": 1}
+    assert "nothing was changed" in done.stdout
+    assert ("--apply would hash 30 rows" in done.stdout) == ("--form" in arguments)
+    assert "10 to 11 characters, such as xx x(5) x" in done.stdout
+    assert "hidden" not in done.stdout
+    assert await stored(database) == before
 
 
 async def test_it_hashes_everything_and_says_what_to_set(
@@ -81,13 +110,112 @@ async def test_it_hashes_everything_and_says_what_to_set(
 ) -> None:
     """The digest is the one that the shape looks for; a second run finds nothing."""
     await database.execute(FILL, 30)
-    done = await migrate(uuid_dsn, "--batch", "7")
-    assert (done.returncode, done.stdout, done.stderr) == (0, counted(30) + DONE, "")
-    found = await database.fetch("select session_token from user_sessions")
+    done = await migrate(uuid_dsn, *APPLY, "--batch", "7")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(DONE)
     digests = (hashlib.sha256(f"in clear {n}".encode()).hexdigest() for n in range(1, 31))
-    assert {row[0] for row in found} == {f"sha256:{digest}" for digest in digests}
-    again = await migrate(uuid_dsn)
-    assert (again.returncode, again.stdout) == (0, counted(0) + DONE)
+    assert await stored(database) == {f"sha256:{digest}" for digest in digests}
+    for arguments in (APPLY, (), ("--verify",), ("--apply",)):
+        again = await migrate(uuid_dsn, *arguments)
+        assert again.returncode == 0
+        assert again.stdout.endswith(DONE)
+
+
+RAW = hashlib.sha256(b"a token").digest()
+DIGESTS = {
+    "hex-64": RAW.hex(),
+    "hex-64-capitals": RAW.hex().upper(),
+    "hex-128": hashlib.sha512(b"a token").hexdigest(),
+    "hex-40": hashlib.sha1(b"a token").hexdigest(),
+    "base64-43": b64encode(RAW).decode(),
+    "base64-86": urlsafe_b64encode(hashlib.sha512(b"a token").digest()).decode(),
+    "marked": "sha512:" + RAW.hex(),
+}
+
+
+async def test_no_digest_is_hashed_before_somebody_names_its_form(
+    uuid_dsn: str, database: asyncpg.Connection
+) -> None:
+    """A digest that is hashed again is lost, and with it everybody's session."""
+    await plant(database, *DIGESTS.values(), "in clear")
+    before = await stored(database)
+    done = await migrate(uuid_dsn)
+    assert listed(done) == {**dict.fromkeys(DIGESTS, 1), "other": 1}
+    refused = await migrate(uuid_dsn, "--apply")
+    assert refused.returncode == 1
+    assert "which rows of user_sessions hold tokens?" in refused.stderr
+    assert all(form in refused.stderr for form in DIGESTS)
+    assert await stored(database) == before
+    done = await migrate(uuid_dsn, *APPLY)
+    assert done.returncode == 1
+    assert "rows of other forms are left as they were" in done.stdout
+    clear = "sha256:" + hashlib.sha256(b"in clear").hexdigest()
+    assert await stored(database) == {*DIGESTS.values(), clear}
+
+
+@pytest.mark.parametrize("form", DIGESTS)
+async def test_tokens_that_look_like_digests_are_hashed_where_somebody_says_so(
+    uuid_dsn: str, database: asyncpg.Connection, form: str
+) -> None:
+    """The named form alone: everything else stays."""
+    await plant(database, *DIGESTS.values())
+    done = await migrate(uuid_dsn, "--form", form, "--apply")
+    assert done.returncode == 1  # the others are left
+    hashed = "sha256:" + hashlib.sha256(DIGESTS[form].encode()).hexdigest()
+    assert await stored(database) == {hashed, *DIGESTS.values()} - {DIGESTS[form]}
+
+
+async def test_several_forms_may_be_named(
+    uuid_dsn: str, database: asyncpg.Connection
+) -> None:
+    """Of an application that made tokens in two ways."""
+    await plant(database, DIGESTS["base64-43"], "in clear")
+    done = await migrate(uuid_dsn, *APPLY, "--form", "base64-43")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(text.startswith("sha256:") for text in await stored(database))
+
+
+async def test_a_text_with_our_prefix_is_never_hashed(
+    uuid_dsn: str, database: asyncpg.Connection
+) -> None:
+    """It opens nothing, whatever follows the prefix; --verify tells of it."""
+    await plant(database, "sha256:" + RAW.hex().upper(), "sha256:", "sha256:$x$")
+    before = await stored(database)
+    done = await migrate(uuid_dsn, "--form", "marked", "--form", "other", "--apply")
+    assert done.returncode == 1
+    assert await stored(database) == before
+    assert (await migrate(uuid_dsn, "--verify")).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--form", "text"), "there is no form text"),
+        (("--form", "prefixed"), "are digests of handstamp's own"),
+        (("--form", "'); drop table user_sessions; --"), "there is no form"),
+        (("--apply", "--dry-run"), "--dry-run and --verify do not"),
+        (("--apply", "--verify"), "--dry-run and --verify do not"),
+        (("--shape", "uuid"), "No such option"),
+    ],
+    ids=str,
+)
+async def test_options_that_make_no_sense_are_refused(
+    uuid_dsn: str, arguments: tuple[str, ...], text: str
+) -> None:
+    """Before anything is looked at."""
+    done = await migrate(uuid_dsn, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert text in " ".join(done.stderr.replace("│", " ").split())
+
+
+async def test_a_form_that_no_row_has_changes_nothing(
+    uuid_dsn: str, database: asyncpg.Connection
+) -> None:
+    """Perhaps it was mistyped."""
+    await database.execute(FILL, 3)
+    done = await migrate(uuid_dsn, "--form", "hex-64", "--apply")
+    assert done.returncode == 1
+    assert "no row of user_sessions has this form" in done.stderr
 
 
 async def test_verify_looks_and_fails_while_a_token_is_in_clear(
@@ -96,11 +224,13 @@ async def test_verify_looks_and_fails_while_a_token_is_in_clear(
     """For CI; it changes nothing."""
     await database.execute(FILL, 1)
     done = await migrate(uuid_dsn, "--verify")
-    assert (done.returncode, done.stdout) == (1, counted(1))
+    assert done.returncode == 1
+    assert done.stdout.endswith("1 row not hashed\n")
     assert await database.fetchval(LEFT) == 1
-    await migrate(uuid_dsn)
+    await migrate(uuid_dsn, *APPLY)
     done = await migrate(uuid_dsn, "--verify")
-    assert (done.returncode, done.stdout) == (0, counted(0) + DONE)
+    assert done.returncode == 0
+    assert done.stdout.endswith(DONE)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +242,15 @@ async def test_one_that_is_killed_is_simply_started_again(
     """What it did stays done, and nothing is hashed twice."""
     await database.execute(FILL, 5000)
     process = await asyncio.create_subprocess_exec(
-        *command(uuid_dsn, "--batch", "2"), stdout=subprocess.DEVNULL
+        *command(uuid_dsn, *APPLY, "--batch", "2"), stdout=subprocess.DEVNULL
     )
     await begun(database)
     process.send_signal(how)
     assert await process.wait() == status
     left = await database.fetchval(LEFT)
     assert 0 < left < 5000
-    done = await migrate(uuid_dsn)
-    assert (done.returncode, done.stdout) == (0, counted(left) + DONE)
+    done = await migrate(uuid_dsn, *APPLY)
+    assert (done.returncode, listed(done)["other"]) == (0, left)
     expected = "sha256:" + hashlib.sha256(b"in clear 1").hexdigest()
     assert await database.fetchval(
         "select count(*) from user_sessions where session_token = $1", expected
@@ -142,7 +272,7 @@ async def test_nobody_is_signed_out_while_it_runs(
     ) as sessions:
         wrong: list[object] = []
         asked = 0
-        running = asyncio.create_task(migrate(uuid_dsn, "--batch", "500"))
+        running = asyncio.create_task(migrate(uuid_dsn, *APPLY, "--batch", "500"))
 
         async def visit(n: int) -> None:
             nonlocal asked
@@ -171,41 +301,44 @@ async def test_a_table_of_other_names(uuid_dsn: str, database: asyncpg.Connectio
         ' token text, "oddOne" text, "expiresAt" timestamp)'
     )
     await database.execute("""insert into logins (token, "oddOne") values ('a b', 'c d')""")
-    done = await migrate(uuid_dsn, "--table", "logins")
-    assert (done.returncode, done.stdout) == (0, counted(1, "logins") + DONE)
+    done = await migrate(uuid_dsn, "--table", "logins", *APPLY)
+    assert (done.returncode, listed(done)) == (0, {"other": 1})
     row = await database.fetchrow("select * from logins")
     assert row["token"] == "sha256:" + hashlib.sha256(b"a b").hexdigest()
     assert row["oddOne"] == "c d"
     await database.execute('alter table logins drop column "expiresAt"')
-    done = await migrate(uuid_dsn, "--table", "logins", "--token", "oddOne", "--id", "id")
-    assert (done.returncode, done.stdout) == (0, counted(1, "logins") + DONE)
+    named = ("--table", "logins", "--token", "oddOne", "--id", "id")
+    done = await migrate(uuid_dsn, *named, *APPLY)
+    assert (done.returncode, listed(done)) == (0, {"other": 1})
     row = await database.fetchrow("select * from logins")
     assert row["oddOne"] == "sha256:" + hashlib.sha256(b"c d").hexdigest()
-
-
-async def test_what_looks_like_digests_is_not_hashed_again(
-    uuid_dsn: str, database: asyncpg.Connection
-) -> None:
-    """For that would sign everybody out; unless somebody says that they are tokens."""
-    await database.execute(FILL, 5)
-    await database.execute(
-        "update user_sessions"
-        " set session_token = encode(sha256(session_token::bytea), 'hex')"
-    )
-    done = await migrate(uuid_dsn)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "seems to hold SHA-256 digests already" in done.stderr
-    assert await database.fetchval(LEFT) == 5
-    done = await migrate(uuid_dsn, "--shape", "uuid")
-    assert (done.returncode, done.stdout) == (0, counted(5) + DONE)
 
 
 async def test_an_empty_table_of_digests_is_left_as_it_is(dsn: str) -> None:
     """It needs no longer column, for nothing in it will be hashed."""
     done = await migrate(dsn)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "there is nothing to hash" in done.stderr
-    assert "alter" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("there is nothing to hash\n")
+
+
+async def test_a_column_of_digests_cannot_be_hashed(
+    dsn: str, database: asyncpg.Connection
+) -> None:
+    """The documented digests: no option hashes them in passing, and the column is too
+    short for what would become of them."""
+    await execute(
+        dsn,
+        "alter table user_sessions drop constraint user_sessions_user_id_fkey;"
+        " insert into user_sessions (id, user_id, session_token_hash, refresh_token_hash,"
+        " ip_address, user_agent_hash, expires_at, refresh_expires_at) values ('a', 'u',"
+        " encode(sha256('a'), 'hex'), encode(sha256('b'), 'hex'), '192.0.2.1', 'x',"
+        " now() + interval '1 day', now() + interval '2 days')",
+    )
+    assert listed(await migrate(dsn)) == {"hex-64": 1}
+    assert (await migrate(dsn, "--apply")).returncode == 1
+    done = await migrate(dsn, "--form", "hex-64", "--apply")
+    assert done.returncode == 1
+    assert "takes 64 characters and a digest needs 71" in done.stderr
 
 
 async def test_where_the_table_has_another_name_it_asks_for_it(empty_dsn: str) -> None:
@@ -224,9 +357,9 @@ async def test_a_digest_that_stands_twice_is_told(
         " user_id, 'sha256:' || encode(sha256('in clear 3'), 'hex'), now()"
         " from user_sessions limit 1"
     )
-    done = await migrate(uuid_dsn)
+    done = await migrate(uuid_dsn, *APPLY)
     assert done.returncode == 1
-    assert "1 rows still hold a token in clear" in done.stdout
+    assert "1 row could not be hashed" in done.stdout
     assert "in clear 3" not in done.stdout + done.stderr
 
 
@@ -242,10 +375,10 @@ async def test_what_cannot_be_done_is_one_line(
         ("", (), 2, "which database?"),
         (uuid_dsn, ("--table", "nowhere"), 1, "there is no table nowhere"),
         (uuid_dsn, ("--token", "nothing"), 1, "no column nothing"),
-        (uuid_dsn, (), 1, 'alter column "session_token" type varchar\\(255\\);'),
+        (uuid_dsn, APPLY, 1, 'alter column "session_token" type varchar\\(255\\);'),
     ):
         done = await migrate(dsn, *arguments)
-        assert (done.returncode, done.stdout) == (status, "")
+        assert (done.returncode, bool(done.stdout)) == (status, arguments is APPLY)
         assert re.search(text, done.stderr)
         assert done.stderr.count("\n") == 1
         assert "hidden" not in done.stderr
@@ -256,7 +389,7 @@ async def test_a_connection_that_is_lost_is_one_line(
 ) -> None:
     """And the next run goes on."""
     await database.execute(FILL, 5000)
-    running = asyncio.create_task(migrate(uuid_dsn, "--batch", "2"))
+    running = asyncio.create_task(migrate(uuid_dsn, *APPLY, "--batch", "2"))
     end = (
         "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname ="
         " current_database() and pid <> pg_backend_pid()"
@@ -267,4 +400,4 @@ async def test_a_connection_that_is_lost_is_one_line(
     done = await running
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "start it again to go on" in done.stderr
-    assert (await migrate(uuid_dsn)).returncode == 0
+    assert (await migrate(uuid_dsn, *APPLY)).returncode == 0

@@ -44,7 +44,7 @@ async def table_of(database: asyncpg.Connection, shape: TableShape) -> Table:
 async def hashing_of(
     database: asyncpg.Connection, shape: TableShape = UUID_PLAIN
 ) -> Hashing:
-    return Hashing(shape, await table_of(database, shape))
+    return Hashing(shape, await table_of(database, shape), ["other"])
 
 
 def digest_of(token: str) -> str:

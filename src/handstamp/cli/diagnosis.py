@@ -21,15 +21,15 @@ from handstamp.stores.doctor.findings import Finding, Level
 from handstamp.stores.doctor.needs import Need, samples, sequence_of, wanted
 from handstamp.stores.doctor.proposing import (
     Proposal,
-    Rows,
     choose_token,
     propose,
 )
 from handstamp.stores.doctor.triggering import listen_for, trigger_findings
 from handstamp.stores.fitting import Fitted, fit
 from handstamp.stores.notify_trigger import triggers_of
-from handstamp.stores.shapes import TableShape, quoted
+from handstamp.stores.shapes import AtRest, TableShape, quoted
 from handstamp.stores.statements import Statements
+from handstamp.stores.token_forms import Rows
 
 if TYPE_CHECKING:
     from handstamp.cli.connecting import Connection
@@ -68,9 +68,14 @@ class Diagnosis:
 
 
 async def diagnose(
-    connection: Connection, listening: Connection, name: str, preset: str | None
+    connection: Connection,
+    listening: Connection,
+    name: str,
+    preset: str | None,
+    at_rest: AtRest | None = None,
 ) -> Diagnosis:
-    """Look at everything. ``listening`` is where the bus would listen.
+    """Look at everything. ``listening`` is where the bus would listen, ``at_rest`` what
+    somebody says of the tokens.
 
     Raises :class:`ConfigError` where there is no such table.
     """
@@ -82,7 +87,7 @@ async def diagnose(
     rows = await _count(connection, name, choose_token(table, preset))
     proposal: Proposal | None = None
     try:
-        proposal, users = await _propose(connection, name, table, rows, preset)
+        proposal, users = await _propose(connection, name, table, rows, preset, at_rest)
         found, covered = await _look(connection, proposal, table, users, rows)
     except ConfigError as error:
         found, covered = [_danger(error)], False
@@ -101,18 +106,24 @@ def _offer(proposal: Proposal) -> Offer:
     return Offer(
         preset=preset,
         title=f"Proposed shape, nearest to {preset}",
-        python=as_python(proposal.shape),
+        python=as_python(proposal.shape, decided=proposal.decided),
         capabilities=capabilities(proposal.shape),
     )
 
 
 async def _propose(
-    connection: Connection, name: str, table: Table, rows: Rows | None, preset: str | None
+    connection: Connection,
+    name: str,
+    table: Table,
+    rows: Rows | None,
+    preset: str | None,
+    at_rest: AtRest | None,
 ) -> tuple[Proposal, Users | None]:
-    first = propose(name, table, rows=rows, preset=preset)
+    given = {"rows": rows, "preset": preset, "at_rest": at_rest}
+    first = propose(name, table, **given)  # type: ignore[arg-type]
     default = "users" if first.preset == "ulid" else None
     users = await examining.read_users(connection, name, first.shape.user_id, default)
-    return propose(name, table, users=users, rows=rows, preset=preset), users
+    return propose(name, table, users=users, **given), users  # type: ignore[arg-type]
 
 
 async def _look(
@@ -124,7 +135,8 @@ async def _look(
 ) -> tuple[list[Finding], bool]:
     """What there is to say of the table; and whether every writer of it is heard."""
     shape = proposal.shape
-    found = [*differences(shape, proposal.preset), *proposal.doubts]
+    told = differences(shape, proposal.preset, decided=proposal.decided)
+    found = [*told, *proposal.doubts]
     found += tokens_remarks(proposal, rows)
     dangers = [_danger(error) for error in refusals(shape, table, columns_of(shape))]
     try:

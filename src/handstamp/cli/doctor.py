@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from handstamp.stores.database import FAULTS
 from handstamp.stores.doctor.examining import candidates
 from handstamp.stores.doctor.findings import Finding, Level
 from handstamp.stores.doctor.proposing import PRESETS
-from handstamp.stores.shapes import TableShape
+from handstamp.stores.shapes import AtRest, TableShape
 
 if TYPE_CHECKING:
     from handstamp.cli.connecting import Connection
@@ -57,6 +57,10 @@ def doctor(
         str | None,
         typer.Option(metavar="URL", help="Where the bus listens, if --dsn is a pooler."),
     ] = None,
+    at_rest: Annotated[
+        str | None,
+        typer.Option(help="How tokens are stored, if you know: digest, prefixed or plain."),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Warnings fail, too; for CI.")
     ] = False,
@@ -72,7 +76,11 @@ def doctor(
     shapes = (*PRESETS, _SUPABASE)
     if shape is not None and shape not in shapes:
         raise typer.BadParameter(f"there is only: {', '.join(shapes)}")
-    found = asyncio.run(_look(dsn, listen_dsn or dsn, table, shape))
+    if at_rest is not None and at_rest not in get_args(AtRest):
+        raise typer.BadParameter(f"there is only: {', '.join(get_args(AtRest))}")
+    found = asyncio.run(
+        _look(dsn, listen_dsn or dsn, table, shape, cast("AtRest | None", at_rest))
+    )
     failed = found.worst() is Level.DANGER or (strict and found.worst() is Level.WARNING)
     if as_json:
         typer.echo(json.dumps(_as_dict(found, status=int(failed)), ensure_ascii=False))
@@ -82,7 +90,11 @@ def doctor(
 
 
 async def _look(
-    dsn: str, listen_dsn: str, table: str | None, preset: str | None
+    dsn: str,
+    listen_dsn: str,
+    table: str | None,
+    preset: str | None,
+    at_rest: AtRest | None,
 ) -> Diagnosis:
     async with connected(dsn) as connection, connected(listen_dsn) as listening:
         try:
@@ -91,7 +103,7 @@ async def _look(
             if preset == _SUPABASE or (preset is None and name.lower() == _AUTH):
                 schema = _schema_of(name)
                 return await diagnose_supabase(connection, listening, schema)
-            return await diagnose(connection, listening, name, preset)
+            return await diagnose(connection, listening, name, preset, at_rest)
         except ConfigError as error:
             raise complain(f"could not look: {error}", status=2) from None
         except FAULTS as error:

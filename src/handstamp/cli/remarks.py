@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from handstamp.stores.doctor.examining import Facts
 from handstamp.stores.doctor.findings import Finding, Level
-from handstamp.stores.doctor.proposing import PRESETS, Proposal, Rows
+from handstamp.stores.doctor.proposing import PRESETS, Proposal
+from handstamp.stores.token_forms import SHA256, Rows
 
 _TOLERANCE = timedelta(seconds=1)
 _FAR = timedelta(minutes=1)
@@ -20,19 +21,27 @@ def tokens_remarks(proposal: Proposal, rows: Rows | None) -> Iterator[Finding]:
         text = "the rows were not counted: no right to read them, or no answer in time"
         yield Finding(Level.NOTICE, "tokens", text)
         return
+    if not proposal.decided:
+        return  # that is said with the proposal
     about = "about " if rows.about else ""
     if shape.at_rest == "digest":
-        if rows.other:
+        others = {name: n for name, n in rows.forms.items() if name != SHA256}
+        if others:
             text = (
-                f"{about}{rows.other} rows hold something other than a SHA-256 digest in"
-                f" hex in {shape.token}: nobody can sign in with them, and if they are"
-                " tokens in clear, whoever reads the table has them"
+                f"{about}{sum(others.values())} rows of {shape.token} hold something other"
+                f" than a SHA-256 digest in small digits of hex ({Rows(forms=others)}):"
+                " nobody can sign in with them, and if they are tokens in clear, whoever"
+                " reads the table has them"
             )
             yield Finding(Level.WARNING, "tokens", text)
-    elif rows.in_clear:
-        text = f"{about}{rows.in_clear} rows still hold a token in clear: whoever reads"
-        options = f"--table {shape.table} --token {shape.token} --id {shape.id}"
-        text += f" the table has them. Run handstamp migrate-tokens {options}"
+    elif rows.unhashed:
+        honoured = "tokens in clear" if shape.at_rest == "plain" else "not honoured"
+        text = (
+            f"{about}{rows.unhashed} rows of {shape.token} are not hashed by handstamp"
+            f" ({rows}; {honoured}): whoever reads the table has the tokens that stand"
+            f" there. Run handstamp migrate-tokens --table {shape.table}"
+            f" --token {shape.token} --id {shape.id}"
+        )
         yield Finding(Level.WARNING, "tokens", text)
     elif shape.at_rest == "prefixed" and PRESETS[proposal.preset].at_rest == "plain":
         text = 'no row holds a token in clear any more: say at_rest="prefixed"'

@@ -4,13 +4,15 @@ Rule 1. A row is found by either form of its token, so replacing one signs nobod
 Rule 2. A batch is one short transaction over rows in id order. It waits for nobody:
 locked rows are skipped, and come in the next pass.
 Rule 3. What is hashed is left alone, so a run that was killed is simply started again.
-Rule 4. Tokens never leave the database.
+Rule 4. Only texts of the forms that somebody named are hashed: a digest that is hashed
+again is lost, and with it everybody's session.
+Rule 5. Tokens never leave the database.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Table
 from handstamp.stores.lanes import Connection
 from handstamp.stores.shapes import PREFIX, TableShape, quoted
+from handstamp.stores.token_forms import form_of, is_form
 
 _DIGEST = 64
 PAUSE = 0.1
@@ -34,21 +37,22 @@ class Batch:
 
 
 class Hashing:
-    """The statements for one table.
+    """The statements for one table, and for texts of the forms that hold tokens in it.
 
     Raises :class:`ConfigError` for a table that cannot hold digests.
     """
 
-    def __init__(self, shape: TableShape, table: Table) -> None:
+    def __init__(self, shape: TableShape, table: Table, forms: Collection[str]) -> None:
         _check(shape, table)
+        self._clear = _clear(shape, forms)
         name, id = quoted(shape.table), quoted(shape.id)
-        self._count = f"select count(*) from {name} s where {_clear(shape)}"  # noqa: S608
-        self._first = _statement(shape, table, "true", size="$1")
+        self._count = f"select count(*) from {name} s where {self._clear}"  # noqa: S608
+        self._first = self._statement(shape, table, "true", size="$1")
         beyond = f"s.{id} > $1::text::{_cast(table, shape.id)}"
-        self._next = _statement(shape, table, beyond, size="$2")
+        self._next = self._statement(shape, table, beyond, size="$2")
 
     async def count(self, connection: Connection) -> int:
-        """Rows that hold a token in clear."""
+        """Rows that hold a token in clear: a text of one of the forms."""
         return int(await connection.fetchval(self._count))
 
     async def run(self, connection: Connection, *, size: int) -> AsyncIterator[Batch]:
@@ -78,28 +82,33 @@ class Hashing:
                 return await connection.fetchrow(self._first, size)
             return await connection.fetchrow(self._next, last, size)
 
+    def _statement(self, shape: TableShape, table: Table, where: str, *, size: str) -> str:
+        """One batch. The digest is made of the row as it is when it is written, and only
+        if it is still in clear then: whatever was hashed meanwhile is not hashed again."""
+        name, id, token = map(quoted, (shape.table, shape.id, shape.token))
+        digest = f"'{PREFIX}' || encode(sha256(convert_to(s.{token}::text, 'UTF8')), 'hex')"
+        return (
+            f"with batch as (select s.{id} as id from {name} s"  # noqa: S608
+            f" where {where} and {self._clear}"
+            f" order by s.{id} limit {size} for update skip locked),"
+            f" done as (update {name} s set {token} = {digest} from batch"
+            f" where s.{id} = batch.id and {self._clear}"
+            f" and not exists (select from {name} o"
+            f" where o.{token} = ({digest})::{_cast(table, shape.token)})"
+            f" returning 1)"
+            " select (select count(*) from batch) as seen,"
+            " (select count(*) from done) as hashed,"
+            " (select id::text from batch order by id desc limit 1) as last"
+        )
 
-def _clear(shape: TableShape) -> str:
-    return f"not starts_with(s.{quoted(shape.token)}::text collate \"C\", '{PREFIX}')"
 
-
-def _statement(shape: TableShape, table: Table, where: str, *, size: str) -> str:
-    """One batch. The digest is made of the row as it is when it is written, and only
-    if it is still in clear then: whatever was hashed meanwhile is not hashed again."""
-    name, id, token = map(quoted, (shape.table, shape.id, shape.token))
-    digest = f"'{PREFIX}' || encode(sha256(convert_to(s.{token}::text, 'UTF8')), 'hex')"
-    return (
-        f"with batch as (select s.{id} as id from {name} s"  # noqa: S608
-        f" where {where} and {_clear(shape)}"
-        f" order by s.{id} limit {size} for update skip locked),"
-        f" done as (update {name} s set {token} = {digest} from batch"
-        f" where s.{id} = batch.id and {_clear(shape)} and not exists (select from {name} o"
-        f" where o.{token} = ({digest})::{_cast(table, shape.token)})"
-        f" returning 1)"
-        " select (select count(*) from batch) as seen,"
-        " (select count(*) from done) as hashed,"
-        " (select id::text from batch order by id desc limit 1) as last"
-    )
+def _clear(shape: TableShape, forms: Collection[str]) -> str:
+    """Whether a row's text has one of the forms. What begins like a digest of ours is none,
+    whatever follows: such a text opens nothing."""
+    text = f"s.{quoted(shape.token)}"
+    named = ", ".join(f"'{form}'" for form in sorted(forms) if is_form(form)) or "null"
+    begins = f"starts_with({text}::text collate \"C\", '{PREFIX}')"
+    return f"not {begins} and {form_of(text)} in ({named})"
 
 
 def _cast(table: Table, column: str) -> str:
@@ -107,10 +116,15 @@ def _cast(table: Table, column: str) -> str:
     return "text" if type == "varchar" else type
 
 
-def _check(shape: TableShape, table: Table) -> None:
+def check_columns(shape: TableShape, table: Table) -> None:
+    """Raise :class:`ConfigError` for a table without the columns of ids and tokens."""
     for field in ("id", "token"):
         if getattr(shape, field) not in table.columns:
             raise ConfigError(f"{shape.table} has no column {getattr(shape, field)}")
+
+
+def _check(shape: TableShape, table: Table) -> None:
+    check_columns(shape, table)
     key, holder = shape.id, shape.token
     if key == holder:
         raise ConfigError(

@@ -11,8 +11,9 @@ from handstamp.stores.catalog import Column, Table
 from handstamp.stores.doctor.comparing import as_python, differences
 from handstamp.stores.doctor.doubting import Users
 from handstamp.stores.doctor.findings import Level
-from handstamp.stores.doctor.proposing import Proposal, Rows, nearest, propose
-from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, TableShape, UsersTable
+from handstamp.stores.doctor.proposing import Proposal, nearest, propose
+from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, AtRest, TableShape, UsersTable
+from handstamp.stores.token_forms import Rows
 
 
 def a_table(columns: str, *, name: str = "t") -> Table:
@@ -53,7 +54,13 @@ PLAIN = (
 
 
 def proposed(columns: str, **given: object) -> Proposal:
-    return propose("t", a_table(columns), **given)
+    return propose("t", a_table(columns), **{"rows": Rows(), **given})
+
+
+def rows(about: bool = False, **forms: int) -> Rows:
+    """Rows by their forms, with an underscore for a hyphen."""
+    named = {name.replace("_", "-"): number for name, number in forms.items()}
+    return Rows(forms=named, about=about)
 
 
 def run(python: str) -> TableShape:
@@ -64,7 +71,7 @@ def run(python: str) -> TableShape:
 
 
 def test_a_table_like_better_auth_s() -> None:
-    """Capitals in the names, naive timestamps and tokens in clear."""
+    """Capitals in the names, naive timestamps, and no row that could be a token."""
     shape = proposed(BETTER_AUTH).shape
     assert (shape.id, shape.user_id, shape.token) == ("id", "userId", "token")
     assert (shape.expires_at, shape.created_at) == ("expiresAt", "createdAt")
@@ -74,7 +81,7 @@ def test_a_table_like_better_auth_s() -> None:
         None,
         None,
     )
-    assert (shape.at_rest, shape.users, shape.rotates) == ("plain", None, False)
+    assert (shape.at_rest, shape.users, shape.rotates) == ("prefixed", None, False)
 
 
 def test_a_table_like_authie_s() -> None:
@@ -93,8 +100,7 @@ def test_a_table_like_authie_s() -> None:
 
 def test_a_table_whose_id_is_the_token() -> None:
     """As Lucia has it: one column is both, and digests are supposed in it."""
-    rows = Rows(hex=7)
-    proposal = propose("t", a_table(LUCIA), rows=rows)
+    proposal = propose("t", a_table(LUCIA), rows=rows(hex_64=7))
     assert (proposal.shape.id, proposal.shape.token) == ("id", "id")
     assert proposal.shape.at_rest == "digest"
     assert any("at_rest" in doubt.text for doubt in proposal.doubts)
@@ -103,36 +109,89 @@ def test_a_table_whose_id_is_the_token() -> None:
 def test_a_table_whose_id_is_a_token_in_clear() -> None:
     """No shape is proposed that would show tokens as ids; without rows nothing is lost."""
     with pytest.raises(ConfigError, match="could sign in with it"):
-        proposed(LUCIA, rows=Rows(other=1))
+        proposed(LUCIA, rows=rows(other=1))
     assert proposed(LUCIA).shape.at_rest == "prefixed"
 
 
 @pytest.mark.parametrize(
-    ("rows", "at_rest"),
+    ("found", "at_rest"),
     [
-        (Rows(), "plain"),
-        (Rows(other=1), "plain"),
-        (Rows(hex=9, other=1), "plain"),
-        (Rows(prefixed=4, other=1), "plain"),
-        (Rows(prefixed=5), "prefixed"),
-        (Rows(prefixed=5, about=True), "plain"),
-        (Rows(hex=9), "digest"),
+        (rows(), "prefixed"),
+        (rows(other=1), "plain"),
+        (rows(prefixed=4, other=1), "plain"),
+        (rows(prefixed=5), "prefixed"),
+        (rows(prefixed=5, about=True), "plain"),
     ],
-    ids=repr,
+    ids=str,
 )
-def test_what_the_rows_look_like_decides(rows: Rows, at_rest: str) -> None:
-    """In doubt they are digests; a sample is no proof that no token is in clear."""
-    assert proposed(BETTER_AUTH, rows=rows).shape.at_rest == at_rest
+def test_what_the_rows_look_like_decides(found: Rows, at_rest: str) -> None:
+    """Where none of them could be a digest; a sample is no proof that no token is in
+    clear."""
+    proposal = proposed(BETTER_AUTH, rows=found)
+    assert (proposal.shape.at_rest, proposal.decided) == (at_rest, True)
+    assert proposal.doubts == ()
+
+
+AMBIGUOUS = [
+    rows(hex_64=9),
+    rows(hex_64=9, other=1),
+    rows(hex_64=1, prefixed=100),
+    rows(hex_64_capitals=9),
+    rows(hex_32=9),
+    rows(hex_128=9, other=100_000),
+    rows(base64_43=9),
+    rows(base32_52=1, prefixed=9),
+    rows(marked=1, other=100),
+    rows(base64_86=7, about=True),
+    None,
+]
+
+
+@pytest.mark.parametrize("found", AMBIGUOUS, ids=str)
+@pytest.mark.parametrize("columns", [BETTER_AUTH, PLAIN])
+def test_what_could_be_a_digest_is_for_somebody_to_say(
+    found: Rows | None, columns: str
+) -> None:
+    """With digests taken for tokens, whoever reads the table could sign in: one such row
+    among many is enough, and so is a table that nobody could count. The Python to paste
+    raises until somebody says it, also for the documented table."""
+    proposal = propose("user_sessions", a_table(columns), rows=found)
+    assert not proposal.decided
+    assert proposal.shape.at_rest != "plain"
+    (doubt,) = proposal.doubts
+    assert (doubt.level, doubt.about) == (Level.WARNING, "tokens")
+    python = as_python(proposal.shape, decided=False)
+    assert "at_rest=...," in python or "at_rest=...)" in python
+    with pytest.raises(ConfigError, match="at_rest must be"):
+        run(python)
+    told = differences(proposal.shape, proposal.preset, decided=False)
+    assert "at_rest" not in {finding.about for finding in told}
+
+
+@pytest.mark.parametrize("said", ["digest", "prefixed", "plain"])
+@pytest.mark.parametrize("found", AMBIGUOUS, ids=str)
+def test_what_somebody_says_is_taken(said: AtRest, found: Rows | None) -> None:
+    """Whatever it looks like."""
+    proposal = proposed(BETTER_AUTH, rows=found, at_rest=said)
+    assert (proposal.shape.at_rest, proposal.decided, proposal.doubts) == (said, True, ())
+
+
+def test_the_guess_signs_nobody_in() -> None:
+    """SHA-256 in hex is looked up as it is; anything else is left to be over."""
+    for found, guess in ((rows(hex_64=9), "digest"), (rows(base64_43=9), "prefixed")):
+        assert proposed(BETTER_AUTH, rows=found).shape.at_rest == guess
+    narrow = BETTER_AUTH.replace("token text!", "token varchar:64!")
+    assert proposed(narrow, rows=rows(base64_43=9)).shape.at_rest == "digest"
 
 
 def test_a_column_that_says_digest_holds_digests() -> None:
     """Whatever else its rows hold: nobody can sign in with what is in the table."""
-    assert proposed(AUTHIE, rows=Rows(other=5)).shape.at_rest == "digest"
+    assert proposed(AUTHIE, rows=rows(other=5)).shape.at_rest == "digest"
 
 
 def test_the_preset_itself_is_found() -> None:
     """The documented table is proposed as the preset, by name."""
-    proposal = propose("user_sessions", a_table(PLAIN))
+    proposal = propose("user_sessions", a_table(PLAIN), rows=Rows())
     assert proposal.shape == UUID_PLAIN
     assert as_python(proposal.shape).endswith("shape = UUID_PLAIN\n")
     assert differences(proposal.shape, proposal.preset) == []

@@ -55,32 +55,37 @@ _CAPABILITIES: Mapping[str, str] = {
 }
 
 
-def as_python(shape: TableShape) -> str:
-    """``shape`` as Python that makes it, imports and all."""
+def as_python(shape: TableShape, *, decided: bool = True) -> str:
+    """``shape`` as Python that makes it, imports and all.
+
+    Where it is not decided how tokens are stored, the Python raises until somebody says so.
+    """
     preset = next((n for key, n in NAMES.items() if PRESETS[key] == shape), None)
-    if preset is not None:
+    if preset is not None and decided:
         return f"from handstamp import {preset}\n\nshape = {preset}\n"
+    open_question: dict[str, object] = {} if decided else {"at_rest": ...}
+    remark = "" if decided else '# at_rest= is for you to say: see "tokens" below.\n'
     for key, name in NAMES.items():
-        changed = _changed(shape, PRESETS[key])
+        changed = _changed(shape, PRESETS[key]) | open_question
         if len(changed) <= 2 and "users" not in changed:
             given = ", ".join(f"{k}={_literal(v)}" for k, v in changed.items())
             return (
                 "from dataclasses import replace\n\n"
                 f"from handstamp import {name}\n\n"
-                f"shape = replace({name}, {given})\n"
+                f"{remark}shape = replace({name}, {given})\n"
             )
     default = TableShape()
     names = ["TableShape"] + ([] if shape.users is None else ["UsersTable"])
     if shape.users == default.users:
         names = ["TableShape"]
     lines = [
-        f"    {field.name}={_literal(value)},"
+        f"    {field.name}={_literal(open_question.get(field.name, value))},"
         for field in fields(shape)
         if (value := getattr(shape, field.name)) != getattr(default, field.name)
-        or field.name in ("table", *NEEDED)
+        or field.name in ("table", *NEEDED, *open_question)
     ]
     head = f"from handstamp import {', '.join(names)}"
-    return "\n".join([head, "", "shape = TableShape(", *lines, ")", ""])
+    return "\n".join([head, "", f"{remark}shape = TableShape(", *lines, ")", ""])
 
 
 def _changed(shape: TableShape, preset: TableShape) -> dict[str, object]:
@@ -91,6 +96,8 @@ def _changed(shape: TableShape, preset: TableShape) -> dict[str, object]:
 
 
 def _literal(value: object) -> str:
+    if value is ...:
+        return "..."
     if not isinstance(value, UsersTable):
         return "None" if value is None else f'"{value}"'
     default = UsersTable()
@@ -102,8 +109,9 @@ def _literal(value: object) -> str:
     return f"UsersTable({given})"
 
 
-def differences(shape: TableShape, preset: str) -> list[Finding]:
-    """How ``shape`` differs from the preset, in words."""
+def differences(shape: TableShape, preset: str, *, decided: bool = True) -> list[Finding]:
+    """How ``shape`` differs from the preset, in words; without ``at_rest`` where that is
+    not decided."""
     other = PRESETS[preset]
     ours, theirs = columns_of(shape), columns_of(other)
     found = [Finding(Level.NOTICE, f, _WITHOUT[f]) for f in theirs if f not in ours]
@@ -113,7 +121,7 @@ def differences(shape: TableShape, preset: str) -> list[Finding]:
         for f in ours
         if ours[f] != theirs.get(f)
     ]
-    if shape.at_rest != other.at_rest:
+    if decided and shape.at_rest != other.at_rest:
         found.append(Finding(Level.OK, "at_rest", _AT_REST[shape.at_rest]))
     if shape.new_id != other.new_id:
         found.append(Finding(Level.OK, "new_id", _NEW_ID[shape.new_id]))

@@ -14,10 +14,10 @@ from handstamp.stores.catalog import read_table
 from handstamp.stores.channel import CHANNEL
 from handstamp.stores.doctor.doubting import Users
 from handstamp.stores.doctor.needs import Index
-from handstamp.stores.doctor.proposing import Rows
 from handstamp.stores.lanes import Connection
 from handstamp.stores.listening import SPEAK
-from handstamp.stores.shapes import PREFIX, quoted
+from handstamp.stores.shapes import quoted
+from handstamp.stores.token_forms import Rows, read_forms
 
 BIG = 1_000_000
 """Rows from which on a sample is counted, and the rest estimated."""
@@ -140,17 +140,9 @@ async def count_rows(connection: Connection, table: str, token: str) -> Rows:
     size = int(await connection.fetchval(_SIZE, quoted(table)))
     percent = 100.0 if size < BIG else 100.0 * BIG / 10 / size
     sample = "" if size < BIG else f" tablesample system ({percent:.6f})"
-    text = f'{quoted(token)}::text collate "C"'
-    prefixed = f"starts_with({text}, '{PREFIX}')"
-    hexadecimal = f"{text} ~ '^[0-9a-f]{{64}}$'"
-    rows = await connection.fetch(
-        f"select count(*) filter (where {prefixed}) as prefixed,"  # noqa: S608
-        f" count(*) filter (where {hexadecimal}) as hex,"
-        f" count(*) filter (where not {prefixed} and not {hexadecimal}) as other"
-        f" from {quoted(table)}{sample}"
-    )
-    counts = {name: round(n * 100 / percent) for name, n in rows[0].items()}
-    return Rows(**counts, about=bool(sample))
+    forms = await read_forms(connection, table, token, sample)
+    counts = {form.name: round(form.rows * 100 / percent) for form in forms}
+    return Rows(forms=counts, about=bool(sample))
 
 
 async def missing_privileges(

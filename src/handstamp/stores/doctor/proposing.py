@@ -2,8 +2,9 @@
 
 Rule 1. Names decide, and types must allow it. Where the column of tokens is called as in
 the nearest preset, the preset's other names go first.
-Rule 2. Whether a column holds tokens or digests is said by its name; by what its rows
-look like; and in doubt it is digests, for the wrong guess then signs nobody in.
+Rule 2. Whether a column holds tokens or digests is said by whoever asks; by its name; or by
+its rows, where none of them could be a digest. Everything else is not decided here: with
+digests taken for tokens, whoever reads the table could sign in.
 Rule 3. Nothing is guessed in silence: each doubt is a finding.
 """
 
@@ -33,6 +34,7 @@ from handstamp.stores.shapes import (
     TableShape,
     UsersTable,
 )
+from handstamp.stores.token_forms import SHA256, Rows
 
 PRESETS: Mapping[str, TableShape] = {"ulid": ULID_HASHED, "uuid": UUID_PLAIN}
 NEEDED = ("id", "user_id", "token", "expires_at")
@@ -41,28 +43,17 @@ _DIGEST = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """What the rows' tokens look like: how many begin with ``sha256:``, are 64 digits of
-    hex, or are something else. ``about`` says that these are estimates."""
-
-    prefixed: int = 0
-    hex: int = 0
-    other: int = 0
-    about: bool = False
-
-    @property
-    def in_clear(self) -> int:
-        """Rows without the prefix."""
-        return self.hex + self.other
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A shape for a table, the preset it is nearest to, and the doubts about it."""
+    """A shape for a table, the preset it is nearest to, and the doubts about it.
+
+    ``decided`` is False where only somebody who knows the application can say how tokens
+    are stored: ``shape.at_rest`` is then the guess that signs nobody in.
+    """
 
     shape: TableShape
     preset: str
     doubts: tuple[Finding, ...]
+    decided: bool
 
 
 def nearest(table: Table) -> str:
@@ -81,11 +72,13 @@ def propose(
     users: Users | None = None,
     rows: Rows | None = None,
     preset: str | None = None,
+    at_rest: AtRest | None = None,
 ) -> Proposal:
     """The shape of the table that is called ``name``.
 
-    ``rows`` are what :func:`choose_token` 's column holds. ``preset`` insists on one to
-    start from. Raises :class:`ConfigError` where a column that is needed cannot be found.
+    ``rows`` are what :func:`choose_token` 's column holds, None where nobody counted them.
+    ``preset`` insists on one to start from, ``at_rest`` says how tokens are stored. Raises
+    :class:`ConfigError` where a column that is needed cannot be found.
     """
     preset = preset or nearest(table)
     chosen = _choose(table, PRESETS[preset])
@@ -93,20 +86,21 @@ def propose(
     if lacks:
         raise ConfigError(_not_found(name, table, lacks, set(chosen.values())))
     token = table.columns[chosen["token"]]
-    rows = rows or Rows()
-    at_rest, doubt = _at_rest(token, rows, PRESETS[preset])
-    if rows == Rows() and chosen["id"] == chosen["token"] and at_rest == "plain":
-        at_rest = "prefixed"  # no id may be a token, and nothing is lost
+    documented = set(columns_of(PRESETS[preset]).values()) <= set(table.columns)
+    own = chosen["id"] == chosen["token"]
+    is_plain = documented and PRESETS[preset].at_rest == "plain" and not own
+    said = at_rest or _by_name(token, rows)
+    guess, doubt = _by_rows(token, rows, is_plain) if said is None else (said, ())
     missing: dict[str, str | None] = dict.fromkeys(set(FIELDS) - set(chosen))
     shape = TableShape(
         table=name,
         **missing | chosen,  # type: ignore[arg-type]
-        at_rest=at_rest,
+        at_rest=guess,
         new_id=_new_id(table.columns[chosen["id"]]),
         users=_users(users),
     )
     doubts = [*doubt, *doubts_about(shape, table, users)]
-    return Proposal(shape=shape, preset=preset, doubts=tuple(doubts))
+    return Proposal(shape=shape, preset=preset, doubts=tuple(doubts), decided=not doubt)
 
 
 def choose_token(table: Table, preset: str | None = None) -> str | None:
@@ -169,27 +163,49 @@ def _not_found(name: str, table: Table, fields: list[str], taken: set[str]) -> s
     return " ".join([f"{problem}: write TableShape({asked}) yourself.", *guesses])
 
 
-def _at_rest(
-    token: Column, rows: Rows, preset: TableShape
+def _by_name(token: Column, rows: Rows | None) -> AtRest | None:
+    if not says_digest(token.name):
+        return None
+    return "prefixed" if rows is not None and _only_ours(rows) else "digest"
+
+
+def _only_ours(rows: Rows) -> bool:
+    """A sample is no proof of it."""
+    return bool(rows.ours) and not rows.unhashed and not rows.about
+
+
+def _by_rows(
+    token: Column, rows: Rows | None, is_plain: bool
 ) -> tuple[AtRest, tuple[Finding, ...]]:
-    only_prefixed = rows.prefixed and not rows.in_clear and not rows.about
-    if says_digest(token.name):
-        return ("prefixed" if only_prefixed else "digest"), ()
-    if only_prefixed:
-        return "prefixed", ()
-    is_preset = preset.at_rest == "plain" and token.name == columns_of(preset)["token"]
+    """What the rows say, and the doubt where they do not; ``is_plain`` says that this is
+    the documented table with tokens in clear."""
     room = token.length is None or token.length >= _DIGEST + len(PREFIX)
-    if rows.other or rows.prefixed or is_preset or not (rows.hex or not room):
-        return "plain", ()
-    doubt = Finding(
+    safe: AtRest = "prefixed" if room else "digest"
+    if rows is None:
+        return safe, (_doubt(token.name, "the rows were not counted"),)
+    if rows.ambiguous:
+        if set(rows.forms) <= {SHA256}:
+            safe = "digest"
+        about = "about " if rows.about else ""
+        found = Rows(forms=rows.ambiguous)
+        return safe, (_doubt(token.name, f"{about}{found}: such texts may be digests"),)
+    if _only_ours(rows) or not (rows.forms or is_plain):
+        return safe, ()
+    return "plain", ()
+
+
+def _doubt(column: str, why: str) -> Finding:
+    return Finding(
         Level.WARNING,
         "tokens",
-        f"every token in {token.name} has 64 digits of hex: it is taken for a SHA-256"
-        " digest of the token. If your code stores the token itself, say"
-        ' at_rest="plain"; if you are not sure, do not: with it whoever reads the table'
-        " could sign in with a digest",
+        f"whether {column} holds tokens or digests of them cannot be seen ({why})."
+        " Compare the cookie of a session of your own with its row. If they are the same"
+        ' text, your code stores the token itself: at_rest="plain". If not, and the row has'
+        ' 64 small digits of hex: at_rest="digest". Otherwise: at_rest="prefixed", and the'
+        " sessions that are in the table are over. If you are not sure, do not say"
+        ' "plain": with it, whoever reads a table of digests could sign in with one. Say it'
+        " here with --at-rest",
     )
-    return "digest", (doubt,)
 
 
 def _new_id(column: Column) -> NewId:
