@@ -855,6 +855,39 @@ async def test_a_polling_page_is_out_when_its_session_is() -> None:
         assert isinstance(await engine.ask(issued, passive=True), Invalid)
 
 
+@pytest.mark.parametrize("early", [True, False])
+async def test_p8_a_replaced_refresh_token_serves_no_poll_beyond_grace(early: bool) -> None:
+    """A poll just before the end of grace is believed until then: the next one is a replay,
+    also where the cache would still believe the row for a while. So is one in a process
+    that had read the row before its successor was used elsewhere."""
+    clock = FakeClock()
+    store, policy = MemoryStore(clock.now), Policy(max_staleness=DAY, longest_trust=DAY)
+    async with (
+        running(clock=clock, store=store, policy=policy) as here,
+        running(clock=clock, store=store, policy=policy) as there,
+    ):
+        issued = await here.login()
+        clock.advance(policy.session_ttl)
+        fresh = await here.refreshed(issued)
+        if early:
+            await here.ask(fresh)
+            await here.sessions.flush()
+            clock.advance(policy.grace - seconds(1))
+        else:
+            clock.advance(policy.grace + seconds(1))
+        queries = store.queries
+        for _ in range(2):
+            assert session_of(await there.ask(issued, passive=True, session=False))
+        assert store.queries - queries == (1 if early else 2)
+        if not early:
+            await here.ask(fresh)
+            await here.sessions.flush()
+        clock.advance(seconds(1.001))
+        answer = await there.ask(issued, passive=True, session=False)
+        assert answer == Invalid(Reason.REPLAYED)
+        assert [e.session_id for e in there.of(Replayed)] == [issued.session.id]
+
+
 async def test_what_vouches_for_polls_is_no_session_token() -> None:
     """The cached refresh token does not count where a session token is asked for."""
     async with running() as engine:

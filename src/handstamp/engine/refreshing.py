@@ -279,10 +279,17 @@ class Refreshing:
             self._activity.mark_seen(record.id, record.token_digest)
 
     def _vouch(self, finding: _Finding) -> Authenticated:
-        """A passive request: the refresh token as it stands, and nothing is replaced."""
+        """A passive request: the refresh token as it stands, and nothing is replaced.
+
+        A replaced token is believed until grace ends. After that, use of its successor
+        decides about it, and each request asks.
+        """
         key = _key(finding.token)
         record, policy = finding.record, self._policy
         entry = make_entry(outlived(record), policy, key, finding.read)
+        if isinstance(finding.verdict, Reissue) and not isinstance(entry, Invalid):
+            until = finding.read.before + self._grace_left(finding)
+            entry.hard, entry.deadline = min(entry.hard, until), min(entry.deadline, until)
         if not isinstance(entry, Invalid):
             self._cache.put(finding.ticket, entry)
         return Authenticated(session=Session.of(record))
