@@ -78,15 +78,18 @@ class Handle(BaseHandle):
             message["headers"] = headers
         return self._sender(message)
 
-    async def login(self, user_id: str, *, remember: bool = False) -> Session:
+    async def login(
+        self, user_id: str, *, remember: bool = False, claim: str | None = None
+    ) -> Session:
         """Open a new session for a user who has just proven who they are.
 
         Every session this browser had ends in the same transaction, also on a path that
-        is not authenticated. ``remember`` makes the cookies outlive the browser. Raises
+        is not authenticated. ``remember`` makes the cookies outlive the browser. ``claim``
+        is a text that the tokens carry: see :meth:`Sessions.create`. Raises
         :class:`LoginRefused`, :class:`CrossSiteRequest` or :class:`SessionsUnavailable`.
         """
         self._check_login()
-        return self._logged_in(await self._replace(user_id, remember))
+        return self._logged_in(await self._replace(user_id, remember, claim))
 
     async def logout(self) -> None:
         """End every session this browser has and clear the cookies, also when there is
@@ -115,7 +118,17 @@ class Handle(BaseHandle):
         """
         session, refresh = self._check_step_up()
         step_up = self.sessions.step_up
-        return self._stepped_up(await step_up(session.id, level, refresh=refresh))
+        return self._stepped_up(
+            await step_up(session.id, level, refresh=refresh, claim=session.claim)
+        )
+
+    async def renew(self, *, claim: str | None) -> Session:
+        """Replace the tokens of this session, and what they carry: this response has the
+        new cookies, and a copy of the old ones is worth nothing. Raises as
+        :meth:`step_up` does."""
+        session, refresh = self._check_step_up()
+        renew = self.sessions.renew
+        return self._stepped_up(await renew(session.id, claim=claim, refresh=refresh))
 
     async def list_sessions(self) -> list[Session]:
         """This user's live sessions, ``current`` marked. Raises as :meth:`require`."""

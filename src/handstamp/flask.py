@@ -57,10 +57,12 @@ class Handle(wsgi.Handle):
     loaded: tuple[str | None, Any] = (None, None)
     """Whose user was loaded, and the user."""
 
-    def login(self, user_id: str, *, remember: bool = False) -> Session:
+    def login(
+        self, user_id: str, *, remember: bool = False, claim: str | None = None
+    ) -> Session:
         """See :meth:`handstamp.asgi.Handle.login`."""
         check_names(self.app.config, self.app.secret_key, self._door.cookies)
-        session = super().login(user_id, remember=remember)
+        session = super().login(user_id, remember=remember, claim=claim)
         user_logged_in.send(self.app, session=session)
         return session
 

@@ -241,7 +241,7 @@ class BaseHandle:
             self._deliver(answer.issued)
         return answer.session
 
-    async def _replace(self, user_id: str, remember: bool) -> Issued:
+    async def _replace(self, user_id: str, remember: bool, claim: str | None) -> Issued:
         """A new session in place of those that the browser had, on whichever path.
 
         The cookies are written over, so their sessions end beside a bearer token as well.
@@ -255,7 +255,7 @@ class BaseHandle:
             for session in await self._find_presented(credentials):
                 held[session.id] = None
         return await self.sessions.create(
-            user_id, client=self.client, remember=remember, replaces=held
+            user_id, client=self.client, remember=remember, replaces=held, claim=claim
         )
 
     async def _end(self) -> Sequence[Session]:

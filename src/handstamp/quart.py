@@ -54,10 +54,12 @@ class Handle(asgi.Handle):
 
     app: Quart
 
-    async def login(self, user_id: str, *, remember: bool = False) -> Session:
+    async def login(
+        self, user_id: str, *, remember: bool = False, claim: str | None = None
+    ) -> Session:
         """See :meth:`handstamp.asgi.Handle.login`."""
         check_names(self.app.config, self.app.secret_key, self._door.cookies)
-        session = await super().login(user_id, remember=remember)
+        session = await super().login(user_id, remember=remember, claim=claim)
         await self._tell(user_logged_in, session=session)
         return session
 

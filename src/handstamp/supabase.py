@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from handstamp.clock import Clock, uptime
 from handstamp.config import Cookies, Policy
@@ -62,6 +62,8 @@ class SupabaseSessions(Sessions):
     the bounds of the cache and of waiting; lifetimes are GoTrue's. The rest as for
     :class:`Sessions`. Raises :class:`ConfigError` on construction.
     """
+
+    carries_claims: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -162,6 +164,7 @@ class SupabaseSessions(Sessions):
         client: Client = _NOBODY,
         remember: bool = True,
         replaces: str | Iterable[str] | None = None,
+        claim: str | None = None,
         method: str = "password",
     ) -> Issued:
         """Open a session for a user whose identity is already proven, as GoTrue does.
@@ -171,6 +174,8 @@ class SupabaseSessions(Sessions):
         and :class:`ConfigError` where there is no key to sign with. What the claims hook
         raises comes through, and then no session is left.
         """
+        if claim is not None:
+            raise ConfigError("these tokens are GoTrue's: add to them by claims=")
         self._minting.check()
         await self.open()
         before = self.clock()
@@ -218,7 +223,12 @@ class SupabaseSessions(Sessions):
         return await self._supabase.refresh(refresh_token, client)
 
     async def step_up(
-        self, session_id: str, level: int, *, refresh: Sequence[bytes] = ()
+        self,
+        session_id: str,
+        level: int,
+        *,
+        refresh: Sequence[bytes] = (),
+        claim: str | None = None,
     ) -> Authenticated | None:
         """Not here: a second factor, verified at GoTrue, raises the assurance level."""
         raise ConfigError("assurance levels are raised by GoTrue's MFA, not here")

@@ -125,10 +125,12 @@ class Handle(BaseHandle):
             answer = Unknown(exc.cause)
         self._resolve(answer)
 
-    def login(self, user_id: str, *, remember: bool = False) -> Session:
+    def login(
+        self, user_id: str, *, remember: bool = False, claim: str | None = None
+    ) -> Session:
         """See :meth:`handstamp.asgi.Handle.login`."""
         self._check_login()
-        return self._logged_in(within(LONGEST, self._replace, user_id, remember))
+        return self._logged_in(within(LONGEST, self._replace, user_id, remember, claim))
 
     def logout(self) -> None:
         """See :meth:`handstamp.asgi.Handle.logout`."""
@@ -142,9 +144,17 @@ class Handle(BaseHandle):
     def step_up(self, level: int) -> Session:
         """See :meth:`handstamp.asgi.Handle.step_up`."""
         session, refresh = self._check_step_up()
-        step_up = self.sessions.step_up
+        step_up, claim = self.sessions.step_up, session.claim
         return self._stepped_up(
-            within(LONGEST, step_up, session.id, level, refresh=refresh)
+            within(LONGEST, step_up, session.id, level, refresh=refresh, claim=claim)
+        )
+
+    def renew(self, *, claim: str | None) -> Session:
+        """See :meth:`handstamp.asgi.Handle.renew`."""
+        session, refresh = self._check_step_up()
+        renew = self.sessions.renew
+        return self._stepped_up(
+            within(LONGEST, renew, session.id, claim=claim, refresh=refresh)
         )
 
     def list_sessions(self) -> list[Session]:

@@ -312,9 +312,26 @@ async def test_the_dead_stay_dead(table: Table, user: str) -> None:
     assert await table.store.redate(step) is None
     assert await table.store.touch([touch_of(record, table.now + MINUTE)], POLICY) == 0
     assert await table.store.raise_level(step_up(record.id, 2)) is None
+    assert await table.store.raise_level(step_up(record.id, None)) is None
     assert await table.store.revoke(record.id, reason="second") is None
     assert list(await table.store.revoke_user(user, reason="third")) == []
     assert await table.store.find_by_id(record.id) == dead
+
+
+@needs("own_ids")
+async def test_the_tokens_of_a_session_can_be_replaced(table: Table, user: str) -> None:
+    """In every table, whether it has levels or not: the old ones are found no more, and
+    the session is the same."""
+    record = await created(table, user)
+    await table.advance(MINUTE)
+    step = step_up(record.id, None)
+    renewed = await table.store.raise_level(step)
+    assert renewed is not None
+    assert renewed.token_digest == step.token_digest
+    assert (renewed.user_id, renewed.created_at) == (record.user_id, record.created_at)
+    assert renewed.level == record.level
+    assert await table.store.find([record.token_digest]) == []
+    assert list(await table.store.find([step.token_digest])) == [renewed]
 
 
 # Create: who may log in, and how many times.

@@ -180,6 +180,27 @@ async def test_a_level_that_nobody_wrote_is_the_lowest(table: Table, user: str) 
     assert raised.level == 1
 
 
+async def test_tokens_are_replaced_without_a_level(table: Table, user: str) -> None:
+    """Again and again; whatever level there is stays."""
+    record = await created(table, user)
+    raised = await table.store.raise_level(step_up(record.id, 2))
+    assert raised is not None
+    for _ in range(2):
+        await table.advance(MINUTE)
+        step = step_up(raised.id, None)
+        renewed = await table.store.raise_level(step)
+        assert renewed is not None
+        assert (renewed.level, renewed.token_digest) == (2, step.token_digest)
+        assert renewed.created_at == record.created_at
+        assert await by_token(table.store, raised.token_digest) is None
+        assert await table.store.find_by_id(renewed.id) == renewed
+        if rotates(table):
+            assert renewed.refresh_digest == step.refresh_digest
+        raised = renewed
+    await table.store.revoke(raised.id, reason="x")
+    assert await table.store.raise_level(step_up(raised.id, None)) is None
+
+
 async def test_of_two_at_once_one_writes(table: Table, user: str) -> None:
     """The other waits for the row, and finds the level there."""
     record = await created(table, user)
@@ -249,7 +270,8 @@ def own(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 async def test_the_trigger_takes_it_for_no_end(own: tuple[str, str]) -> None:
-    """Another token in place of one is an end, unless we say what it is."""
+    """Another token in place of one is an end, unless we say what it is; with a level and
+    without."""
     shape, dsn = own
     psql = await asyncpg.connect(dsn)
     definition = UUID_TABLE
@@ -262,13 +284,15 @@ async def test_the_trigger_takes_it_for_no_end(own: tuple[str, str]) -> None:
         link = await table.store.channel.listen(said.append, lambda: None)
         record = await created(table, await table.add_user())
         await table.advance(MINUTE)
-        assert await table.store.raise_level(step_up(record.id, 2)) is not None
-        await link.prove()
-        assert said == [f"d:{record.id}"]
+        for level in (2, None):
+            assert await table.store.raise_level(step_up(record.id, level)) is not None
+            await link.prove()
+            assert said == [f"d:{record.id}"]
+            said.clear()
         column = "session_token_hash" if shape == "ulid" else "session_token"
         await psql.execute(f"update user_sessions set {column} = $1", some_digest())
         await link.prove()
-        assert said[1:] == [f"s:{record.id}"]
+        assert said == [f"s:{record.id}"]
         link.drop()
     await psql.close()
 

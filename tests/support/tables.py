@@ -364,8 +364,8 @@ async def fresh_id(table: Table) -> str:
     return await table.store.new_id() or str(ULID())
 
 
-def step_up(session_id: str, level: int, **changes: Any) -> StepUp:
-    """A higher level and its tokens as the engine asks a store to write them."""
+def step_up(session_id: str, level: int | None, **changes: Any) -> StepUp:
+    """New tokens, with a higher level or without, as the engine asks a store to write."""
     values: dict[str, Any] = {
         "id": session_id,
         "level": level,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Self
+
+from handstamp.config import Policy
+from handstamp.core.tokens import TokenPair
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 """When a session was created of which nobody knows: too long ago for anything fresh."""
@@ -49,7 +53,8 @@ class Record:
     All times are aware. ``token_digest`` and ``refresh_digest`` are SHA-256 hex
     digests, never tokens. ``slides`` says that activity moves ``expires_at`` ahead,
     ``dateless`` that the table does not keep when a session was created, ``unlimited``
-    that ``expires_at`` is the only limit there is.
+    that ``expires_at`` is the only limit there is. ``claim`` is no column: it comes from
+    the token by which the row was found.
     """
 
     id: str
@@ -75,6 +80,7 @@ class Record:
     slides: bool = False
     dateless: bool = False
     unlimited: bool = False
+    claim: str | None = field(default=None, repr=False)
 
     @property
     def client(self) -> Client:
@@ -113,6 +119,38 @@ class NewSession:
     limit: int | None = None
     evict: bool = True
 
+    @classmethod
+    def of(
+        cls,
+        facts: tuple[str, str, Client],
+        pair: TokenPair,
+        policy: Policy,
+        *,
+        remember: bool,
+        replaces: tuple[str, ...],
+        refreshes: bool,
+    ) -> Self:
+        """The row of a sign-in: its id, its user and the client that signs in.
+
+        Where the table has no refresh token, its expiry is the session's own.
+        """
+        id, user_id, client = facts
+        longest = policy.lifetime(remember=remember)
+        alone = min(policy.refresh_ttl, longest)
+        return cls(
+            id=id,
+            user_id=user_id,
+            token_digest=pair.session_digest,
+            refresh_digest=pair.refresh_digest if refreshes else None,
+            client=client,
+            session_ttl=policy.session_ttl if refreshes else alone,
+            refresh_ttl=policy.refresh_ttl,
+            longest=longest,
+            replaces=replaces,
+            limit=policy.max_sessions,
+            evict=policy.on_limit == "evict",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Successor:
@@ -129,14 +167,15 @@ class Successor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepUp:
-    """A higher trust level and the tokens that come with it, as a store writes them.
+    """New tokens of a session, and the higher trust level that comes with them, as a store
+    writes them.
 
-    ``refresh_digest`` is None where the table has no refresh token; the durations count
-    only where it has one.
+    ``level`` is None where it stays as it is. ``refresh_digest`` is None where the table
+    has no refresh token; the durations count only where it has one.
     """
 
     id: str
-    level: int
+    level: int | None
     token_digest: str = field(repr=False)
     refresh_digest: str | None = field(repr=False)
     session_ttl: timedelta
@@ -173,6 +212,8 @@ class Session:
     level: int | None = None
     current: bool = False
     """True for the session that made the request which lists the sessions."""
+    claim: str | None = field(default=None, repr=False)
+    """What the application bound to the session's tokens, if one of them was shown."""
 
     @classmethod
     def of(cls, record: Record, *, current: bool = False) -> Session:
@@ -190,4 +231,5 @@ class Session:
             location=record.location,
             level=record.level,
             current=current,
+            claim=record.claim,
         )

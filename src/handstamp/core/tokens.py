@@ -18,6 +18,9 @@ Rule 5. Keys are a list, oldest first: the newest signs and derives, all of them
 and are tried for derivation. A successor is signed by the key that derived it, so its
 text, and with it its digest, is the same in every process.
 
+Rule 6. An application may bind a claim to a session: a short text that both tokens carry
+inside their signature and every successor inherits. It says nothing to this library.
+
 The price of rule 4: whoever holds a key *and* one old refresh token can compute the
 current one. A key is therefore never derived from anything public, and can be changed.
 """
@@ -46,9 +49,12 @@ _SHORTEST_SECRET = 32
 # 32 bytes are 43 base64 characters, of which the last carries only 4 bits: of the 64
 # characters only these 16 can end the one canonical spelling.
 _B64 = rb"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]"
-_SESSION = re.compile(_B64 + rb"\." + _B64)
-_REFRESH = re.compile(rb"(~?[0-9A-Za-z_-]*)\.([rb])\.(" + _B64 + rb")\." + _B64)
-LONGEST_REFRESH = LONGEST_ENCODED + len(".r.") + 43 + len(".") + 43
+_CLAIM = rb"[A-Za-z0-9_-]{1,64}"
+_SESSION = re.compile(_B64 + rb"(?:\.(" + _CLAIM + rb"))?\." + _B64)
+_REFRESH = re.compile(
+    rb"(~?[0-9A-Za-z_-]*)\.([rb])(" + _CLAIM + rb")?\.(" + _B64 + rb")\." + _B64
+)
+LONGEST_REFRESH = LONGEST_ENCODED + len(".r") + 64 + len(".") + 43 + len(".") + 43
 """Bytes of the longest refresh token; with a cookie's name and attributes far below the
 4096 that browsers keep."""
 
@@ -66,10 +72,12 @@ def refresh_prefix(session_id: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """A session token and its refresh token, as text for two cookies."""
+    """A session token and its refresh token, as text for two cookies, and the claim that
+    both carry."""
 
     session: str = field(repr=False)
     refresh: str = field(repr=False)
+    claim: str | None = field(default=None, repr=False)
 
     @property
     def session_digest(self) -> str:
@@ -87,13 +95,15 @@ class RefreshToken:
     """A refresh token that passed the gate.
 
     ``session_id`` is None for one that the application issued before handstamp.
-    ``remember`` has no column in the table, so it rides in the signed text.
+    ``remember`` and ``claim`` have no column in the table, so they ride in the signed
+    text.
     """
 
     text: bytes = field(repr=False)
     session_id: str | None
     state: bytes = field(repr=False)
     remember: bool
+    claim: str | None = field(default=None, repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -119,15 +129,25 @@ class Tokens:
     def __repr__(self) -> str:
         return f"Tokens(keys={len(self._keys)})"
 
-    def mint(self, session_id: str, entropy: bytes, *, remember: bool) -> TokenPair:
+    def mint(
+        self,
+        session_id: str,
+        entropy: bytes,
+        *,
+        remember: bool,
+        claim: str | None = None,
+    ) -> TokenPair:
         """The first pair of a session, from 64 bytes of fresh randomness.
 
-        Raises ``ValueError`` for other entropy, and for what is no id (:mod:`.ids`).
+        Raises ``ValueError`` for other entropy, for what is no id (:mod:`.ids`), and for a
+        claim that is not 1 to 64 letters, digits, ``-`` and ``_``.
         """
         if len(entropy) != 2 * ENTROPY:
             raise ValueError(f"entropy must be {2 * ENTROPY} bytes")
+        if claim is not None and not re.fullmatch(_CLAIM, claim.encode()):
+            raise ValueError("a claim is 1 to 64 letters, digits, - and _")
         session, refresh = entropy[:ENTROPY], entropy[ENTROPY:]
-        return self._keys[0].pair(session_id, session, refresh, remember)
+        return self._keys[0].pair(session_id, session, refresh, remember, claim)
 
     def is_session(self, text: bytes) -> bool:
         """Whether we made this session token. No I/O, linear time."""
@@ -135,6 +155,13 @@ class Tokens:
             return False
         value, _, signature = text.rpartition(b".")
         return any(key.session.verify_signature(value, signature) for key in self._keys)
+
+    def claim(self, text: bytes) -> str | None:
+        """The claim that a session token of ours carries, if it does."""
+        match = _SESSION.fullmatch(text)
+        if match is None or match[1] is None or not self.is_session(text):
+            return None
+        return match[1].decode()
 
     def read_refresh(self, text: bytes) -> RefreshToken | None:
         """What this refresh token says, or None if we did not make it. No I/O."""
@@ -148,8 +175,9 @@ class Tokens:
         return RefreshToken(
             text=text,
             session_id=session_id,
-            state=urlsafe_b64decode(match[3] + b"="),
+            state=urlsafe_b64decode(match[4] + b"="),
             remember=match[2] == b"r",
+            claim=None if match[3] is None else match[3].decode(),
         )
 
     def successors(self, token: RefreshToken, session_id: str) -> Iterator[TokenPair]:
@@ -157,7 +185,7 @@ class Tokens:
         for key in self._keys:
             session = key.step(b"session", token.state)
             refresh = key.step(b"refresh", token.state)
-            yield key.pair(session_id, session, refresh, token.remember)
+            yield key.pair(session_id, session, refresh, token.remember, token.claim)
 
 
 class _Key:
@@ -173,11 +201,15 @@ class _Key:
     def step(self, purpose: bytes, state: bytes) -> bytes:
         return hmac.digest(self._ratchet, purpose + state, "sha256")
 
-    def pair(self, sid: str, session: bytes, refresh: bytes, remember: bool) -> TokenPair:
-        kind = "r" if remember else "b"
+    def pair(
+        self, sid: str, session: bytes, refresh: bytes, remember: bool, claim: str | None
+    ) -> TokenPair:
+        kind = ("r" if remember else "b") + (claim or "")
+        text = _b64(session) + (f".{claim}" if claim else "")
         return TokenPair(
-            session=self.session.sign(_b64(session)).decode(),
+            session=self.session.sign(text).decode(),
             refresh=self.refresh.sign(f"{ids.encode(sid)}.{kind}.{_b64(refresh)}").decode(),
+            claim=claim,
         )
 
 

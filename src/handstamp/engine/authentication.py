@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from handstamp.core.credentials import Credentials
@@ -265,6 +265,8 @@ class Authentication:
                 continue
             known = self._cache.get_any(asked)
             noted = self._activity.noted(record.id, record.token_digest)
+            claim = self._tokens.claim(digests[asked])
+            record = record if claim is None else replace(record, claim=claim)
             answer = make_entry(record, self._policy, asked, read, known, noted)
             answers[digests[asked]] = answer
             if isinstance(answer, Invalid):

@@ -9,7 +9,7 @@ behind a rotation of a moment ago, derives the same successor and hands that out
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from handstamp.core.lifetime import FINAL, Invalid, Reason, may_live
@@ -285,7 +285,7 @@ class Refreshing:
         decides about it, and each request asks.
         """
         key = _key(finding.token)
-        record, policy = finding.record, self._policy
+        record, policy = replace(finding.record, claim=finding.token.claim), self._policy
         entry = make_entry(outlived(record), policy, key, finding.read)
         if isinstance(finding.verdict, Reissue) and not isinstance(entry, Invalid):
             until = finding.read.before + self._grace_left(finding)
@@ -346,7 +346,7 @@ class Refreshing:
         ticket: Ticket,
         read: Read,
     ) -> Authenticated:
-        key = bytes.fromhex(record.token_digest)
+        key, record = bytes.fromhex(record.token_digest), replace(record, claim=pair.claim)
         self._strangers.forget(key)
         entry = make_entry(record, self._policy, key, read, self._cache.get_any(key))
         if not isinstance(entry, Invalid):

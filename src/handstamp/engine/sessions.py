@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from handstamp.clock import Clock, uptime
 from handstamp.config import Cookies, Policy
@@ -23,7 +23,7 @@ from handstamp.core.credentials import Credentials
 from handstamp.core.ids import ids_of
 from handstamp.core.lifetime import Invalid, judge_family
 from handstamp.core.records import Client, NewSession, Record, Session
-from handstamp.core.tokens import ENTROPY, TokenPair, Tokens, list_secrets
+from handstamp.core.tokens import ENTROPY, Tokens, list_secrets
 from handstamp.engine import janitor
 from handstamp.engine.answers import Answer, Authenticated, Issued
 from handstamp.engine.authentication import Authentication
@@ -67,6 +67,9 @@ class Sessions:
     Use as an async context manager, or call :meth:`open` and :meth:`close`; the
     middleware does that by itself. Raises :class:`ConfigError` on construction.
     """
+
+    carries_claims: ClassVar[bool] = True
+    """Whether the tokens can carry a claim of the application's."""
 
     def __init__(
         self,
@@ -249,23 +252,30 @@ class Sessions:
         client: Client = _NOBODY,
         remember: bool = False,
         replaces: str | Iterable[str] | None = None,
+        claim: str | None = None,
     ) -> Issued:
         """Open a new session for a user whose identity is already proven.
 
         Always a new one: nothing a client presented has any part in it. ``replaces`` is
-        the id of a session to end in the same transaction, or several. Raises
-        :class:`LoginRefused`, or :class:`SessionsUnavailable`.
+        the id of a session to end in the same transaction, or several. ``claim`` is a text
+        that its tokens carry, and ``Session.claim`` gives back: up to 64 letters, digits,
+        ``-`` and ``_``. Raises :class:`LoginRefused`, or :class:`SessionsUnavailable`.
         """
         await self.open()
         able = await self.store.ready()
         session_id = await new_id(self.store, self._new_id)
         pair = self._parts.tokens.mint(
-            session_id, self._entropy(2 * ENTROPY), remember=remember
+            session_id, self._entropy(2 * ENTROPY), remember=remember, claim=claim
         )
         ticket, before = self._parts.cache.ticket(), self.clock()
-        new = self._new(session_id, user_id, pair, client, remember, ids_of(replaces))
-        if not able.refresh:
-            new = self._without_refresh(new)
+        new = NewSession.of(
+            (session_id, user_id, client),
+            pair,
+            self.policy,
+            remember=remember,
+            replaces=ids_of(replaces),
+            refreshes=able.refresh,
+        )
         try:
             created = await self.store.create(new, self.policy)
         except LoginRefused as exc:
@@ -273,49 +283,19 @@ class Sessions:
             raise
         for ended in created.ended:
             self._ended(ended, "replaced by a new login")
-        record = created.record
+        record = replace(created.record, claim=claim)
         self._keep(record, ticket, Read(before, self.clock()))
         self.publish(
             LoggedIn(
                 session_id=record.id, user_id=user_id, client=client, remember=remember
             )
         )
-        until = before + self.policy.session_ttl.total_seconds()
         return Issued.of(
             record,
             pair,
             remember=remember,
-            deliver_until=until,
+            deliver_until=before + self.policy.session_ttl.total_seconds(),
             longest=new.longest if able.sliding else None,
-        )
-
-    def _without_refresh(self, new: NewSession) -> NewSession:
-        """For a table that has no refresh token: its expiry is the session's own."""
-        ttl = min(self.policy.refresh_ttl, new.longest)
-        return replace(new, refresh_digest=None, session_ttl=ttl)
-
-    def _new(
-        self,
-        session_id: str,
-        user_id: str,
-        pair: TokenPair,
-        client: Client,
-        remember: bool,
-        replaces: tuple[str, ...],
-    ) -> NewSession:
-        policy = self.policy
-        return NewSession(
-            id=session_id,
-            user_id=user_id,
-            token_digest=pair.session_digest,
-            refresh_digest=pair.refresh_digest,
-            client=client,
-            session_ttl=policy.session_ttl,
-            refresh_ttl=policy.refresh_ttl,
-            longest=policy.lifetime(remember=remember),
-            replaces=replaces,
-            limit=policy.max_sessions,
-            evict=policy.on_limit == "evict",
         )
 
     def _keep(self, record: Record, ticket: Ticket, read: Read) -> None:
@@ -391,7 +371,12 @@ class Sessions:
         return len(all_ended)
 
     async def step_up(
-        self, session_id: str, level: int, *, refresh: Sequence[bytes] = ()
+        self,
+        session_id: str,
+        level: int,
+        *,
+        refresh: Sequence[bytes] = (),
+        claim: str | None = None,
     ) -> Authenticated | None:
         """Raise a live session's trust level; None if there is no such session.
 
@@ -401,6 +386,7 @@ class Sessions:
         that it has are dead at once. ``issued`` is None if the session has this level
         already; its tokens then stay. ``refresh`` are refresh tokens of the client: a
         genuine one tells whether the session is remembered, otherwise its row does.
+        ``claim`` is what the new tokens carry: give ``Session.claim`` to keep it.
 
         Raises :class:`ConfigError` where the table has no levels, or
         :class:`SessionsUnavailable`; the tokens may have been replaced then, and the user
@@ -408,7 +394,16 @@ class Sessions:
         """
         await self.open()
         stepping_up = SteppingUp(parts=self._parts, entropy=self._entropy)
-        return await stepping_up.step_up(session_id, level, refresh)
+        return await stepping_up.step_up(session_id, level, refresh, claim)
+
+    async def renew(
+        self, session_id: str, *, claim: str | None, refresh: Sequence[bytes] = ()
+    ) -> Authenticated | None:
+        """Replace the tokens of a live session, with another claim; None if there is no
+        such session. Everything else is as for :meth:`step_up`."""
+        await self.open()
+        stepping_up = SteppingUp(parts=self._parts, entropy=self._entropy)
+        return await stepping_up.step_up(session_id, None, refresh, claim)
 
     def _ended(self, ended: Ended, reason: str) -> None:
         self._parts.cache.forget_session(ended.id)

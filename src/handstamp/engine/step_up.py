@@ -1,4 +1,4 @@
-"""Raising a session's trust level, with new tokens for it.
+"""New tokens for a session: with a higher trust level, or with another claim.
 
 Rule 1. A higher level never goes to tokens that somebody may have copied before: it comes
 with a new pair, in the same write, and the old pair is dead from then on. (OWASP, Session
@@ -31,35 +31,40 @@ _TRIES = 5
 """Each lost race means that somebody else changed the session, so a few are plenty."""
 _KEPT = (
     "the database keeps the trust level or the tokens of this session as they were: a "
-    "policy of row level security or a BEFORE trigger stands in the way of step_up()"
+    "policy of row level security or a BEFORE trigger stands in the way of new ones"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteppingUp:
-    """Step-ups of one engine."""
+    """What replaces the tokens of sessions of one engine."""
 
     parts: Parts
     entropy: Callable[[int], bytes]
 
     async def step_up(
-        self, session_id: str, level: int, refresh: Sequence[bytes]
+        self,
+        session_id: str,
+        level: int | None,
+        refresh: Sequence[bytes],
+        claim: str | None,
     ) -> Authenticated | None:
-        """See :meth:`Sessions.step_up`."""
+        """See :meth:`Sessions.step_up`, and :meth:`Sessions.renew` for no level."""
         able = await self.parts.store.ready()
-        if not able.level:
+        if level is not None and not able.level:
             raise ConfigError("this table has no trust level: name it, TableShape(level=…)")
         before: Record | None = None
         for _ in range(_TRIES):
             record = await self._find(session_id)
             if record is None:
                 return None
-            if (record.level or LOWEST) >= level:
+            if level is not None and (record.level or LOWEST) >= level:
+                record = replace(record, claim=claim)
                 return Authenticated(session=Session.of(record))  # rule 3
             if before is not None and replace(before, read_at=record.read_at) == record:
                 raise ConfigError(_KEPT)  # nobody was faster
             remember = self._is_remembered(record, refresh)
-            issued = await self._raise(record, level, remember, able)
+            issued = await self._raise(record, level, remember, able, claim)
             if issued is not None:
                 return Authenticated(session=issued.session, issued=issued)
             before = record
@@ -82,11 +87,17 @@ class SteppingUp:
         return is_remembered(record, self.parts.policy)
 
     async def _raise(
-        self, record: Record, level: int, remember: bool, able: Capabilities
+        self,
+        record: Record,
+        level: int | None,
+        remember: bool,
+        able: Capabilities,
+        claim: str | None,
     ) -> Issued | None:
         """The session with its new tokens; None if it was changed meanwhile."""
         parts, policy = self.parts, self.parts.policy
-        pair = parts.tokens.mint(record.id, self.entropy(2 * ENTROPY), remember=remember)
+        entropy = self.entropy(2 * ENTROPY)
+        pair = parts.tokens.mint(record.id, entropy, remember=remember, claim=claim)
         before = parts.clock()
         try:
             raised = await parts.store.raise_level(
@@ -105,7 +116,8 @@ class SteppingUp:
             parts.cache.forget_session(record.id)
         if raised is None:
             return None
-        if raised.token_digest != pair.session_digest or (raised.level or LOWEST) < level:
+        is_lower = (raised.level or LOWEST) < (level or LOWEST)
+        if raised.token_digest != pair.session_digest or is_lower:
             raise ConfigError(_KEPT)
         if raised.id != record.id:
             parts.connections.close(record.id)
@@ -125,6 +137,7 @@ class SteppingUp:
             ends = shift(record.created_at, policy.lifetime(remember=remember))
             longest = ends - record.read_at
         until = before + policy.session_ttl.total_seconds()
+        record = replace(record, claim=pair.claim)
         return Issued.of(
             record, pair, remember=remember, deliver_until=until, longest=longest
         )

@@ -199,7 +199,8 @@ class Store(Protocol):
     async def raise_level(self, step: StepUp) -> Record | None:
         """Raise the trust level of a session and replace its tokens, in one conditional
         write: only if it is live, its user may sign in, and its level is lower. None
-        otherwise, or if the table has no levels.
+        otherwise, or if the table has no levels. Without a level in ``step`` the tokens
+        alone are replaced, in any table.
 
         Where there is a refresh token, this is dated like a rotation (rule 5). Says so on
         the channel: a doubt, for the session is not over; an end where its id is its token.

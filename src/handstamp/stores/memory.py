@@ -84,9 +84,12 @@ class MemoryStore:
     async def raise_level(self, step: StepUp) -> Record | None:
         """See :meth:`Store.raise_level`."""
         row = next((r for r in self._read() if r.id == step.id), None)
-        if row is None or (row.level or LOWEST) >= step.level or not self._stands(row):
+        if row is None or not self._stands(row):
             return None
-        record = self._renew(row, step, level=step.level)
+        if step.level is not None and (row.level or LOWEST) >= step.level:
+            return None
+        level = row.level if step.level is None else step.level
+        record = self._renew(row, step, level=level)
         if record is not None:
             self._channel.say(f"d:{row.id}")
         return record

@@ -24,6 +24,7 @@ class Statements(Spelled):
         self.redate = self._redate() if fitted.shape.rotates else None
         self.upgrade = self._upgrade()
         self.raise_level = self._raise_level()
+        self.replace = self._replace("$2::integer is null")
         self.touch = self._touch()
         self.prune = self._prune()
 
@@ -245,11 +246,15 @@ class Statements(Spelled):
         if "level" not in self._columns:
             return None
         level = f"$2::{self._columns['level'].cast}"
+        return self._replace(f"coalesce({{level}}, 0) < {level}", level=level)
+
+    def _replace(self, condition: str, **more: str) -> str:
+        """New tokens for a session that stands."""
         limit = " and {created_at} + $7::duration > now()"
         return self._fill(
-            f"update {{sessions}} s set {self._new_tokens(level=level)}"
+            f"update {{sessions}} s set {self._new_tokens(**more)}"
             f"{self._admitted() or ' where '}{self._bare('id')} = {self._one(1, 'id')}"
-            f" and {{live}} and {{end}} > now() and coalesce({{level}}, 0) < {level}"
+            f" and {{live}} and {{end}} > now() and {condition}"
             f"{limit if self.fitted.shape.rotates else ''} returning {{record}}"
         )
 

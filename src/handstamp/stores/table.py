@@ -298,7 +298,8 @@ class TableStore(Connected):
     async def raise_level(self, step: StepUp) -> Record | None:
         """See :meth:`Store.raise_level`."""
         sql = await self.statements()
-        text, known = sql.raise_level, self._normalize(sql, "id", step.id)
+        text = sql.replace if step.level is None else sql.raise_level
+        known = self._normalize(sql, "id", step.id)
         if text is None or known is None:
             return None
         values: list[object] = [known, step.level, step.token_digest]
