@@ -12,13 +12,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import django
-import httpx
 import pytest
 from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.core.asgi import get_asgi_application
 from django.core.cache import cache
 from django.core.management import call_command
-from django.core.wsgi import get_wsgi_application
 from django.db import connections
 from django.test import AsyncClient, Client, override_settings
 
@@ -29,66 +27,19 @@ from handstamp.errors import ConfigError
 from handstamp.events import CookieOverridden, Refreshed, Revoked
 from tests.django import django_setup as setup
 from tests.django import django_site as site
+from tests.django.django_browsers import (
+    NAMES,
+    SYNC_ONLY,
+    Browser,
+    asgi,
+    asgi_in_a_thread,
+    closed,
+    wrapped,
+    wsgi,
+)
 from tests.support.engines import Engine, listening
 
-NAMES = {"__Host-session", "__Host-refresh"}
-SYNC_ONLY = "tests.django.django_site.SyncOnly"
 Serve = Callable[..., Any]
-
-
-def in_thread(application: Any) -> httpx.BaseTransport:
-    """WSGI."""
-    return httpx.WSGITransport(application, raise_app_exceptions=False)
-
-
-class Browser:
-    """A jar of cookies on one application, awaited under either transport."""
-
-    def __init__(self, transport: Any) -> None:
-        self._sync = isinstance(transport, httpx.BaseTransport)
-        kind: Any = httpx.Client if self._sync else httpx.AsyncClient
-        self.client = kind(transport=transport, base_url="https://testserver")
-        self.cookies: httpx.Cookies = self.client.cookies
-
-    async def request(self, *args: Any, **options: Any) -> httpx.Response:
-        """One request."""
-        if self._sync:
-            return await asyncio.to_thread(self.client.request, *args, **options)
-        response: httpx.Response = await self.client.request(*args, **options)
-        return response
-
-    async def get(self, path: str, **options: Any) -> httpx.Response:
-        """GET."""
-        return await self.request("GET", path, **options)
-
-    async def post(self, path: str, **options: Any) -> httpx.Response:
-        """POST."""
-        return await self.request("POST", path, **options)
-
-    async def close(self) -> None:
-        """Let go."""
-        if self._sync:
-            self.client.close()
-        else:
-            await self.client.aclose()
-
-
-def wsgi() -> Any:
-    return in_thread(get_wsgi_application())
-
-
-def asgi() -> Any:
-    return httpx.ASGITransport(get_asgi_application(), raise_app_exceptions=False)
-
-
-def asgi_in_a_thread() -> Any:
-    """With a middleware below ours that makes Django run ours in a thread."""
-    return asgi()
-
-
-def wrapped() -> Any:
-    """With the middleware around the application as well."""
-    return httpx.ASGITransport(wrap(get_asgi_application()), raise_app_exceptions=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,12 +68,6 @@ async def browser(request: pytest.FixtureRequest, engine: Engine) -> AsyncIterat
         yield browser
         await browser.close()
     await closed(engine)
-
-
-async def closed(engine: Engine) -> None:
-    """Close the engine on whichever loop it is."""
-    await engine.sessions.close()
-    await asyncio.to_thread(blocking.call, engine.sessions.close)
 
 
 def id_of(name: str) -> str:

@@ -14,6 +14,7 @@ atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 OURS = "handstamp.django.SessionAuthMiddleware"
 PLAIN = ["django.contrib.sessions.middleware.SessionMiddleware", OURS]
 TEMPLATE = "{{ user.username }}{% if user.is_authenticated %} is in{% endif %}"
+FORM = "{% csrf_token %}{{ form.errors }}"
 
 if not settings.configured:
     settings.configure(
@@ -29,8 +30,11 @@ if not settings.configured:
             "django.contrib.auth",
             "django.contrib.contenttypes",
             "django.contrib.sessions",
+            "django.contrib.messages",
+            "django.contrib.admin",
             "handstamp.django",
             "rest_framework",
+            "tests.django.people",
         ],
         MIDDLEWARE=PLAIN,
         DATABASES={
@@ -50,12 +54,16 @@ if not settings.configured:
                                 "hello.html": TEMPLATE,
                                 "registration/login.html": "{{ form.errors }}",
                                 "registration/logged_out.html": "bye",
+                                "registration/password_change_form.html": FORM,
+                                "registration/password_reset_confirm.html": FORM,
                             },
-                        )
+                        ),
+                        "django.template.loaders.app_directories.Loader",
                     ],
                     "context_processors": [
                         "django.contrib.auth.context_processors.auth",
                         "django.template.context_processors.request",
+                        "django.contrib.messages.context_processors.messages",
                     ],
                 },
             }

@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.contrib import auth
+from django.contrib import admin, auth
+from django.contrib.auth import get_user_model
+from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_required, user_passes_test
+from django.contrib.auth.hashers import make_password
 from django.contrib.auth.mixins import LoginRequiredMixin
 from django.contrib.auth.models import User
 from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
@@ -28,9 +31,20 @@ from rest_framework.decorators import (
 from rest_framework.permissions import IsAuthenticated
 from rest_framework.response import Response
 
-from handstamp.django import acall, alogin, alogout, call, get_sessions, login, logout
+from handstamp.django import (
+    acall,
+    alogin,
+    alogout,
+    aupdate_session_auth_hash,
+    call,
+    get_sessions,
+    login,
+    logout,
+    update_session_auth_hash,
+)
+from handstamp.django.access import done
 from handstamp.django.rest import SessionAuthentication
-from handstamp.django.views import LoginView, LogoutView
+from handstamp.django.views import LoginView, LogoutView, PasswordChangeView
 from handstamp.errors import LoginRefused, StepUpRequired
 
 
@@ -44,6 +58,67 @@ async def async_login(request: Any) -> HttpResponse:
     user = await User.objects.aget(username=request.GET.get("user", "alice"))
     session = await alogin(request, user, remember=True)
     return JsonResponse([session.user_id, (await request.auser()).username], safe=False)
+
+
+def set_password(request: Any) -> HttpResponse:
+    """As a view does that wants the user to sign in again."""
+    user = User.objects.get(pk=request.user.pk)
+    user.set_password(request.GET["to"])
+    user.save()
+    return HttpResponse("saved")
+
+
+def keeping(request: Any) -> HttpResponse:
+    """A change that no save tells, and this session is to go on."""
+    new = make_password(request.GET["to"])
+    User.objects.filter(pk=request.user.pk).update(password=new)
+    user = User.objects.get(pk=request.user.pk)
+    if "django" in request.GET:
+        auth.update_session_auth_hash(request, user)
+    else:
+        update_session_auth_hash(request, user)
+    return HttpResponse("saved")
+
+
+async def async_keeping(request: Any) -> HttpResponse:
+    user = await User.objects.aget(pk=(await request.auser()).pk)
+    user.set_password(request.GET["to"])
+    await user.asave()
+    await aupdate_session_auth_hash(request, user)
+    return HttpResponse("saved")
+
+
+async def async_django(request: Any) -> HttpResponse:
+    new = make_password(request.GET["to"])
+    user = await request.auser()
+    await User.objects.filter(pk=user.pk).aupdate(password=new)
+    changed = await User.objects.aget(pk=user.pk)
+    await auth.aupdate_session_auth_hash(request, changed)
+    return HttpResponse("saved")
+
+
+def both(request: Any) -> HttpResponse:
+    """The user, then the session."""
+    known = request.user.is_authenticated, request.session_auth.is_authenticated
+    return JsonResponse(known, safe=False)
+
+
+def confirm(request: Any) -> HttpResponse:
+    """Ask for the password once more, as before something that matters."""
+    return HttpResponse(str(request.user.check_password(request.GET["is"])))
+
+
+def login_without_hash(request: Any) -> HttpResponse:
+    """As every version did before the hash was carried."""
+    user = User.objects.get(username=request.GET["user"])
+    done(request.handstamp, "login", str(user.pk))
+    return HttpResponse("in")
+
+
+def login_model(request: Any) -> HttpResponse:
+    model: Any = get_user_model()
+    login(request, model._default_manager.get(pk=request.GET["pk"]))
+    return HttpResponse("in")
 
 
 def login_by_id(request: Any) -> HttpResponse:
@@ -251,6 +326,23 @@ except ImportError:  # Django before 5.1
 urlpatterns = [
     path("login", login_not_required(sync_login)),
     path("alogin", login_not_required(async_login)),
+    path("login-without-hash", login_without_hash),
+    path("login-model", login_model),
+    path("set-password", set_password),
+    path("keeping", keeping),
+    path("akeeping", async_keeping),
+    path("adjango", async_django),
+    path("both", both),
+    path("confirm", confirm),
+    path("password", auth_views.PasswordChangeView.as_view(success_url="/me")),
+    path("our-password", PasswordChangeView.as_view(success_url="/me")),
+    path(
+        "reset/<uidb64>/<token>/",
+        login_not_required(
+            auth_views.PasswordResetConfirmView.as_view(success_url="/public")
+        ),
+    ),
+    path("admin/", admin.site.urls),
     path("login-by-id", login_by_id),
     path("logout", sync_logout),
     path("alogout", async_logout),

@@ -15,6 +15,10 @@ from handstamp.django.access import SessionAuth as SessionAuth
 from handstamp.django.loops import acall as acall
 from handstamp.django.loops import call as call
 from handstamp.django.middleware import SessionAuthMiddleware as SessionAuthMiddleware
+from handstamp.django.passwords import (
+    aupdate_session_auth_hash as aupdate_session_auth_hash,
+)
+from handstamp.django.passwords import update_session_auth_hash as update_session_auth_hash
 from handstamp.django.settings import get_sessions as get_sessions
 from handstamp.django.signing import alogin as alogin
 from handstamp.django.signing import alogout as alogout
@@ -32,9 +36,11 @@ __all__ = (
     "acall",
     "alogin",
     "alogout",
+    "aupdate_session_auth_hash",
     "call",
     "get_sessions",
     "login",
     "logout",
+    "update_session_auth_hash",
     "wrap",
 )

@@ -16,6 +16,9 @@ class HandstampConfig(AppConfig):
     verbose_name = "handstamp"
 
     def ready(self) -> None:
-        """Register the checks."""
+        """Register the checks, and have every save of a user looked at."""
+        from handstamp.django.passwords import connect  # needs the registry of apps
+
+        connect()
         checks.register(check_setup, TAG)
         checks.register(check_for_production, TAG, deploy=True)

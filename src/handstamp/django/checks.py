@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
 
+from handstamp.django.auth_hash import is_checked
 from handstamp.django.settings import Configuration, read
 from handstamp.errors import ConfigError
 
@@ -30,7 +33,8 @@ def check_setup(app_configs: Any, **_: Any) -> list[CheckMessage]:
         configuration = read(getattr(settings, "HANDSTAMP", None))
     except ConfigError as exc:
         return [Error(str(exc), id="handstamp.E001")]
-    return [*_order(list(settings.MIDDLEWARE)), *_names(configuration)]
+    order = _order(list(settings.MIDDLEWARE))
+    return [*order, *_names(configuration), *_passwords(configuration)]
 
 
 def check_for_production(app_configs: Any, **_: Any) -> list[CheckMessage]:
@@ -78,6 +82,29 @@ def _names(configuration: Configuration) -> Iterator[CheckMessage]:
                 "Give one of them another name.",
                 id="handstamp.E005",
             )
+
+
+def _passwords(configuration: Configuration) -> Iterator[CheckMessage]:
+    try:
+        model = get_user_model()
+    except ImproperlyConfigured:
+        return  # passwords are not Django's here
+    if not is_checked(model):
+        yield Warning(
+            f"A change of password ends no session: {settings.AUTH_USER_MODEL} has no "
+            "get_session_auth_hash.",
+            "Inherit from AbstractBaseUser, or call get_sessions().revoke_user where a "
+            "password changes.",
+            id="handstamp.W006",
+        )
+    elif not configuration.sessions.carries_claims:
+        yield Warning(
+            "A change of password ends sessions only where the user is saved: tokens of "
+            "these sessions carry no hash to compare.",
+            "Where a password changes by update() or outside of Django, call "
+            "get_sessions().revoke_user.",
+            id="handstamp.W007",
+        )
 
 
 def _deployed(configuration: Configuration) -> Iterator[CheckMessage]:

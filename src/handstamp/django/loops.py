@@ -9,7 +9,9 @@ that mixes Django's two clients has the engine on the other loop, and crosses as
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import async_to_sync
@@ -18,6 +20,8 @@ from handstamp import blocking
 from handstamp.django.settings import get_sessions
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError
+
+logger = logging.getLogger("handstamp")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,6 +72,24 @@ async def across(
     return await asyncio.wrap_future(future)
 
 
+def later(
+    sessions: Sessions, function: Function[P, T], /, *args: P.args, **kwargs: P.kwargs
+) -> None:
+    """Begin an async function on the loop that the engine is on, and wait for nothing: for
+    what may be asked for on any thread. What it raises is logged. Nothing is begun where
+    the engine is closed and there is no loop."""
+    loop = _home(sessions) or _running()
+    if loop is None:
+        return
+    task = asyncio.run_coroutine_threadsafe(function(*args, **kwargs), loop)
+    task.add_done_callback(_complain)
+
+
+def _complain(task: Future[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("a session was not ended", exc_info=error)
+
+
 def _home(sessions: Sessions) -> asyncio.AbstractEventLoop | None:
     loop = sessions._loop
     return loop if loop is not None and loop.is_running() else None
@@ -84,10 +106,15 @@ def _wait_on(
     return asyncio.run_coroutine_threadsafe(function(*args, **kwargs), loop).result()
 
 
-def _refuse_to_block_a_loop() -> None:
+def _running() -> asyncio.AbstractEventLoop | None:
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
+        return None
+
+
+def _refuse_to_block_a_loop() -> None:
+    if _running() is None:
         return
     raise ConfigError(
         "this is an async view: await alogin, alogout, arevoke … or acall(function)"

@@ -21,10 +21,11 @@ from django.core.signals import got_request_exception
 from django.utils.functional import SimpleLazyObject
 
 from handstamp.django.access import SessionAuth
+from handstamp.django.current_user import aget_user, get_user
+from handstamp.django.passwords import asettle, connect, serving, settle
 from handstamp.django.responses import answer, seal, vary
 from handstamp.django.settings import configuration
 from handstamp.django.transports import AnyHandle, Transports
-from handstamp.django.users import aget_user, get_user
 from handstamp.errors import CrossSiteRequest, HandstampError, SessionsUnavailable
 
 GetResponse = Callable[[Any], Any]
@@ -43,6 +44,7 @@ class SessionAuthMiddleware:
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
+        connect()
         self._transports = Transports(configuration())
         self._door = self._transports.door
         self._is_async = iscoroutinefunction(get_response)
@@ -63,7 +65,13 @@ class SessionAuthMiddleware:
             except (CrossSiteRequest, SessionsUnavailable) as exc:
                 return finish(answer(exc))
         _attach(request, handle)
-        return finish(_explained(request, self.get_response(request)))
+        with serving(request):
+            response = _explained(request, self.get_response(request))
+        try:
+            settle(request)
+        except HandstampError as exc:
+            response = answer(exc)
+        return finish(response)
 
     async def _acall(self, request: Any) -> Any:
         handle, is_open, finish = self._begin(request)
@@ -73,7 +81,12 @@ class SessionAuthMiddleware:
             except (CrossSiteRequest, SessionsUnavailable) as exc:
                 return finish(answer(exc))
         _attach(request, handle)
-        response = await cast(Awaitable[Any], self.get_response(request))
+        with serving(request):
+            response = await cast(Awaitable[Any], self.get_response(request))
+        try:
+            await asettle(request)
+        except HandstampError as exc:
+            return finish(answer(exc))
         return finish(_explained(request, response))
 
     def _begin(self, request: Any) -> tuple[AnyHandle, bool, Callable[[Any], Any]]:

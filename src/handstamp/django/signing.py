@@ -15,7 +15,9 @@ from django.middleware.csrf import rotate_token
 
 from handstamp.core.records import Session
 from handstamp.django.access import adone, done
-from handstamp.django.users import aget_user, anonymous, auser_of, get_user, user_of
+from handstamp.django.auth_hash import claim_of
+from handstamp.django.current_user import aget_user, get_user
+from handstamp.django.users import anonymous, auser_of, user_of
 from handstamp.errors import ConfigError
 
 
@@ -23,12 +25,14 @@ def login(request: Any, user: Any, *, remember: bool = False) -> Session:
     """Open a session for a user who has just proven who they are.
 
     ``user`` is a user or the text of an id. Every session this browser had ends, the CSRF
-    token is replaced, and ``user_logged_in`` is sent. ``remember`` makes the cookies
-    outlive the browser. Raises :class:`LoginRefused`, :class:`CrossSiteRequest` or
-    :class:`SessionsUnavailable`.
+    token is replaced, and ``user_logged_in`` is sent. The new session ends when the user's
+    password changes. ``remember`` makes the cookies outlive the browser. Raises
+    :class:`LoginRefused`, :class:`CrossSiteRequest` or :class:`SessionsUnavailable`.
     """
-    session: Session = done(_handle(request), "login", _id_of(user), remember=remember)
+    handle, user_id = _handle(request), _id_of(user)
     user = user_of(user) if isinstance(user, str) else user
+    claim = _claim(handle, user)
+    session: Session = done(handle, "login", user_id, remember=remember, claim=claim)
     _enter(request, user)
     user_logged_in.send(sender=user.__class__, request=request, user=user)
     return session
@@ -36,10 +40,10 @@ def login(request: Any, user: Any, *, remember: bool = False) -> Session:
 
 async def alogin(request: Any, user: Any, *, remember: bool = False) -> Session:
     """See :func:`login`."""
-    session: Session = await adone(
-        _handle(request), "login", _id_of(user), remember=remember
-    )
+    handle, user_id = _handle(request), _id_of(user)
     user = await auser_of(user) if isinstance(user, str) else user
+    claim = _claim(handle, user)
+    session: Session = await adone(handle, "login", user_id, remember=remember, claim=claim)
     _enter(request, user)
     send = partial(user_logged_in.send, sender=user.__class__)
     await _in_thread(send, request=request, user=user)
@@ -88,6 +92,10 @@ def _id_of(user: Any) -> str:
     if user_id is None or user_id == "":
         raise ConfigError("log in a user who has been saved, or the text of an id")
     return str(user_id)
+
+
+def _claim(handle: Any, user: Any) -> str | None:
+    return claim_of(user) if handle.sessions.carries_claims else None
 
 
 def _somebody(user: Any) -> Any:

@@ -114,17 +114,3 @@ def _model_user(user_id: str) -> Any:
     except (ValidationError, ValueError, TypeError):
         return None
     return model._default_manager.filter(pk=key).first()
-
-
-def get_user(request: Any) -> Any:
-    """``request.user``, looked up once."""
-    if not hasattr(request, "_session_user"):
-        request._session_user = user_of(request.handstamp.user_id)
-    return request._session_user
-
-
-async def aget_user(request: Any) -> Any:
-    """``await request.auser()``, looked up once, together with the other."""
-    if not hasattr(request, "_session_user"):
-        request._session_user = await auser_of(request.handstamp.user_id)
-    return request._session_user

@@ -1,4 +1,5 @@
-"""Django's own sign-in form and sign-out, on our sessions; also for the admin.
+"""Django's own sign-in form, sign-out and password form, on our sessions; also for the
+admin.
 
     path("login/", LoginView.as_view()), path("logout/", LogoutView.as_view())
 
@@ -15,6 +16,7 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
+from handstamp.django.passwords import update_session_auth_hash
 from handstamp.django.signing import login, logout
 from handstamp.errors import LoginRefused
 
@@ -30,6 +32,17 @@ class LoginView(views.LoginView):
         except LoginRefused:
             form.add_error(None, form.get_invalid_login_error())
             return self.form_invalid(form)
+        return HttpResponseRedirect(self.get_success_url())
+
+
+class PasswordChangeView(views.PasswordChangeView):
+    """:class:`django.contrib.auth.views.PasswordChangeView`, for a site without Django's
+    ``SessionMiddleware``; where there is one, its own view does the same."""
+
+    def form_valid(self, form: Any) -> Any:
+        """Save the password, keep this session and end the others."""
+        form.save()
+        update_session_auth_hash(self.request, form.user)
         return HttpResponseRedirect(self.get_success_url())
 
 
