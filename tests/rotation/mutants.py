@@ -104,11 +104,15 @@ class KeepsToken(MemoryStore):
     """A step-up raises the level of the tokens that are out."""
 
     async def raise_level(self, step: StepUp) -> Record | None:
-        row = self.rows[step.id]
+        old = self.rows[step.id]
         raised = await super().raise_level(step)
-        if raised is None:
-            return None
-        return self._write(replace(row, level=step.level), expires_at=raised.expires_at)
+        if raised is not None:
+            self._write(
+                self.rows[step.id],
+                token_digest=old.token_digest,
+                refresh_digest=old.refresh_digest,
+            )
+        return raised
 
 
 async def _no_revocation(self: Refreshing, record: Record, client: Any) -> Invalid:
