@@ -348,6 +348,21 @@ def test_what_was_read_between_two_doubts_is_doubted_by_the_second() -> None:
         assert cache.get(b"before0") is not None
 
 
+def test_c143_a_hit_in_another_thread_finds_nothing_that_was_doubted_before_it() -> None:
+    """It has taken its ``get`` and not called it yet: what is doubted with everything
+    else may be found, what was in doubt already may not."""
+    cache = Cache(100)
+    put(cache, entry(b"doubted", "gone"))
+    cache.doubt_session("gone")
+    put(cache, *(entry(b"%d" % number, f"s{number}") for number in range(10)))
+    get = cache.get
+    cache.doubt()
+    assert get(b"doubted") is None
+    put(cache, entry(b"again", "again"))
+    cache.doubt()
+    assert (get(b"doubted"), cache.get(b"again")) == (None, None)
+
+
 def test_c68_doubting_everything_costs_the_same_however_much_is_cached() -> None:
     """And so does a notice about a session or a user, the first as the thousandth."""
     small, large = Cache(10_000), Cache(10_000)

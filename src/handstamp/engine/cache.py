@@ -205,10 +205,14 @@ class Cache:
         """Anything may be over: believe no entry before it was read again (rule 6)."""
         with self._lock:
             self._fence.raise_for_all()
-            fewer, more = sorted((self._live, self._doubted), key=len)
-            more.update(fewer)
-            self._doubted, self._live = more, {}
+            live, self._live = self._live, {}
             self.get = self._live.get
+            # Another thread may hold the other ``get``: what was in doubt before must not
+            # be found by it, so it is never moved to where that one looks.
+            if self._doubted:
+                self._doubted.update(live)
+            else:
+                self._doubted = live
 
     def start_over(self) -> None:
         """Forget everything, in a forked child: its parent hears of revocations, and may
