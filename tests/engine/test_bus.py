@@ -335,6 +335,34 @@ async def test_notices_come_as_they_were_said(ear: Ear, air: Air) -> None:
     ]
 
 
+async def test_c55_a_notice_that_comes_before_anything_is_proven_is_worked_off(
+    air: Air, hasty: None
+) -> None:
+    """Between LISTEN and the canary, and where no canary ever arrives: it can only make
+    this process read more."""
+    air.mute = True
+    async with started(air) as ear:
+        await until(lambda: air.links)
+        air.say("s:early")
+        await ear.until(Hearing.MUTE)
+        air.say("u:late")
+        air.say("junk")
+        assert ear.notices == [
+            Notice(session_id="early"),
+            Notice(user_id="late"),
+            Notice(understood=False),
+        ]
+        assert not ear.trusts
+
+
+async def test_c68_canaries_of_a_stranger_change_nothing(ear: Ear, air: Air) -> None:
+    """Neither before the bus has heard its own nor after; they are no notices either."""
+    await ear.until(Hearing.LISTENING)
+    for number in range(1000):
+        air.say(f"c:{number}")
+    assert (ear.notices, ear.resets, ear.bus.notices) == ([], 1, 0)
+
+
 # What an engine makes of it.
 
 

@@ -200,6 +200,22 @@ async def test_c109_a_session_that_runs_out_closes(
         assert socket.closed == 1
 
 
+async def test_activity_that_is_not_written_yet_keeps_a_connection_open() -> None:
+    """The table has not heard of it, in an outage of writes for example: whoever was
+    active a moment ago is not idle."""
+    policy = replace(SLOW, idle_ttl=timedelta(minutes=8))
+    async with running(policy=policy) as engine:
+        issued, socket = await opened(engine)
+        engine.clock.advance(timedelta(minutes=7))
+        session_of(await engine.ask(issued))
+        engine.clock.advance(timedelta(minutes=2))
+        await look(engine, everyone=True)
+        assert socket.closed == 0
+        engine.clock.advance(timedelta(minutes=6))
+        await look(engine, everyone=True)
+        assert socket.closed == 1
+
+
 async def test_a_connection_outlives_its_session_token() -> None:
     """What counts is the session, which rotates while a socket stays open."""
     async with running(policy=SLOW) as engine:

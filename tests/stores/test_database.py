@@ -77,6 +77,23 @@ async def test_p16_connecting_is_inside_the_budget(
     assert (database.queries, database.breaker.is_open) == (0, True)
 
 
+async def test_p16_handshakes_that_hang_are_a_few(database: Database, wire: Wire) -> None:
+    """However many ask while a server accepts and says nothing: a handshake that was given
+    up goes on for a while, and its lane is taken by the next one."""
+    wire.freeze()
+    most = 0
+
+    async def ask(number: int) -> None:
+        nonlocal most
+        with pytest.raises((SessionsUnavailable, TimeoutError)):
+            async with asyncio.timeout(0.001 * number):  # they give up one after the other
+                await database.fetch("select 1")
+        most = max(most, len(database._connecting))
+
+    await asyncio.gather(*(ask(number) for number in range(200)))
+    assert 0 < most <= 2 * (READ_LANES + database._width)
+
+
 async def test_c122_waiting_for_a_lane_is_inside_the_budget(
     wire: Wire, no_probe: None
 ) -> None:

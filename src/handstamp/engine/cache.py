@@ -14,7 +14,8 @@ fresh data may deny.
 Rule 6. A notification is a doubt and no verdict, because anybody who may connect to the
 database can send one. Entries in doubt are kept apart: they are found no more by ``get``,
 and tell the next read of activity that is not written yet. To doubt everything costs the
-same however many entries there are; to doubt again what is in doubt costs nothing.
+same however many entries there are, and to doubt again what is in doubt costs nothing: only
+what was read again in between is moved once more.
 
 A hit is one lookup in a plain dict, without a lock. The LRU behind it learns of a use at
 most once a second and entry (:meth:`Cache.freshen`): asking it every time would cost as

@@ -22,8 +22,8 @@ import logging
 from collections.abc import Awaitable, Sequence
 from hashlib import sha256
 
-from handstamp.core.lifetime import Invalid, judge_family
-from handstamp.core.records import Session
+from handstamp.core.lifetime import Invalid, Valid, judge_family
+from handstamp.core.records import Record, Session
 from handstamp.engine.bus import Bus
 from handstamp.engine.cache import Ticket
 from handstamp.engine.connections import Closer
@@ -50,6 +50,7 @@ class Watch:
         self._policy = parts.policy
         self._cache = parts.cache
         self._connections = parts.connections
+        self._activity = parts.activity
         self._clock = parts.clock
         self._pause = parts.policy.max_staleness.total_seconds() / 2
         self._window = min(WINDOW, self._pause)
@@ -179,7 +180,7 @@ class Watch:
         found = {record.id: record for record in records}
         for session_id in session_ids:
             record = found.get(session_id)
-            verdict = None if record is None else judge_family(record, self._policy)
+            verdict = None if record is None else self._judge(record)
             if verdict is None or isinstance(verdict, Invalid):
                 self._cache.forget_session(session_id)
                 self._connections.close(session_id)
@@ -187,6 +188,11 @@ class Watch:
             limits = (verdict.remaining, verdict.idle_remaining or verdict.remaining)
             lasts = min(min(limits).total_seconds(), self._trusted_for(session_id))
             self._connections.stands(session_id, before + lasts)
+
+    def _judge(self, record: Record) -> Valid | Invalid:
+        """Whether the session stands, with the activity that is still to be written."""
+        noted = self._activity.noted(record.id, record.token_digest)
+        return judge_family(record, self._policy, active_at=noted)
 
     def _trusted_for(self, session_id: str) -> float:
         """Until when the look after the next pause is early enough."""

@@ -110,8 +110,11 @@ class Database:
         connection can be made with.
 
         Whoever gives up on it waits no longer, but the driver does: cancelled in the
-        middle of a handshake it leaves an error behind that nobody ever looks at.
+        middle of a handshake it leaves an error behind that nobody ever looks at. So there
+        may be more handshakes than lanes, but not more than twice as many.
         """
+        if len(self._connecting) >= 2 * (READ_LANES + self._width):
+            raise SessionsUnavailable("too many connections are being made")
         connecting = asyncio.ensure_future(asyncpg.connect(self._dsn, **self._options))
         self._connecting.add(connecting)
         connecting.add_done_callback(self._connecting.discard)
