@@ -17,10 +17,15 @@ from handstamp.errors import RefusedReason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """The root of all events. ``action`` is its stable name in logs and metrics."""
+    """The root of all events. ``action`` is its stable name in logs and metrics.
+
+    ``unauthenticated`` events are those that a client without any genuine token can cause:
+    of each kind, one a second is logged.
+    """
 
     action: ClassVar[str] = "event"
     alarming: ClassVar[bool] = False
+    unauthenticated: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +145,7 @@ class CrossSiteRefused(Event):
     login, a logout and the like with or without."""
 
     action: ClassVar[str] = "cross_site_refused"
+    unauthenticated: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,4 +154,5 @@ class CookieOverridden(Event):
 
     action: ClassVar[str] = "cookie_overridden"
     alarming: ClassVar[bool] = True
+    unauthenticated: ClassVar[bool] = True
     dropped: bool

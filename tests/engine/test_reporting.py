@@ -5,12 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from handstamp import Cookies
+from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.core.records import Client
 from handstamp.engine.reporting import MOST_RUNNING, Reports
-from handstamp.events import BindingChanged, Event, Replayed, Revoked, SessionEvent
+from handstamp.events import (
+    BindingChanged,
+    CookieOverridden,
+    CrossSiteRefused,
+    Event,
+    Replayed,
+    Revoked,
+    SessionEvent,
+)
+from tests.support import asgi
+from tests.support.clock import FakeClock
+from tests.support.engines import running
 from tests.support.waiting import until
 
 REVOKED = Revoked(session_id="s", user_id="u", reason="r")
@@ -156,6 +170,49 @@ def test_an_event_is_one_line_in_the_log(
     )
     assert record.__dict__["action"] == event.action
     assert record.__dict__["handstamp_session_id"] == "s"
+
+
+@pytest.mark.parametrize("event", [CrossSiteRefused(), CookieOverridden(dropped=True)])
+def test_what_a_stranger_can_cause_is_one_line_a_second(
+    event: Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first at once, then one a second with the number of those left out; counters and
+    subscribers miss nothing, and no other kind waits for it."""
+    caplog.set_level(logging.DEBUG)
+    clock, heard = FakeClock(), []
+    reports = Reports(clock)
+    reports.on(Event, heard.append)
+    for pause in (0.5, 0.5, 60.0, 0.0):
+        for _ in range(100):
+            reports.publish(event)
+        reports.publish(REVOKED)
+        clock.advance(pause)
+    lines = [r.__dict__ for r in caplog.records if r.message == event.action]
+    assert [line.get("handstamp_suppressed") for line in lines] == [None, 199, 99]
+    assert [r.message for r in caplog.records].count("revoked") == 4
+    assert (reports.counts[event.action], heard.count(event)) == (400, 400)
+
+
+async def test_refused_logouts_of_strangers_are_one_line_a_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A form on another site's page that signs out anybody who sees it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await scope[SCOPE_KEY].logout()
+
+    caplog.set_level(logging.DEBUG)
+    async with running() as engine:
+        site = SessionAuthMiddleware(app, engine.sessions, cookies=Cookies.insecure())
+        scope = asgi.http_scope(
+            "/logout", method="POST", headers=[(b"sec-fetch-site", b"cross-site")]
+        )
+        for _ in range(20):
+            assert (await asgi.serve(site, dict(scope))).status == 403
+        actions = [r.__dict__.get("action") for r in caplog.records]
+        assert actions.count("cross_site_refused") == 1
+        assert len(engine.of(CrossSiteRefused)) == 20
+        assert engine.sessions.stats().events["cross_site_refused"] == 20
 
 
 def test_p12_a_client_is_logged_by_its_network(caplog: pytest.LogCaptureFixture) -> None:

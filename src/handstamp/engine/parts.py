@@ -27,10 +27,10 @@ class Parts:
     clock: Clock
     database_clock: DatabaseClock
     cache: Cache
+    reports: Reports
     strangers: Strangers = field(default_factory=Strangers)
     activity: Activity = field(default_factory=Activity)
     bindings: Bindings = field(default_factory=Bindings)
-    reports: Reports = field(default_factory=Reports)
     connections: Connections = field(default_factory=Connections)
 
     def start_over(self) -> None:

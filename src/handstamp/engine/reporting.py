@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from typing import TypeVar
 
+from handstamp.clock import Clock, uptime
 from handstamp.core.records import Client
 from handstamp.events import Event
 
@@ -22,6 +23,9 @@ logger = logging.getLogger("handstamp")
 MOST_RUNNING = 1000
 """Calls of asynchronous subscribers that may be under way, for each kind of event: one kind
 that a client can cause again and again takes nothing from the others."""
+LOG_INTERVAL = 1.0
+"""Seconds between log lines of one kind of event that a client without any genuine token
+can cause."""
 DRAIN_BUDGET = 2.0
 """Seconds that subscribers may hold up a graceful stop."""
 
@@ -32,8 +36,11 @@ Subscriber = Callable[[E], Awaitable[None] | None]
 class Reports:
     """Publishes events to whoever subscribed to their class or a parent of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = uptime) -> None:
         self.counts: Counter[str] = Counter()
+        self._clock = clock
+        self._next_line: dict[str, float] = {}
+        self._suppressed: Counter[str] = Counter()
         self._subscribers: list[tuple[type[Event], Subscriber[Event]]] = []
         self._tasks: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
         self._dropping: set[str] = set()
@@ -47,10 +54,25 @@ class Reports:
         self.counts[event.action] += 1
         level = logging.WARNING if event.alarming else logging.INFO
         if logger.isEnabledFor(level):
-            logger.log(level, event.action, extra={"action": event.action, **_facts(event)})
+            self._log(level, event)
         for kind, subscriber in self._subscribers:
             if isinstance(event, kind):
                 self._tell(subscriber, event)
+
+    def _log(self, level: int, event: Event) -> None:
+        """One line; of what anybody can cause, one for each interval and kind, with the
+        number of those that were left out before it."""
+        action, facts = event.action, _facts(event)
+        if event.unauthenticated:
+            now = self._clock()
+            if now < self._next_line.get(action, now):
+                self._suppressed[action] += 1
+                return
+            self._next_line[action] = now + LOG_INTERVAL
+            suppressed = self._suppressed.pop(action, 0)
+            if suppressed:
+                facts["handstamp_suppressed"] = suppressed
+        logger.log(level, action, extra={"action": action, **facts})
 
     def _tell(self, subscriber: Subscriber[Event], event: Event) -> None:
         try:

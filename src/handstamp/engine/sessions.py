@@ -35,7 +35,7 @@ from handstamp.engine.entries import Read, make_entry
 from handstamp.engine.new_ids import make_id, new_id
 from handstamp.engine.parts import Parts
 from handstamp.engine.refreshing import Refreshing
-from handstamp.engine.reporting import Subscriber
+from handstamp.engine.reporting import Reports, Subscriber
 from handstamp.engine.speech import Speech, pair_of
 from handstamp.engine.stats import Stats
 from handstamp.engine.step_up import SteppingUp
@@ -105,8 +105,7 @@ class Sessions:
             if isinstance(database, str)
             else database
         )
-        self.clock = clock
-        self._entropy = entropy
+        self.clock, self._entropy = clock, entropy
         self._new_id = new_id or partial(make_id, shape.new_id, entropy)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parts = parts = Parts(
@@ -116,6 +115,7 @@ class Sessions:
             clock=clock,
             database_clock=DatabaseClock(clock),
             cache=Cache(cache_size),
+            reports=Reports(clock),
         )
         self.connections = parts.connections
         self._watch = Watch(parts)
