@@ -24,7 +24,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from handstamp import ULID_HASHED, UUID_PLAIN, Client, ConfigError, Policy, Sessions
+from handstamp import (
+    ULID_HASHED,
+    UUID_PLAIN,
+    Client,
+    ConfigError,
+    LoginRefused,
+    Policy,
+    Sessions,
+)
 from handstamp.blocking import call
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.events import Revoked
@@ -506,6 +514,25 @@ async def test_an_id_that_the_column_does_not_take_is_refused_at_the_login(
             with pytest.raises(ConfigError, match="change the default of the column"):
                 await here.create(user)
     assert await live_ids(text_dsn) == []
+
+
+@pytest.mark.parametrize("type", ["char(64)", "varchar(64)"])
+async def test_an_id_longer_than_its_column_is_a_config_error(dsn: str, type: str) -> None:
+    """It names the limit, and is no outage; the longest that fits opens a session. Whoever
+    asks for a longer one asks for no session, and a longer user is no user."""
+    await execute(dsn, f"alter table user_sessions alter id type {type}")
+    user = await new_user(dsn)
+    async with processes(dsn, "x" * 65, "🦊" * 65, "🦊" * 64) as (here, _):
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="more than 64 characters"):
+                await here.create(user)
+        issued = await here.create(user)
+        assert issued.session.id == "🦊" * 64
+        assert not await here.revoke("🦊" * 65)
+        assert await is_in(here, issued)
+        with pytest.raises(LoginRefused) as refusal:
+            await here.create("u" * 100)
+        assert refusal.value.reason == "unknown_user"
 
 
 async def test_where_the_id_is_the_digest_nothing_rotates(dsn: str) -> None:

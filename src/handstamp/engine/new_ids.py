@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from ulid import ULID
 
-from handstamp.core.ids import LONGEST_ID
 from handstamp.errors import ConfigError
 from handstamp.stores.base import Store
 
@@ -22,7 +21,8 @@ async def new_id(store: Store, make: Callable[[], str]) -> str:
     if session_id is None:
         raise ConfigError(
             "the id made for a new session is no value of its column, or has more than "
-            f"{LONGEST_ID} characters: change the default of the column, or new_id="
+            f"{store.capabilities.longest_id} characters: change the default of the "
+            "column, or new_id="
         )
     return session_id
 

@@ -28,10 +28,11 @@ return. Where the database kept its row as it was, they raise :class:`ConfigErro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from handstamp.config import Policy
+from handstamp.core.ids import LONGEST_ID
 from handstamp.core.records import NewSession, Record, StepUp, Successor, Touch
 from handstamp.stores.channel import Channel
 
@@ -49,7 +50,7 @@ class Capabilities:
 
     ``sliding`` says that ``expires_at`` moves ahead with activity, since nothing rotates;
     ``absolute`` that a session knows when it was created; ``plain`` that rows may hold
-    tokens in clear.
+    tokens in clear. ``longest_id`` is how many characters the id of a session may have.
     """
 
     refresh: bool = True
@@ -61,6 +62,7 @@ class Capabilities:
     level: bool = False
     fingerprint: bool = True
     plain: bool = False
+    longest_id: int = field(default=LONGEST_ID, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,10 @@ class Spelling:
     length: int | None = None
     required: bool = False
 
+    def takes(self, text: str) -> bool:
+        """Whether it has room for this text."""
+        return not self.is_text or self.length is None or len(text) <= self.length
+
     @property
     def is_text(self) -> bool:
         """Whether it holds texts."""
@@ -81,7 +85,8 @@ class Fitted:
     @property
     def capabilities(self) -> Capabilities:
         """What is left of the features."""
-        return capabilities_of(self.shape)
+        length = self.columns["id"].length or LONGEST_ID
+        return replace(capabilities_of(self.shape), longest_id=min(length, LONGEST_ID))
 
 
 def capabilities_of(shape: TableShape) -> Capabilities:

@@ -163,7 +163,9 @@ class TableStore(Connected):
     def _normalize(sql: Statements, field: str, text: str | None) -> str | None:
         """Asking for what a column could not hold is an error of the database, and
         whoever sent it is a client."""
-        return None if text is None else normalize(sql.fitted.columns[field].cast, text)
+        column = sql.fitted.columns[field]
+        known = None if text is None else normalize(column.cast, text)
+        return known if known is not None and column.takes(known) else None
 
     async def new_id(self) -> str | None:
         """See :meth:`Store.new_id`."""
