@@ -19,7 +19,9 @@ from handstamp import Cookies, Policy
 from handstamp.asgi import SCOPE_KEY
 from handstamp.asgi import SessionAuthMiddleware as AsgiMiddleware
 from handstamp.blocking import call
+from handstamp.core.credentials import CookieReader
 from handstamp.core.lifetime import Invalid, Reason, Unknown
+from handstamp.core.tokens import refresh_prefix
 from handstamp.engine.answers import Authenticated, Issued
 from handstamp.events import DuplicateCookies, Refreshed, Reissued, Replayed
 from handstamp.wsgi import ENVIRON_KEY
@@ -292,3 +294,17 @@ def test_names_that_nobody_else_can_set_take_the_short_way() -> None:
     assert AsgiMiddleware(asgi.responding(), Engine().sessions)._agrees is None
     loose = AsgiMiddleware(asgi.responding(), Engine().sessions, cookies=PLAIN)
     assert loose._agrees is not None
+
+
+def test_the_short_way_compares_every_refresh_cookie() -> None:
+    """Beside one of the session itself, in any order; a longer name costs the long way."""
+    agrees = CookieReader(PLAIN).agrees
+    assert agrees is not None
+    own, other = b"refresh=own.r.x.y", b"refresh=other.r.x.y"
+    for header in (b"", b"a=b; session=x", own, b"session=x; " + own):
+        assert agrees(header, "own")
+    for header in (other, own + b"; " + other, other + b"; " + own, b"refresh=own; a=b"):
+        assert not agrees(header, "own")
+    assert not agrees(b"x" + other, "own")
+    odd = f"refresh={refresh_prefix('a:b').decode()}r.x.y".encode()
+    assert agrees(odd, "a:b")

@@ -273,7 +273,7 @@ class _Reader:
         every: bool = False,
     ) -> Credentials:
         headers = list(headers)
-        found = self._reader.read(headers)
+        found = self._reader.read(headers, every=every)
         if found.bearer is not None:
             alone = CookieSession(access_token=found.bearer, refresh_token="")
             return Credentials(session=(_text(alone),), claims=(alone,), sent=True)
@@ -289,11 +289,12 @@ class _Reader:
             came=found.came,
             sent=found.sent,
             ambient=found.ambient,
+            incomplete=found.incomplete,
         )
 
     def came(self, headers: Iterable[tuple[bytes, bytes]]) -> Came:
         """See :meth:`Reader.came`; also beside a bearer token."""
-        return self._reader.read(headers, bearer=False).came
+        return self._reader.read(headers, bearer=False, every=True).came
 
 
 def _text(claim: CookieSession) -> bytes:

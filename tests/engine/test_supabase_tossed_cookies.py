@@ -281,3 +281,68 @@ async def test_an_outage_signs_nobody_into_a_tossed_session(world: World) -> Non
             for pairs in orders(whole(user, lasts), tossed):
                 answer = await client.get("/me", headers=header(pairs))
                 assert answer.status_code == 503
+
+
+def many_whole(mine: Pairs) -> Pairs:
+    """More values of the name than count for a request."""
+    return [(NAME, f"base64-junk{n}") for n in range(5)] + mine
+
+
+def many_joined(mine: Pairs) -> Pairs:
+    """More pieces than can be told apart."""
+    return [(f"{NAME}.{n}", f"{t}") for n in range(3) for t in range(12)] + mine
+
+
+def flooded(mine: Pairs) -> Pairs:
+    """More than is looked at for a request."""
+    return [(f"a{n}", "x" * 4000) for n in range(17)] + mine
+
+
+@pytest.mark.parametrize("tossed", [many_whole, flooded])
+@pytest.mark.parametrize("form", [whole, pieces])
+@pytest.mark.parametrize("lasts", [LIVE, DEAD])
+async def test_a_logout_ends_the_user_s_session_whatever_was_tossed(
+    world: World, tossed: Any, form: Any, lasts: float
+) -> None:
+    """What is too much to sign somebody in is not too much to sign them out."""
+    _, client, user, _ = await two(world)
+    pairs = tossed(form(user, lasts))
+    assert (await client.get("/maybe", headers=header(pairs))).json() == NOBODY
+    answer = await client.post("/logout", headers=header(pairs))
+    assert answer.status_code == 204
+    gone = {line.partition("=")[0] for line in answer.headers.get_list("set-cookie")}
+    assert gone == {name for name, _ in pairs if name.startswith(NAME)}
+    assert await world.row(user) is None
+
+
+async def test_a_logout_ends_both_sessions_of_a_conflict(world: World) -> None:
+    """It cannot know which one is the user's."""
+    _, client, user, attacker = await two(world)
+    for mine, other in ((whole(user), pieces(attacker)),):
+        pairs = mine + other
+        assert (await client.post("/logout", headers=header(pairs))).status_code == 204
+    assert await world.row(user) is await world.row(attacker) is None
+
+
+async def test_a_logout_that_cannot_tell_the_sessions_apart_is_no_success(
+    world: World,
+) -> None:
+    """The user's session would live on without its cookie: 503, and the cookie stays."""
+    _, client, user, _ = await two(world)
+    answer = await client.post("/logout", headers=header(many_joined(pieces(user))))
+    assert (answer.status_code, "set-cookie" in answer.headers) == (503, False)
+    assert await world.row(user) is not None
+    answer = await client.post("/logout", headers=header(pieces(user)))
+    assert answer.status_code == 204
+    assert await world.row(user) is None
+
+
+async def test_a_sign_in_ends_what_the_browser_had_whatever_was_tossed(
+    world: World,
+) -> None:
+    """As a logout does."""
+    _, client, user, attacker = await two(world)
+    pairs = many_whole(whole(user))
+    path = f"/login/{attacker.user_id}"
+    assert (await client.post(path, headers=header(pairs))).status_code == 200
+    assert await world.row(user) is None

@@ -42,7 +42,8 @@ class Credentials:
     ``sent`` says that the request carried one of our cookies, well formed or not.
     ``ambient`` says that a browser attached them by itself, so that another site's
     page could have caused the request. ``claims`` are what a cookie with an inside holds,
-    one for each of ``session``; ``came`` are the cookies by which it came.
+    one for each of ``session``; ``came`` are the cookies by which it came. ``incomplete``
+    says that these may not be all that the request holds.
     """
 
     session: tuple[bytes, ...] = field(default=(), repr=False)
@@ -51,6 +52,7 @@ class Credentials:
     ambient: bool = False
     claims: tuple[object, ...] = field(default=(), repr=False)
     came: Mapping[str, str | None] = field(default_factory=dict, repr=False)
+    incomplete: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.session or self.refresh)
@@ -96,9 +98,14 @@ class CookieReader:
         return after.partition(b";")[0]
 
     def _agrees(self, header: bytes, session_id: str) -> bool:
-        prefix = refresh_prefix(session_id)
-        _, *rest = header.split(self._refresh_needle)
-        return all(part.startswith(prefix) for part in rest)
+        needle = self._refresh_needle
+        at = header.find(needle)
+        if at < 0:
+            return True
+        value = at + len(needle)
+        if not header.startswith(refresh_prefix(session_id), value):
+            return False
+        return header.find(needle, value) < 0  # several are looked at at length
 
     def read(
         self, headers: RawHeaders, *, bearer: bool = False, every: bool = False

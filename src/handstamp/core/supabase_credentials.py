@@ -6,7 +6,8 @@ value of the name itself, and ``name.0``, ``name.1``, … joined up to any numbe
 first that is missing or empty. Where a name came several times, as after a change of the
 cookie's domain, each of its values counts.
 Rule 2. What could be a session is bounded: four values of the name, 32 ways to join the
-pieces, four sessions in the end. Beyond that nothing of the cookie counts.
+pieces, four sessions in the end. Beyond that nothing of the cookie counts. Whoever reads in
+order to end sessions reads every value, and is told where the pieces are too many.
 Rule 3. Percent escapes are undone as JavaScript's cookie package does it: all, or none
 where one is wrong. Only space and tab are trimmed.
 Rule 4. Several Cookie headers are one. One above 64 KiB is not looked at: what is cut off
@@ -18,7 +19,7 @@ response: a stranger's cookies must not make it larger than proxies take.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from urllib.parse import unquote
@@ -50,13 +51,14 @@ class SupabaseCredentials:
     ``sessions`` are the candidates of the cookie and ``texts`` the values that hold them,
     one for each; ``bearer`` is an access token that came in their place. ``came`` are the
     cookies that the request had under our names and those auth-js keeps beside them: what
-    a writer needs to know.
+    a writer needs to know. ``incomplete`` says that there may be more sessions than these.
     """
 
     sessions: tuple[CookieSession, ...] = ()
     texts: tuple[str, ...] = field(default=(), repr=False)
     bearer: str | None = field(default=None, repr=False)
     came: Came = field(default_factory=dict, repr=False)
+    incomplete: bool = False
 
     @property
     def sent(self) -> bool:
@@ -127,13 +129,16 @@ class SupabaseCookieReader:
             return None
         return whole
 
-    def read(self, headers: RawHeaders, *, bearer: bool = True) -> SupabaseCredentials:
+    def read(
+        self, headers: RawHeaders, *, bearer: bool = True, every: bool = False
+    ) -> SupabaseCredentials:
         """Everything in ``headers`` that claims to be a session.
 
         ``headers`` are pairs of bytes, names in any case. With ``bearer``, an
-        ``Authorization: Bearer`` header replaces the cookie altogether.
+        ``Authorization: Bearer`` header replaces the cookie altogether. With ``every``,
+        what would be too much to count is read as well, in order to end sessions.
         """
-        cookie, authorization = pick(headers, MOST_BYTES)
+        cookie, authorization = pick(headers, None if every else MOST_BYTES)
         if bearer and authorization is not None:
             match = _BEARER.fullmatch(authorization)
             if match is not None:
@@ -144,33 +149,21 @@ class SupabaseCookieReader:
         values: dict[str, list[str]] = {}
         for name, raw in found:
             values.setdefault(name.decode("ascii"), []).append(_unescaped(raw))
-        found = self._candidates(values)
+        whole = dict.fromkeys(value for value in values.get(self._name, ()) if value)
+        joined = self._joined(values)
+        texts = (*whole, *(joined or ()))
+        if every:
+            found = _decoded(texts, None)
+        elif joined is None or len(whole) > MOST_CANDIDATES:
+            found = []
+        else:
+            found = _decoded(texts, MOST_DECODED)
         return SupabaseCredentials(
             sessions=tuple(session for session, _ in found),
             texts=tuple(text for _, text in found),
             came=_came(values),
+            incomplete=joined is None,
         )
-
-    def _candidates(self, values: Mapping[str, list[str]]) -> list[_Candidate]:
-        """The sessions that may be meant, each with its text (rules 1 and 2)."""
-        whole = dict.fromkeys(value for value in values.get(self._name, ()) if value)
-        joined = self._joined(values)
-        if joined is None or len(whole) > MOST_CANDIDATES:
-            return []
-        found: dict[tuple[str, str], _Candidate] = {}
-        left = MOST_DECODED
-        for text in (*whole, *joined):
-            # No JSON object begins with another one: the start of a session is none.
-            if any(known.startswith(text) for _, known in found.values()):
-                continue
-            left -= len(text)
-            if left < 0:
-                return []
-            session = decode_session(text)
-            if session is not None:
-                tokens = session.access_token, session.refresh_token
-                found.setdefault(tokens, (session, text))
-        return list(found.values()) if len(found) <= MOST_CANDIDATES else []
 
     def _joined(self, values: Mapping[str, list[str]]) -> list[str] | None:
         """Every text that the pieces may make, longest first; None for too many."""
@@ -185,6 +178,27 @@ class SupabaseCookieReader:
                 break
             joined += ways
         return joined[::-1]
+
+
+def _decoded(texts: Iterable[str], most: int | None) -> list[_Candidate]:
+    """The sessions in these texts, each with its text; none if there are too many, or
+    more than ``most`` characters to decode, if that is a limit (rules 1 and 2)."""
+    found: dict[tuple[str, str], _Candidate] = {}
+    size = 0
+    for text in texts:
+        # No JSON object begins with another one: the start of a session is none.
+        if any(known.startswith(text) for _, known in found.values()):
+            continue
+        size += len(text)
+        if most is not None and size > most:
+            return []
+        session = decode_session(text)
+        if session is not None:
+            tokens = session.access_token, session.refresh_token
+            found.setdefault(tokens, (session, text))
+    if most is not None and len(found) > MOST_CANDIDATES:
+        return []
+    return list(found.values())
 
 
 def _unescaped(raw: bytes) -> str:

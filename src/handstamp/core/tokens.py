@@ -33,7 +33,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from itsdangerous import Signer
 from itsdangerous.signer import SigningAlgorithm
@@ -65,6 +65,7 @@ def digest(text: bytes) -> bytes:
     return hashlib.sha256(text).digest()
 
 
+@lru_cache(maxsize=1024)  # a hit asks, where cookies have no __Host- names
 def refresh_prefix(session_id: str) -> bytes:
     """What every refresh token of this session begins with."""
     return f"{ids.encode(session_id)}.".encode()

@@ -124,11 +124,15 @@ class SupabaseAuthentication(Authentication):
         """Whether no access token of this is genuine: a plain call without I/O, from any
         thread."""
         claims = cast("tuple[CookieSession, ...]", credentials.claims)
-        return not any(self._verify(claim.access_token) for claim in claims)
+        return not credentials.incomplete and not any(
+            self._verify(claim.access_token) for claim in claims
+        )
 
     async def _add_presented(
         self, found: dict[str, Session], credentials: Credentials, client: Client
     ) -> None:
+        if credentials.incomplete:
+            raise SessionsUnavailable("there are too many pieces to find every session")
         claims = cast("tuple[CookieSession, ...]", credentials.claims)
         tokens = [t for claim in claims if (t := self._verify(claim.access_token))]
         owners = {t.session_id: t.user_id for t in tokens if t.session_id not in found}
