@@ -208,8 +208,8 @@ def expired(minting: Any, row: Any) -> str:
 async def test_an_expired_cookie_that_nobody_can_refresh_is_no_conflict(
     world: World, version: int
 ) -> None:
-    """A refresh token that was used up, invented, or is another session's: a forgotten
-    cookie, and the live session beside it counts."""
+    """A refresh token that was invented, or is another session's: the live session beside
+    it counts, and nothing ends."""
     sessions, client, user, other = await two(world, version=version)
     token = user.refresh_token
     for _ in range(3):
@@ -217,13 +217,43 @@ async def test_an_expired_cookie_that_nobody_can_refresh_is_no_conflict(
         assert issued is not None
         token = str(issued.refresh_token)
     invented = "a2b3c4d5e6f7" if version == 1 else token[:-4] + "AAAA"
-    for stale in (user.refresh_token, invented, other.refresh_token):
+    for stale in (invented, other.refresh_token):
         dead = whole(user, DEAD, refresh_token=stale)
         for pairs in orders(dead, whole(other)):
             answer = await client.get("/maybe", headers=header(pairs))
             assert answer.json() == {"user_id": other.user_id}
     assert world.of(Replayed) == []
     assert await world.row(user) is not None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("lasts", [LIVE, DEAD])
+async def test_a_replay_is_noticed_beside_a_session_of_somebody_else(
+    world: World, version: int, lasts: float
+) -> None:
+    """Who stole the cookie and used it tosses a cookie to the victim, so that the stale one
+    is not presented alone. It ends that session anyway, but not on a passive request; and
+    not beside the current cookie of the same session."""
+    rules = {"reuse_interval": timedelta(0)}
+    sessions, client, user, other = await two(world, version=version, rules=rules)
+    token = user.refresh_token
+    for _ in range(3):
+        issued = await sessions.refresh(token)
+        assert issued is not None
+        token = str(issued.refresh_token)
+    stale, current = whole(user, DEAD), whole(user, DEAD, refresh_token=token)
+    passive = {"x-passive-request": "1"}
+    for pairs in orders(stale, whole(other, lasts)):
+        await client.get("/maybe", headers={**header(pairs), **passive})
+    for pairs in orders(stale, current + whole(other, lasts)):
+        answer = await client.get("/maybe", headers=header(pairs))
+        assert answer.json() == NOBODY
+    assert world.of(Replayed) == []
+    for pairs in orders(stale, whole(other, lasts)):
+        answer = await client.get("/maybe", headers=header(pairs))
+        assert answer.json() == {"user_id": other.user_id}
+    assert [event.session_id for event in world.of(Replayed)] == [user.id]
+    assert await sessions.refresh(token) is None
 
 
 async def test_a_session_that_is_over_is_no_conflict(world: World) -> None:

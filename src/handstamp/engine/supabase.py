@@ -178,6 +178,8 @@ class SupabaseAuthentication(Authentication):
         expired = [each for each in standing if not self._lives(each)]
         renewable = [each for each in expired if await self._would_renew(each)]
         ids = {*hits, *(each.token.session_id for each in (*live, *renewable))}
+        if not passive:
+            ids |= await self._present(expired, ids, client)
         conflict = len(ids) > 1
         if genuine > 1:
             self._reports.publish(DuplicateCookies(candidates=genuine, conflict=conflict))
@@ -190,6 +192,23 @@ class SupabaseAuthentication(Authentication):
             return Invalid(Reason.NOT_FOUND if shown else Reason.FORGED)
         latest = max(usable, key=lambda each: each.token.expires_at)
         return await self._one(latest, client, passive)
+
+    async def _present(
+        self, expired: Sequence[_Presented], known: Container[str], client: Client
+    ) -> set[str]:
+        """Present the refresh tokens of which no session goes on, as if each came alone: a
+        replay ends its session, whatever stands beside it. The ids of those that were
+        accepted after all.
+
+        One beside a good token of its session is a forgotten cookie: its holder has both.
+        """
+        accepted = set[str]()
+        for each in expired:
+            id = each.token.session_id
+            if id not in known and self._is_renewable(each):
+                issued = await self._fly(each, client)
+                accepted |= set() if issued is None else {id}
+        return accepted
 
     async def _would_renew(self, shown: _Presented) -> bool:
         """Whether this session could go on by its refresh token, here or elsewhere."""
