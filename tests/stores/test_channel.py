@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from handstamp.core.ids import LONGEST_ID
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.channel import LONGEST_ID, Canary, Notice, read_payload
+from handstamp.stores.channel import Canary, Notice, read_payload
 from handstamp.stores.memory import MemoryStore
 
 

@@ -61,6 +61,7 @@ IDS = {
     "encoded again": "~YTpi",
     "percent": "%2e%2e%2f",
     "65 plain characters": "a" * 65,
+    "empty": "",
     "255 characters": "x" * 255,
     "255 wide characters": "🦊" * 255,
 }

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from handstamp.core.ids import LONGEST_ID
+
 CHANNEL = "handstamp"
-LONGEST_ID = 255
-"""Characters; no column of ids takes more, and what is kept of a notice is bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ def read_payload(payload: str) -> Notice | Canary:
     """What a payload says.
 
     Anything malformed is "everything": to read too much again is the harmless mistake, and
-    a newer version may have a word that this one does not know.
+    a newer version may have a word that this one does not know. What is kept of a notice
+    is bounded, as ids are.
     """
     kind, _, value = payload.partition(":")
     if kind == "c":

@@ -14,10 +14,10 @@ from handstamp.core.ids import LONGEST_ID
 from handstamp.stores.fitting import Fitted, Spelling
 from handstamp.stores.shapes import PREFIX, quoted
 
-FINITE = (
-    "case when {0} is not null then least(greatest({0},"
-    f" '{EARLIEST.date()} 00:00+00'), '{LATEST.date()} 00:00+00') end"
+_WITHIN = (
+    f"least(greatest({{0}}, '{EARLIEST.date()} 00:00+00'), '{LATEST.date()} 00:00+00')"
 )
+FINITE = f"case when {{0}} is not null then {_WITHIN} end"
 """A time as every Python date can show it (:mod:`handstamp.core.calendar`)."""
 
 # A rotation must not date itself before activity that is already recorded (it waited for
@@ -231,8 +231,11 @@ def _reading(alias: str, field: str, spelling: Spelling | None, type: str) -> st
     and no sum of a time and a duration an error of the database.
     """
     column = _as_it_is(alias, field, spelling, type)
-    is_time = spelling is not None and type == "timestamptz"
-    return FINITE.format(column) if is_time else column
+    if spelling is None or type != "timestamptz":
+        return column
+    # Of a row beside which no user stands even a column that is never null is null.
+    never_null = spelling.required and alias == "s"
+    return (_WITHIN if never_null else FINITE).format(column)
 
 
 def _as_it_is(alias: str, field: str, spelling: Spelling | None, type: str) -> str:
