@@ -37,6 +37,7 @@ from tests.support.tables import (
     fresh_session,
     has,
     opened,
+    step_up,
     successor,
 )
 
@@ -190,9 +191,9 @@ async def test_an_odd_row_is_written_and_breaks_no_neighbour(
             assert seen.last_activity_at >= at
         for each in (bad, good):
             await rotate(opened, each, good=each is good)
-        if store.capabilities.level and has(name, "step_up"):
-            assert await store.raise_level(good.id, 1) is not None
-            await store.raise_level(bad.id, 1)
+        levels = [1, None, None] if has(name, "step_up") else [None, None]
+        for each in (bad, good):
+            await renew(opened, each, levels)
         if has(name, "max_sessions"):
             for policy in POLICIES:
                 new = await fresh_session(opened, user, limit=3)
@@ -204,6 +205,14 @@ async def test_an_odd_row_is_written_and_breaks_no_neighbour(
         await store.revoke_user(user, reason="tested")
         live = [r for r in await store.find_many([bad.id, good.id]) if r.is_active]
         assert live == [], column
+
+
+async def renew(table: Table, record: Record, levels: Sequence[int | None]) -> None:
+    """New tokens, with a higher level and without, also for a policy of centuries."""
+    for level in levels:
+        for changes in ({}, {"session_ttl": CENTURY, "longest": CENTURY}):
+            after = await table.store.raise_level(step_up(record.id, level, **changes))
+            check([] if after is None else [after])
 
 
 async def rotate(table: Table, record: Record, *, good: bool) -> None:
