@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import httpx
 import pytest
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -29,6 +30,7 @@ from handstamp import (
     UUID_PLAIN,
     Client,
     ConfigError,
+    Cookies,
     LoginRefused,
     Policy,
     Sessions,
@@ -194,6 +196,41 @@ async def test_a_refresh_token_carries_any_id(text_dsn: str, unusual: str) -> No
             assert (await alice.get("/me")).json() == unusual
             assert alice.cookies["__Host-refresh"] != before
         assert await live_ids(text_dsn) == [unusual]
+
+
+@asynccontextmanager
+async def served(sessions: Sessions) -> AsyncIterator[str]:
+    """The address of a real server around these sessions."""
+    cookies = Cookies(session_name="session", refresh_name="refresh", secure=False)
+    site = wrap(Starlette(routes=ROUTES), sessions, cookies=cookies)
+    server = uvicorn.Server(uvicorn.Config(site, port=0, log_level="warning"))
+    running = asyncio.create_task(server.serve())
+    await until(lambda: server.started or running.done())
+    (port,) = (s.getsockname()[1] for each in server.servers for s in each.sockets)
+    try:
+        yield f"http://localhost:{port}"
+    finally:
+        server.should_exit = True
+        await running
+
+
+async def test_the_longest_ids_come_through_a_real_server(text_dsn: str) -> None:
+    """Their refresh cookies fit what servers and clients take: in, on and out."""
+    user, longest = await new_user(text_dsn), IDS["255 wide characters"]
+    async with (
+        processes(text_dsn, longest) as (here, _),
+        served(here) as address,
+        httpx.AsyncClient(base_url=address) as alice,
+    ):
+        assert (await alice.post("/login", content=user)).json() == longest
+        assert len(alice.cookies["refresh"]) > 1400
+        alice.cookies.delete("session")
+        assert (await alice.get("/me")).json() == longest
+        held = dict(alice.cookies)
+        assert (await alice.post("/logout")).status_code == 204
+        assert await live_ids(text_dsn) == []
+        async with httpx.AsyncClient(base_url=address, cookies=held) as thief:
+            assert (await thief.get("/me")).status_code == 401
 
 
 async def test_any_id_of_ones_own_can_be_revoked(text_dsn: str) -> None:
