@@ -277,6 +277,12 @@ def count(request: Any) -> HttpResponse:
     return JsonResponse([request.session["n"], request.user.username], safe=False)
 
 
+def cycle(request: Any) -> HttpResponse:
+    """Another key for Django's own session, and the user is loaded."""
+    request.session.cycle_key()
+    return HttpResponse(request.user.username)
+
+
 @cache_control(public=True, max_age=60)
 def cookies(request: Any) -> HttpResponse:
     response = HttpResponse("ok", headers={"Expires": "0", "Vary": "Accept"})
@@ -375,6 +381,7 @@ urlpatterns = [
     path("arevoke-user/<id>", arevoke_user),
     path("blocking", blocking),
     path("count", count),
+    path("cycle", cycle),
     path("cookies", cookies),
     path("form", form),
     path("api", api),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.contrib import auth
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.tokens import default_token_generator
@@ -616,6 +617,59 @@ def test_without_djangos_sessions_our_view_keeps_this_one(
         assert here.post("/our-password", CHANGE).status_code == 302
         assert is_known(here)
         assert not is_known(there)
+    blocking.call(engine.sessions.close)
+
+
+@pytest.mark.parametrize("kind", ["db", "cache", "cached_db", "file", "signed_cookies"])
+def test_every_kind_of_djangos_sessions_shows_the_trace(
+    engine: Engine, user: site.User, kind: str
+) -> None:
+    """Django's own view keeps this session, wherever Django keeps its own."""
+    with override_settings(SESSION_ENGINE=f"django.contrib.sessions.backends.{kind}"):
+        here, there = signed_in_as(user), signed_in_as(user)
+        for _ in range(2):
+            here.get("/count")
+        assert here.post("/password", CHANGE).status_code == 302
+        assert is_known(here)
+        assert not is_known(there)
+        there = signed_in_as(user)
+        for path in ("/count", "/cycle", "/count"):
+            assert here.get(path).status_code == 200
+        assert is_known(there)
+        assert len(live(engine, user)) == 2
+    blocking.call(engine.sessions.close)
+
+
+@pytest.mark.parametrize("kind", ["db", "signed_cookies"])
+def test_the_trace_of_djangos_own_login_ends_no_session(
+    engine: Engine, user: site.User, kind: str
+) -> None:
+    """Of the time before: a session of ours that carries no hash is left as it is."""
+    with override_settings(SESSION_ENGINE=f"django.contrib.sessions.backends.{kind}"):
+        there = signed_in_as(user)
+        here = Client()
+        here.force_login(user, "django.contrib.auth.backends.ModelBackend")
+        here.post(f"/login-without-hash?user={user.username}")
+        for path in ("/count", "/cycle", "/count"):
+            assert here.get(path).status_code == 200
+        assert is_known(here)
+        assert is_known(there)
+        assert len(live(engine, user)) == 2
+    blocking.call(engine.sessions.close)
+
+
+def test_another_key_in_djangos_own_session_ends_no_session(
+    engine: Engine, user: site.User
+) -> None:
+    """Django writes its hash anew for a new SECRET_KEY, and our session is still good."""
+    old = settings.SECRET_KEY
+    here, there = signed_in_as(user), signed_in_as(user)
+    with override_settings(SECRET_KEY="new", SECRET_KEY_FALLBACKS=[old]):
+        here.force_login(user, "django.contrib.auth.backends.ModelBackend")
+        assert here.get("/cycle").status_code == 200
+        assert is_known(here)
+        assert is_known(there)
+    assert len(live(engine, user)) == 2
     blocking.call(engine.sessions.close)
 
 

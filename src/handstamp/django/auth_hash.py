@@ -52,10 +52,10 @@ def is_of(claim: str | None, user: Any) -> bool:
     return _verifies(parts[2], user) or _was_upgraded(parts[1], user)
 
 
-def says(claim: str | None, auth_hash: str) -> bool:
-    """Whether a claim carries this very hash."""
+def differs(claim: str | None, auth_hash: str) -> bool:
+    """Whether a claim of ours carries another hash than this one."""
     parts = None if claim is None else _CLAIM.fullmatch(claim)
-    return parts is not None and hmac.compare_digest(parts[2], _digest_of(auth_hash))
+    return parts is not None and not hmac.compare_digest(parts[2], _digest_of(auth_hash))
 
 
 def is_upgrade(before: Any, after: Any) -> bool:

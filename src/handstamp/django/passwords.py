@@ -20,6 +20,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import HASH_SESSION_KEY, get_user_model
+from django.contrib.sessions.backends.signed_cookies import SessionStore as SignedCookies
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 from django.db.models.signals import post_save, pre_save
@@ -28,10 +29,11 @@ from handstamp.core.records import Session
 from handstamp.django.access import adone, done
 from handstamp.django.auth_hash import (
     claim_of,
+    differs,
     has_own_hash,
     is_checked,
+    is_of,
     is_upgrade,
-    says,
 )
 from handstamp.django.current_user import PASSWORD_CHANGED
 from handstamp.django.loops import acall, call, later
@@ -89,7 +91,7 @@ def settle(request: Any) -> None:
     if session is None:
         return
     user = user_of(session.user_id) if _was_rehashed(request) else None
-    if user is not None and _says_now(request, user):
+    if user is not None and _is_to_keep(request, session, user):
         request.user = request._session_user = user
         update_session_auth_hash(request, user)
     elif _was_changed(request):
@@ -103,7 +105,7 @@ async def asettle(request: Any) -> None:
     if session is None:
         return
     user = await auser_of(session.user_id) if _was_rehashed(request) else None
-    if user is not None and _says_now(request, user):
+    if user is not None and _is_to_keep(request, session, user):
         request.user = request._session_user = user
         await aupdate_session_auth_hash(request, user)
     elif _was_changed(request):
@@ -113,12 +115,15 @@ async def asettle(request: Any) -> None:
 
 def _unsettled(request: Any) -> Session | None:
     """The session of this request where something may be left to do."""
-    if hasattr(request, "_handstamp_kept"):
-        return None
-    if not _was_changed(request) and not _was_rehashed(request):
-        return None
     session: Session | None = request.handstamp._session
-    return session
+    if session is None or hasattr(request, "_handstamp_kept"):
+        return None
+    if _was_changed(request):
+        return session
+    # Without a change that was saved, only a session that carries another hash.
+    if not _was_rehashed(request):
+        return None
+    return session if differs(session.claim, request.session[HASH_SESSION_KEY]) else None
 
 
 def _was_changed(request: Any) -> bool:
@@ -131,14 +136,22 @@ def _was_rehashed(request: Any) -> bool:
     kept: Any = getattr(request, "session", None)
     if kept is None or not getattr(kept, "modified", False):
         return False
-    before = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-    return kept.get(HASH_SESSION_KEY) is not None and bool(kept.session_key != before)
+    if kept.get(HASH_SESSION_KEY) is None:
+        return False
+    if isinstance(kept, SignedCookies):  # its key is its content, and has no new one
+        return True
+    return bool(kept.session_key != request.COOKIES.get(settings.SESSION_COOKIE_NAME))
 
 
-def _says_now(request: Any, user: Any) -> bool:
-    """Whether it is the hash of this user, as the database has them now."""
-    auth_hash = request.session.get(HASH_SESSION_KEY)
-    return user.is_authenticated and says(claim_of(user), auth_hash)
+def _is_to_keep(request: Any, session: Session, user: Any) -> bool:
+    """Whether the trace is of this user, as the database has them now, and the session
+    would not go on by itself."""
+    claim = claim_of(user)
+    if not user.is_authenticated or claim is None:
+        return False
+    if differs(claim, request.session[HASH_SESSION_KEY]):
+        return False
+    return _was_changed(request) or not is_of(session.claim, user)
 
 
 def _new_claim(request: Any, user: Any) -> str | None:
