@@ -352,6 +352,7 @@ async def test_the_user_and_the_session_of_one_request_agree(
         await sync_to_async(change_unseen)(user)
         if path == "/list":
             assert (await here.get("/both")).json() == [False, False]
+            await until(lambda: not live(engine, user))
         assert (await here.get(path)).status_code == status
 
 
