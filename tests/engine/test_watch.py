@@ -356,6 +356,18 @@ async def test_a_round_that_read_too_early_hides_no_doubt(order: str) -> None:
         await until(lambda: socket.closed)
 
 
+async def test_what_was_doubted_before_the_watch_began_is_looked_at() -> None:
+    """A connection of the loop before, or one that was registered as it began."""
+    async with running(policy=SLOW) as before:
+        issued = await before.login()
+        end_unsaid(before, issued)
+    after = Engine(policy=SLOW, store=before.store, clock=before.clock)
+    socket = Socket(after, issued)
+    after.sessions._watch.look_soon(issued.session.id)
+    async with after.sessions:
+        await until(lambda: socket.closed)
+
+
 # Floods.
 
 
