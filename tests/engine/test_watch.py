@@ -11,6 +11,7 @@ import pytest
 
 from handstamp.config import Policy
 from handstamp.core.records import Record
+from handstamp.engine import watch as watch_module
 from handstamp.engine.answers import Issued
 from handstamp.engine.watch import GROUP
 from handstamp.errors import SessionsUnavailable
@@ -402,14 +403,14 @@ async def test_c68_notices_about_strangers_cause_no_query() -> None:
         assert (engine.store.queries, socket.closed) == (queries, 0)
 
 
-async def test_c68_a_flood_of_notices_has_a_bounded_number_of_queries() -> None:
-    """While one query is under way all others wait for the next one, whatever arrives."""
+async def test_c68_one_query_at_a_time_works_off_a_flood() -> None:
+    """While one is under way all else waits for the next one, whatever arrives."""
     async with running(policy=SLOW) as engine:
         issued, _ = await opened(engine)
         find_many = engine.store.find_many
         under_way = most = 0
 
-        async def counting(ids: Sequence[str]) -> Sequence[Record]:
+        async def slow(ids: Sequence[str]) -> Sequence[Record]:
             nonlocal under_way, most
             under_way += 1
             most = max(most, under_way)
@@ -417,15 +418,55 @@ async def test_c68_a_flood_of_notices_has_a_bounded_number_of_queries() -> None:
             under_way -= 1
             return await find_many(ids)
 
-        engine.store.find_many = counting  # type: ignore[method-assign]
-        queries = engine.store.queries
+        engine.store.find_many = slow  # type: ignore[method-assign]
         for _ in range(300):
             said(engine, f"s:{issued.session.id}")
             said(engine, "all")
             await asyncio.sleep(0)
         await looked(engine)
         assert most == 1
-        assert engine.store.queries - queries < 300 / 10
+
+
+async def test_c68_a_query_that_a_notice_caused_is_followed_by_a_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many notices come in that time, and however fast the table answers."""
+    monkeypatch.setattr(watch_module, "REST", 3600.0)
+    async with running(policy=SLOW) as engine:
+        issued, socket = await opened(engine)
+        queries = engine.store.queries
+        for _ in range(300):
+            said(engine, f"s:{issued.session.id}")
+            await asyncio.sleep(0)
+        assert engine.store.queries == queries + 1
+        assert socket.closed == 0
+
+
+async def test_c111_more_doubts_than_a_query_takes_are_all_worked_off() -> None:
+    """In groups, each once; a notice that comes meanwhile takes its place in the line."""
+    async with running(policy=SLOW) as engine:
+        issued, _ = await opened(engine)
+        asked: list[int] = []
+        ended: set[str] = set()
+        standing = engine.row(issued.session.id)
+
+        async def find_many(ids: Sequence[str]) -> Sequence[Record]:
+            asked.append(len(ids))
+            if len(asked) == 1:
+                said(engine, "s:0")
+            return [replace(standing, id=id) for id in ids if id not in ended]
+
+        closed: list[int] = []
+        for n in range(2 * GROUP + 10):
+            session = replace(issued.session, id=f"{n}")
+            engine.sessions.connections.add(session, lambda n=n: closed.append(n))
+        engine.store.find_many = find_many  # type: ignore[method-assign]
+        ended.update(["0", "5", str(GROUP + 5), str(2 * GROUP + 5)])
+        said(engine, "all")
+        await until(lambda: len(closed) == len(ended))
+        assert {str(n) for n in closed} == ended
+        assert max(asked) == GROUP
+        assert sum(asked) <= 2 * GROUP + 10 + 2
 
 
 async def test_c68_everything_is_doubted_at_once_and_then_once_in_a_while() -> None:

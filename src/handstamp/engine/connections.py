@@ -93,7 +93,6 @@ class Connections:
         siblings.discard(session_id)
         if not siblings:
             del self._by_user[watched.user_id]
-            self._doubts.users.discard(watched.user_id)
         return watched
 
     def doubt_session(self, session_id: str) -> bool:
@@ -131,13 +130,10 @@ class Connections:
         ]
 
     def stands(self, session_id: str, until: float) -> None:
-        """This session was checked, and stands until then unless somebody ends it.
-
-        It is to be checked again if there were new doubts meanwhile."""
-        watched, doubts = self._watched.get(session_id), self._doubts
-        if watched is None or doubts.everything or session_id in doubts.sessions:
-            return
-        if watched.user_id not in doubts.users:
+        """This session was checked, and stands until then unless somebody ends it. A doubt
+        that came meanwhile still counts."""
+        watched = self._watched.get(session_id)
+        if watched is not None:
             watched.until = until
 
 
