@@ -87,6 +87,7 @@ def _set_clock(sessions: Sessions, clock: Clock) -> None:
     object.__setattr__(sessions._parts, "clock", clock)
     for part in (
         sessions._parts.database_clock,
+        sessions._parts.reports,
         sessions._bus,
         sessions._watch,
         sessions._refreshing,
