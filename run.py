@@ -1,14 +1,16 @@
 """Two commands for a fresh clone, and three for those who work on it.
 
     python3 run.py demo  [options]       the demo, on a PostgreSQL of its own
-    python3 run.py test  [pytest args]   the tests, on a PostgreSQL of their own
+    python3 run.py test  [pytest args]   the quick tests, on a PostgreSQL of their own
+    python3 run.py test  --all           every test: real servers, faults, a browser
     python3 run.py check                 formatting, lint, types and the package
     python3 run.py bench [options]       the benchmarks
     python3 run.py matrix [words]        each framework, oldest and newest, on each Python
 
 Needs Python 3.11 or newer and nothing else. What a command needs is installed
 into .venv beside this file, once: the next run starts at once. The tests use the
-server in DATABASE_URL instead when it is set.
+server in DATABASE_URL instead when it is set. They run in as many processes as there
+are processors; those of a file or folder that is named run in one, slow ones too.
 """
 
 from __future__ import annotations
@@ -59,7 +61,22 @@ def main(arguments: list[str]) -> None:
     prepare(command)
     if command == "check":
         sys.exit(check())
-    become([*RUNS[command], *rest])
+    become([*RUNS[command], *(for_pytest(rest) if command == "test" else rest)])
+
+
+def for_pytest(arguments: list[str]) -> list[str]:
+    """Give pytest what it needs to run the quick tests at once, or all of them."""
+    if any(names_tests(argument) for argument in arguments):
+        return arguments
+    at_once = ["-n", "auto", "--dist", "loadscope"]
+    if "--all" in arguments:
+        return [*at_once, *(a for a in arguments if a != "--all")]
+    return [*at_once, "-m", "not slow", *arguments]
+
+
+def names_tests(argument: str) -> bool:
+    """Tell whether an argument is a file or folder of tests, or one test."""
+    return not argument.startswith("-") and (ROOT / argument.split("::")[0]).exists()
 
 
 def prepare(command: str) -> None:

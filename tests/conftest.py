@@ -1,20 +1,22 @@
 """What every test may ask for: a real PostgreSQL, and a database of its own.
 
-The server is an embedded one, started for the session, or the one in DATABASE_URL,
-whose role must be a superuser. A template database is made once; each test gets a
-copy of it.
+The server is an embedded one, started once for a run and all of its workers, or the one in
+DATABASE_URL, whose role must be a superuser. A template database is made once for each
+worker; each test gets a copy of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,13 +25,21 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from handstamp.config import Policy
 from handstamp.stores.sql.install import install
+from handstamp.stores.supabase.store import SupabaseStore
+from handstamp.stores.table import TableStore
 from handstamp.testing.binaries import bundled_bin_dir
 from handstamp.testing.postgres import ephemeral
+from tests.support.shared_postgres import folder_of_run, shared_postgres
 from tests.support.supabase import make_tables
 
 # Dozens of examples run beside each other, with a few connections each.
 SERVER_SETTINGS = {"max_connections": "1000"}
+GENEROUS = timedelta(seconds=30)
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""What an object is called that has no name: another in each process."""
+SLOW_AS_WELL = ("browser", "multiprocess", "npm")
 MEMORY = Path("/dev/shm")
 ROOM = 4 * 2**30
 """What the servers of a whole run may fill, in bytes."""
@@ -37,6 +47,17 @@ ROOM = 4 * 2**30
 # Four times as fast without fsync, which is how our own servers run; on a server
 # that is careful with its data it would wait for checkpoints.
 STRATEGY = "" if os.environ.get("DATABASE_URL") else "strategy file_copy"
+
+
+def be_generous() -> None:
+    """Have half a minute for a time budget in place of a second: how fast the machine is
+    proves nothing. A test of the budget gives its own."""
+    Policy.__init__.__kwdefaults__["time_budget"] = GENEROUS
+    for store in (TableStore, SupabaseStore):
+        store.__init__.__kwdefaults__["budget"] = GENEROUS
+
+
+be_generous()  # before a test is imported that has its policy from then on
 
 
 class Server(Protocol):
@@ -48,7 +69,7 @@ class Server(Protocol):
 
 
 class GivenServer:
-    """The server that DATABASE_URL names."""
+    """A server that somebody else started."""
 
     def __init__(self, url: str) -> None:
         self._url = urlsplit(url)
@@ -69,6 +90,27 @@ def pytest_pycollect_makeitem(collector: pytest.Collector, name: str, obj: Any) 
         pytest.mark.anyio(obj)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs other programs takes seconds. Workers must agree about names."""
+    named = [item.nodeid for item in items if ADDRESS.search(item.nodeid)]
+    if named:
+        raise pytest.UsageError(f"give the parameters a fixed id: {named[0]}")
+    for item in items:
+        if any(item.get_closest_marker(name) for name in SLOW_AS_WELL):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadscope``: one worker for all tests that share what is costly."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from tests.support.scheduling import Scheduling  # needs pytest-xdist
+
+    return Scheduling(config, log)
+
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in the background of some shells, and every server started here would
     # inherit that; some are ended by this signal.
@@ -83,13 +125,29 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """The server of the session, shared by all tests: stop it in none of them."""
+    """The server of the run, shared by all tests: stop it in none of them."""
     url = os.environ.get("DATABASE_URL")
     if url:
         yield GivenServer(url)
         return
-    with ephemeral(settings=SERVER_SETTINGS, inside=_in_memory()) as server:
+    with _server() as server:
         yield server
+
+
+@contextmanager
+def _server(bin_dir: Path | None = None) -> Iterator[Server]:
+    folder = folder_of_run()
+    options: dict[str, Any] = {
+        "settings": SERVER_SETTINGS,
+        "bin_dir": bin_dir,
+        "inside": _in_memory(),
+    }
+    if folder is None:
+        with ephemeral(**options) as server:
+            yield server
+        return
+    with shared_postgres(folder, **options) as url:
+        yield GivenServer(url)
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +163,7 @@ def system_bin_dir() -> Path:
 @pytest.fixture(scope="session")
 def system_postgres(system_bin_dir: Path) -> Iterator[Server]:
     """A second server, of the system's own PostgreSQL; skips when there is none."""
-    options = {"bin_dir": system_bin_dir, "inside": _in_memory()}
-    with ephemeral(settings=SERVER_SETTINGS, **options) as server:
+    with _server(system_bin_dir) as server:
         yield server
 
 

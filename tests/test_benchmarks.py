@@ -19,6 +19,8 @@ from benchmarks.table import Report, as_text
 from benchmarks.witness import Witness
 from handstamp.engine.sessions import Sessions
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 REPORT_KEYS = {
     "benchmark",

@@ -35,7 +35,10 @@ from tests.support.wsgi import new_user
 
 Serving = Callable[[str, str], AbstractContextManager[str]]
 CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+]
 
 PAGE = """<!doctype html><title>elsewhere</title>
 <form id="form" method="post" action="{target}"></form>

@@ -30,6 +30,8 @@ from handstamp.wsgi import SessionAuthMiddleware
 from tests.support.engines import Engine
 from tests.support.wsgi import asking, cookie, environ, get, new_user, rows, serve
 
+pytestmark = pytest.mark.multiprocess
+
 PATIENCE = 30.0
 SECRET = "a secret of the tests, and of nothing else"
 

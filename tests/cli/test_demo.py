@@ -25,6 +25,8 @@ from handstamp.cli.demo.address import listen
 from handstamp.testing.postmaster import running_pid
 from tests.support.chromium import find_chromium, open_tab
 
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
 T = TypeVar("T")
 
 ALICE = {"username": "alice", "password": "wonderland"}
@@ -366,6 +368,7 @@ def test_a_missing_package_is_said(
     assert "pip install 'handstamp[demo]'" in capsys.readouterr().err
 
 
+@pytest.mark.browser
 def test_the_page_works_in_a_browser(cache: Path, dsn: str, tmp_path: Path) -> None:
     """A person signs in, sees hits and a refresh, revokes a device, and is robbed."""
     chromium = find_chromium()

@@ -4,15 +4,27 @@ tests that want it with the same settings.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
 
 from tests.conftest import created
-from tests.examples.serving import EXAMPLES, Example, Server, seed, serving
+from tests.examples.serving import (
+    EXAMPLES,
+    PASSWORDS,
+    Example,
+    Server,
+    each,
+    execute,
+    seed,
+    serving,
+)
 
 PREFIX = "handstamp_example"
 Start = Callable[..., Server]
@@ -29,9 +41,20 @@ def copy_of(postgres: Any) -> Iterator[Copy]:
             if shape not in seeded:
                 seeded[shape] = stack.enter_context(created(postgres.dsn(), PREFIX))
                 seed(seeded[shape], HANDSTAMP_SHAPE=shape)
+                asyncio.run(_hash_cheaply(seeded[shape]))
             return created(postgres.dsn(), PREFIX, urlsplit(seeded[shape]).path[1:])
 
         yield copy_of
+
+
+async def _hash_cheaply(dsn: str) -> None:
+    """Store hashes that take a thousandth of the time to compare a password with: there
+    are thousands of sign-ins here, and what a hash costs is said in the hash."""
+    hasher = PasswordHash([Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)])
+    for username, password in PASSWORDS.items():
+        cheap = hasher.hash(password)
+        sql = "update users set password_hash = $2 where username = $1"
+        await execute(dsn, sql, username, cheap)
 
 
 @pytest.fixture
@@ -70,7 +93,7 @@ def start(copy_of: Copy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             server.process.terminate()
 
 
-@pytest.fixture(params=EXAMPLES, ids=str)
+@pytest.fixture(params=each(EXAMPLES))
 def example(request: pytest.FixtureRequest) -> Example:
     """Each example in turn."""
     return request.param

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ import asyncpg
 import httpx
 import jwt
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 import handstamp
 from handstamp.core.supabase_cookies import decode_session, encode_session
@@ -133,6 +134,18 @@ SMOKED = [e for e in _OTHERS if (e.shape, e.framework) not in _WHOLE]
 """All others: a few tests show that each of them works."""
 SOCKETS = [example for example in EXAMPLES if example.transport == "asgi"]
 """Those that have WebSockets."""
+_QUICK = [Example("starlette"), Example("flask", "wsgi")]
+
+
+def each(examples: Iterable[Example]) -> list[ParameterSet]:
+    """Examples as the parameters of a fixture. One of each transport is quick to run; the
+    others are for those who want to know about every framework."""
+    server, slow = pytest.mark.server, pytest.mark.slow
+    marks = {example: [server] for example in _QUICK}
+    return [
+        pytest.param(example, id=str(example), marks=marks.get(example, [server, slow]))
+        for example in examples
+    ]
 
 
 @dataclass
@@ -227,6 +240,7 @@ def environment(dsn: str, **settings: str) -> dict[str, str]:
     """The environment of an example, free of what the developer has set."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HANDSTAMP_")}
     given = {"DATABASE_URL": dsn, "HANDSTAMP_SECRET": SECRET}
+    given["HANDSTAMP_TIME_BUDGET"] = "15"  # how fast the machine is proves nothing here
     path = os.pathsep.join([str(OURS), os.environ.get("PYTHONPATH", "")])
     return {**clean, **given, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **settings}
 

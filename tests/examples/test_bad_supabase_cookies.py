@@ -11,13 +11,13 @@ import jwt
 import pytest
 
 from handstamp.core.supabase_cookies import encode_session
-from tests.examples.serving import EXAMPLES, SECRET, Example, Server, sign_in
+from tests.examples.serving import EXAMPLES, SECRET, Example, Server, each, sign_in
 from tests.examples.test_bad_input_over_the_wire import exchange
 
 ALIEN = "the secret of another project: 32 bytes and more"
 
 
-@pytest.fixture(params=[e for e in EXAMPLES if e.shape == "supabase"], ids=str)
+@pytest.fixture(params=each([e for e in EXAMPLES if e.shape == "supabase"]))
 def example(request: pytest.FixtureRequest) -> Example:
     """Each example that reads this cookie, in turn."""
     return request.param

@@ -10,18 +10,20 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.examples.serving import SMOKED, Example, Server, sign_in, until
+from tests.examples.serving import SMOKED, Example, Server, each, sign_in, until
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 Start = Callable[..., Server]
 
 
-@pytest.fixture(params=SMOKED, ids=str)
+@pytest.fixture(params=each(SMOKED))
 def example(request: pytest.FixtureRequest) -> Example:
     """Each of the others, in turn."""
     return request.param
 
 
-@pytest.fixture(params=[one for one in SMOKED if one.transport == "asgi"], ids=str)
+@pytest.fixture(params=each([one for one in SMOKED if one.transport == "asgi"]))
 def socket_example(request: pytest.FixtureRequest) -> Example:
     """Each of the others that has WebSockets."""
     return request.param

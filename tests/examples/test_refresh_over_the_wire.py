@@ -10,13 +10,13 @@ import pytest
 
 from handstamp.core.supabase_cookies import decode_session
 from handstamp.core.tokens import Tokens
-from tests.examples.serving import EXAMPLES, Example, Server, due, sign_in, until
+from tests.examples.serving import EXAMPLES, Example, Server, due, each, sign_in, until
 
 Pair = dict[str, str]
 """The cookies of one session: two, or the one of Supabase."""
 
 
-@pytest.fixture(params=[one for one in EXAMPLES if one.rotates], ids=str)
+@pytest.fixture(params=each([one for one in EXAMPLES if one.rotates]))
 def example(request: pytest.FixtureRequest) -> Example:
     """Each example whose tokens rotate, in turn."""
     return request.param

@@ -17,6 +17,7 @@ from tests.examples.serving import (
     SOCKETS,
     Example,
     Server,
+    each,
     execute,
     make_due,
     sign_in,
@@ -24,7 +25,7 @@ from tests.examples.serving import (
 )
 
 
-@pytest.fixture(params=SOCKETS, ids=str)
+@pytest.fixture(params=each(SOCKETS))
 def example(request: pytest.FixtureRequest) -> Example:
     """Each example that has WebSockets, in turn."""
     return request.param

@@ -21,7 +21,7 @@ from tests.conftest import copied
 from tests.examples.serving import SECRET, Example, Server, due, seed, serving
 from tests.support.supabase import assert_gotrue_can_read
 
-pytestmark = pytest.mark.race
+pytestmark = [pytest.mark.multiprocess, pytest.mark.server]
 
 SERVERS = 4
 REQUESTS = 20

@@ -25,6 +25,8 @@ from tests.faults.fleet import (
     traffic,
 )
 
+pytestmark = pytest.mark.multiprocess
+
 Loss = Callable[[Fleet, Wires, EmbeddedPostgres], AbstractAsyncContextManager[None]]
 
 _TERMINATE = "select pg_terminate_backend(pid) from pg_stat_activity where pid = any($1)"

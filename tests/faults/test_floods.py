@@ -20,6 +20,8 @@ from handstamp.stores.shapes import UUID_PLAIN
 from tests.faults.fleet import until
 from tests.support.tables import PostgresTable, postgres_table
 
+pytestmark = pytest.mark.slow
+
 SECRET = "the secret of the flood tests: 32 bytes and more"
 LIVE = 200
 FLOOD = 20_000

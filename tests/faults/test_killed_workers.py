@@ -16,6 +16,8 @@ from handstamp.testing.postgres import EmbeddedPostgres
 from tests.faults.conftest import tables
 from tests.faults.fleet import Fleet, fleet, traffic, until
 
+pytestmark = pytest.mark.multiprocess
+
 
 @contextmanager
 def _two_workers(

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import asyncpg
+import pytest
 from anyio import to_thread
 
 from handstamp.clock import uptime
@@ -27,6 +28,8 @@ from tests.faults.fleet import (
     frozen,
     traffic,
 )
+
+pytestmark = pytest.mark.multiprocess
 
 LASTING = 9.0
 RECOVERY = 10.0

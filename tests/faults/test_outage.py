@@ -19,6 +19,8 @@ from handstamp.testing.postgres import EmbeddedPostgres
 from tests.faults.conftest import Wires
 from tests.faults.fleet import Fleet, Worker, everywhere, frozen, traffic, until
 
+pytestmark = pytest.mark.multiprocess
+
 RECOVERY = 10.0
 Silence = Callable[
     [Fleet, Wires, EmbeddedPostgres], AbstractAsyncContextManager[AsyncExitStack]

@@ -22,7 +22,10 @@ from tests.support.engines import LAPTOP, SECRET, seconds, shown
 from tests.support.tables import POLICY, new_session, successor
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.skipif(program() is None, reason="pgbouncer is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(program() is None, reason="pgbouncer is not installed"),
+]
 
 CONNECT = {"statement_cache_size": 0}
 """What the driver has to do without behind a pooler in transaction mode."""

@@ -12,6 +12,8 @@ from handstamp.engine.answers import Issued
 from tests.faults.conftest import Launch, Wires
 from tests.faults.fleet import Fleet, Worker, everywhere, traffic, until
 
+pytestmark = pytest.mark.multiprocess
+
 
 async def by_api(fleet: Fleet, session: Issued) -> None:
     assert (await fleet.workers[0].post(f"/revoke/{session.session.id}")).status == 200

@@ -17,6 +17,8 @@ from tests.faults.conftest import Launch
 from tests.faults.fleet import PATIENCE, Fleet
 from tests.faults.test_revoked_everywhere import WAYS
 
+pytestmark = pytest.mark.multiprocess
+
 
 async def closed_with(opened: ClientConnection) -> int | None:
     """Wait until the server closes; its close code."""

@@ -32,6 +32,8 @@ from tests.interop.package_client import Missing, PackageClient, install, run_cl
 from tests.support.supabase_site import Held, World, living
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.npm
+
 
 @pytest.fixture(scope="module")
 def package(request: pytest.FixtureRequest) -> Iterator[PackageClient]:

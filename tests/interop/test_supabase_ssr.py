@@ -29,6 +29,8 @@ from handstamp.stores.supabase.tokens import read_v2
 from tests.interop.auth_server import SESSION, SHORT, AuthServer, run_auth_server
 from tests.interop.package_client import Missing, PackageClient, install, run_client
 
+pytestmark = pytest.mark.npm
+
 NAME = "sb-127-auth-token"
 READER = SupabaseCookieReader(NAME)
 SIZES = (0, 2500, 4500, 9000, 40_000)

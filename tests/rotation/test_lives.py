@@ -28,6 +28,8 @@ from handstamp.engine.answers import Authenticated, Issued
 from tests.rotation.worlds import USERS, MemoryBase, World, client
 from tests.support.clock import FakeClock
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3600.0
 DAYS = 2 * 24 * HOUR
 PROCESSES = 4

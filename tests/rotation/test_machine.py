@@ -18,7 +18,6 @@ from tests.support.foreign_tables import ddl
 
 NIGHTLY = os.environ.get("HANDSTAMP_HYPOTHESIS") == "nightly"
 SETTINGS = settings(
-    max_examples=20_000 if NIGHTLY else 800,
     stateful_step_count=60 if NIGHTLY else 40,
     derandomize=not NIGHTLY,
     database=None,
@@ -26,6 +25,9 @@ SETTINGS = settings(
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
+
+
+MOST = pytest.param(20_000 if NIGHTLY else 800, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -37,23 +39,26 @@ def runner(caplog: pytest.LogCaptureFixture) -> Iterator[asyncio.Runner]:
 
 
 @pytest.mark.timeout(7200 if NIGHTLY else 300)
+@pytest.mark.parametrize("examples", [50, MOST])
 def test_memory_and_postgres_agree_and_keep_every_promise_of_rotation(
-    dsn: str, runner: asyncio.Runner
+    dsn: str, runner: asyncio.Runner, examples: int
 ) -> None:
     """Whatever browsers, thieves and crashes do, both stores end in the same rows and
     answers, one successor exists, and no honest client is signed out."""
-    agree(runner, MemoryBase(), PostgresBase(dsn), SETTINGS)
+    how = settings(SETTINGS, max_examples=examples)
+    agree(runner, MemoryBase(), PostgresBase(dsn), how)
 
 
 @pytest.mark.timeout(7200 if NIGHTLY else 300)
+@pytest.mark.parametrize("examples", [50, MOST])
 def test_a_table_of_integers_rotates_like_ours(
-    empty_dsn: str, runner: asyncio.Runner
+    empty_dsn: str, runner: asyncio.Runner, examples: int
 ) -> None:
     """The same over ids that are numbers, sessions that end at a time, and a client of
     whom less is kept."""
     runner.run(execute(empty_dsn, ddl("integers")))
     memory, postgres = MemoryBase(names=INTEGERS), IntegersBase(empty_dsn)
-    fewer = settings(SETTINGS, max_examples=SETTINGS.max_examples // 4)
+    fewer = settings(SETTINGS, max_examples=examples // 4)
     agree(runner, memory, postgres, fewer)
 
 

@@ -13,6 +13,8 @@ from tests.rotation.machine import RotationMachine
 from tests.rotation.mutants import MUTANTS, Mutant
 from tests.rotation.worlds import MemoryBase
 
+pytestmark = pytest.mark.slow
+
 SEARCH = settings(
     max_examples=4_000,
     stateful_step_count=50,

@@ -16,6 +16,8 @@ from tests.rotation.supabase_machine import DEPLOYMENTS, Deployment, SupabaseMac
 from tests.rotation.supabase_mutants import SUPABASE_MUTANTS, SupabaseMutant
 from tests.rotation.supabase_worlds import SupabaseBase
 
+pytestmark = pytest.mark.slow
+
 NIGHTLY = os.environ.get("HANDSTAMP_HYPOTHESIS") == "nightly"
 SETTINGS = settings(
     max_examples=5_000 if NIGHTLY else 60,

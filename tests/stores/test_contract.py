@@ -1,8 +1,8 @@
 """The contract of `stores/base.py`, kept by every store on every shape.
 
 A table is added as one more name in `tests/support/tables.py`. A rule that it cannot
-have, because it lacks the capability or the column, is skipped with that reason; what
-each can do is pinned in `test_foreign_tables.py` and `test_supabase_table.py`.
+have, because it lacks the capability or the column, is not collected for it; what each
+can do is pinned in `test_foreign_tables.py` and `test_supabase_table.py`.
 Rule 6 and everything about several connections is in `test_table.py` and there, since only
 a database has them. One database serves all tests of a table: each empties it first.
 """
@@ -43,7 +43,6 @@ from tests.support.tables import (
     some_digest,
     step_up,
     successor,
-    why_not,
 )
 
 MINUTE = timedelta(minutes=1)
@@ -95,14 +94,29 @@ def on_the_systems_own(name: str) -> ParameterSet:
 KINDS = [*DEFINITIONS, *map(on_the_systems_own, ("ulid", "uuid", "supabase"))]
 
 
-@pytest.fixture(params=KINDS)
+def words_of(rule: object) -> list[str]:
+    """What a rule needs of a table, whatever its parameters."""
+    marks = [mark for mark in getattr(rule, "pytestmark", ()) if mark.name == "needs"]
+    return [word for mark in marks for word in mark.args]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each rule for every table that can keep it."""
+    if "kind" in metafunc.fixturenames:
+        words = words_of(metafunc.function)
+        kinds = [kind for kind in KINDS if can_keep(words, kind)]
+        metafunc.parametrize("kind", kinds, indirect=True)
+
+
+def can_keep(words: list[str], kind: str | ParameterSet) -> bool:
+    name = kind if isinstance(kind, str) else str(kind.values[0])
+    return all(has(name.rpartition(" ")[2], word) for word in words)
+
+
+@pytest.fixture
 def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """Each table by its name and its database; a rule it cannot have is skipped."""
+    """Each table by its name and its database."""
     server, _, name = request.param.rpartition(" ")
-    for mark in request.node.iter_markers("needs"):
-        for word in mark.args:
-            if not has(name, word):
-                pytest.skip(why_not(name, word))
     if name == "memory":
         return name, ""
     return name, request.getfixturevalue(f"{server}_lasting" if server else "lasting")(name)
@@ -1485,3 +1499,13 @@ async def test_a_dropped_link_hears_nothing(
     await table.store.channel.speak("c:0123")
     assert await listener.heard() == ["c:0123"]
     assert said == []
+
+
+RULES = {name: words_of(rule) for name, rule in globals().items() if name[:5] == "test_"}
+
+
+def test_every_rule_is_kept_by_some_table() -> None:
+    """One that no table can have would not be collected at all."""
+    lost = [n for n, w in RULES.items() if not any(can_keep(w, k) for k in KINDS)]
+    assert lost == []
+    assert any(RULES.values())

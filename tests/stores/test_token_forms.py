@@ -69,7 +69,7 @@ TOKENS = [
     "sessionid.17.abc",
     "",
     "a" * 48,
-    secrets.token_hex(24),
+    "412e9d2183acfe8d96c609d224a08361651a6b40a7ea721f",
     "a" * 1000,
 ]
 

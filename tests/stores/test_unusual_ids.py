@@ -321,7 +321,9 @@ async def test_the_store_in_memory_takes_any_id(unusual: str) -> None:
         assert not await is_in(engine.sessions, again, refresh=True)
 
 
-@pytest.mark.parametrize("form", [str.upper, lambda id: uuid.UUID(id).hex], ids=ascii)
+@pytest.mark.parametrize(
+    "form", [str.upper, lambda id: uuid.UUID(id).hex], ids=["upper", "hex"]
+)
 async def test_a_uuid_is_one_id_in_every_spelling(
     uuid_dsn: str, form: Callable[[str], str]
 ) -> None:

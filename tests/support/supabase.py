@@ -40,7 +40,7 @@ _TABLES = _HERE.parents[1] / "examples" / "sql" / "auth.sql"
 _DDL = [path.read_text("utf-8") for path in (_TABLES, _HERE / "supabase.sql")]
 _OWNER = """
     do $body$ begin create role supabase_auth_admin;
-    exception when duplicate_object then null; end $body$;
+    exception when duplicate_object or unique_violation then null; end $body$;
     do $body$ begin execute format(
     'grant create on database %I to supabase_auth_admin', current_database()); end $body$;
     set role supabase_auth_admin"""

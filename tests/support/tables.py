@@ -49,12 +49,6 @@ DEFINITIONS = {
 """Every table there is a contract for, by name."""
 
 
-def why_not(name: str, word: str) -> str:
-    """Why a table has no such thing, as far as there is more to say than that."""
-    reason = DEFINITIONS[name].lacks.get(word)
-    return f"{name} has no {word}" + (f": {reason}" if reason else "")
-
-
 def has(name: str, word: str) -> bool:
     """Whether the table of this name has a capability, or a column for a field.
 

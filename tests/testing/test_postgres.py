@@ -26,6 +26,8 @@ from handstamp.testing.postgres import (
     ephemeral,
 )
 
+pytestmark = pytest.mark.slow
+
 FAST = {"fsync": "off", "shared_buffers": "16MB"}
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

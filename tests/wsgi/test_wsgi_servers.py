@@ -20,6 +20,8 @@ from tests.examples.serving import PATIENCE, until
 from tests.support.wsgi import new_user, rows
 from tests.wsgi.serving import Server, gunicorn, serving, started, uwsgi, wsgiref
 
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
 UWSGI = pytest.mark.skipif(
     not Path(sys.executable).with_name("uwsgi").exists() and not shutil.which("uwsgi"),
     reason="uWSGI is not installed",

@@ -13,6 +13,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.wsgi.serving import Server, serving
 
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
 SITE = "tests.wsgi.socket_site"
 
 

@@ -61,7 +61,8 @@ async def test_no_rule_is_skipped_that_the_tables_could_keep(table: AuthTable) -
         fingerprint=False,
         level=True,
     )
-    assert all(has("supabase", word) == can for word, can in asdict(able).items())
+    switches = {k: v for k, v in asdict(able).items() if isinstance(v, bool)}
+    assert {word: has("supabase", word) for word in switches} == switches
     assert not any(has("supabase", word) for word in SUPABASE.lacks)
 
 
