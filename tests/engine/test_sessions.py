@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any
 
@@ -333,6 +333,22 @@ async def test_c150_a_revocation_that_failed_says_so() -> None:
             engine.store.down = True
         engine.store.down = False
         assert engine.of(Revoked) == []
+
+
+async def test_a_session_that_another_process_ended_first_is_read_again() -> None:
+    """There is nothing to end, and its notice may still be on the way: what is cached and
+    what is open is looked at now."""
+    slow = Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
+    async with running(policy=slow) as engine:
+        issued, closed = await engine.login(), asyncio.Event()
+        engine.sessions.connections.add(issued.session, closed.set)
+        row = engine.row(issued.session.id)
+        engine.store.rows[row.id] = replace(row, is_active=False)
+        assert engine.sessions.hit(issued.session_token.encode()) is not None
+        assert await engine.sessions.revoke(issued.session.id) is False
+        assert engine.sessions.hit(issued.session_token.encode()) is None
+        async with asyncio.timeout(15):
+            await closed.wait()
 
 
 @pytest.mark.parametrize("many", [True, False])

@@ -32,7 +32,7 @@ class _Question:
     """One digest, the token that its row may hold, and how many requests wait for it."""
 
     future: asyncio.Future[Record | None]
-    text: str | None = field(default=None, repr=False)
+    text: str | None = field(repr=False)
     waiters: int = 0
 
 
@@ -71,11 +71,10 @@ class Lookup:
             self._move(loop)
         question = self._waiting.get(digest)
         if question is None:
-            question = self._waiting[digest] = _Question(loop.create_future())
+            question = self._waiting[digest] = _Question(loop.create_future(), text)
             if not self._leaving:
                 self._leaving = True
                 loop.call_soon(self._leave)
-        question.text = question.text or text
         question.waiters += 1
         return question
 
