@@ -38,7 +38,7 @@ def runner(caplog: pytest.LogCaptureFixture) -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.mark.timeout(7200 if NIGHTLY else 300)
+@pytest.mark.timeout(7200 if NIGHTLY else 1800)
 @pytest.mark.parametrize("examples", [50, MOST])
 def test_memory_and_postgres_agree_and_keep_every_promise_of_rotation(
     dsn: str, runner: asyncio.Runner, examples: int
@@ -49,7 +49,7 @@ def test_memory_and_postgres_agree_and_keep_every_promise_of_rotation(
     agree(runner, MemoryBase(), PostgresBase(dsn), how)
 
 
-@pytest.mark.timeout(7200 if NIGHTLY else 300)
+@pytest.mark.timeout(7200 if NIGHTLY else 1800)
 @pytest.mark.parametrize("examples", [50, MOST])
 def test_a_table_of_integers_rotates_like_ours(
     empty_dsn: str, runner: asyncio.Runner, examples: int

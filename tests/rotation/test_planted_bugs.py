@@ -28,7 +28,7 @@ SEARCH = settings(
 )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_planted_bug_is_caught(mutant: Mutant, caplog: pytest.LogCaptureFixture) -> None:
     """The machine fails over an engine or a store with this bug."""

@@ -30,7 +30,7 @@ from handstamp.engine.answers import Authenticated, Issued
 from handstamp.events import Replayed
 from handstamp.stores.table import TableStore
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1800)]
 
 PROCESSES = 4
 REQUESTS = 16
