@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ from handstamp.engine.answers import Authenticated
 from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, TableShape
 from handstamp.stores.sql.install import install
 from tests.faults.pooler import pooled, program
+from tests.support.commands import handstamp
 from tests.support.waiting import until
 
 SECRET = "the secret of the tests of the doctor: 32 bytes"
@@ -66,15 +64,8 @@ class Told:
 
 
 def run(dsn: str, *arguments: str, as_json: bool = True) -> Told:
-    kept = {name: os.environ[name] for name in os.environ if name != "DATABASE_URL"}
     options = ["--json"] if as_json else []
-    done = subprocess.run(
-        [sys.executable, "-m", "handstamp", "doctor", "--dsn", dsn, *arguments, *options],
-        capture_output=True,
-        text=True,
-        env=kept,
-        timeout=60,
-    )
+    done = handstamp("doctor", "--dsn", dsn, *arguments, *options)
     told = json.loads(done.stdout) if as_json and done.stdout else {}
     return Told(done.returncode, done.stdout, done.stderr, told)
 

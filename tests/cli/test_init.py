@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from handstamp import __version__
+from tests.support.commands import handstamp
 
 CATALOG = """
     select 'column', attrelid::regclass::text || '.' || attname,
@@ -70,7 +71,8 @@ def found(created: str) -> str:
 FOUND = found(CREATED)
 
 
-def handstamp(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def from_outside(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The command as a shell runs it."""
     kept = {name: os.environ[name] for name in os.environ if name != "DATABASE_URL"}
     return subprocess.run(
         [sys.executable, "-m", "handstamp", *arguments],
@@ -99,10 +101,10 @@ async def run_sql(dsn: str, sql: str) -> None:
 
 async def test_init_creates_everything_once(empty_dsn: str) -> None:
     """The first run creates and says so; the second finds and changes nothing."""
-    first = handstamp("init", "--dsn", empty_dsn)
+    first = from_outside("init", "--dsn", empty_dsn)
     assert (first.returncode, first.stdout, first.stderr) == (0, CREATED, "")
     made = await catalog(empty_dsn)
-    second = handstamp("init", DATABASE_URL=empty_dsn)
+    second = from_outside("init", DATABASE_URL=empty_dsn)
     assert (second.returncode, second.stdout, second.stderr) == (0, FOUND, "")
     assert await catalog(empty_dsn) == made
 
@@ -347,7 +349,7 @@ async def test_a_role_that_may_not_make_them_is_told_so(empty_dsn: str) -> None:
 
 def test_the_version_is_told() -> None:
     """For a report of a bug."""
-    assert handstamp("--version").stdout == f"handstamp {__version__}\n"
+    assert from_outside("--version").stdout == f"handstamp {__version__}\n"
 
 
 def test_without_typer_it_says_what_to_install() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from handstamp.core.credentials import Credentials
 from handstamp.engine.answers import Authenticated
 from handstamp.stores.shapes import UUID_PLAIN
 from tests.conftest import execute
+from tests.support.commands import handstamp
 
 SECRET = "the secret of the tests of migrate-tokens: 32 bytes"
 FILL = """
@@ -47,15 +47,7 @@ def command(dsn: str, *arguments: str) -> list[str]:
 
 async def migrate(dsn: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it without holding up the test's own connections."""
-    kept = {name: os.environ[name] for name in os.environ if name != "DATABASE_URL"}
-    return await asyncio.to_thread(
-        subprocess.run,
-        command(dsn, *arguments),
-        capture_output=True,
-        text=True,
-        env=kept,
-        timeout=100,
-    )
+    return await asyncio.to_thread(handstamp, "migrate-tokens", "--dsn", dsn, *arguments)
 
 
 async def begun(database: asyncpg.Connection) -> None:

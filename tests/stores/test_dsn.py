@@ -22,6 +22,7 @@ from handstamp.stores.database import Database
 from handstamp.stores.dsn import checked_dsn
 from handstamp.supabase import SupabaseSessions
 from tests.conftest import execute
+from tests.support.commands import handstamp
 
 SECRET = "the secret of the tests of addresses: 32 bytes"
 GOOD = "postgresql://user:word@127.0.0.1:5432/name"
@@ -203,19 +204,16 @@ COMMANDS = [
     ["init", "--dsn"],
     ["doctor", "--dsn"],
     ["migrate-tokens", "--dsn"],
-    ["demo", "--port", "0", "--dsn"],
 ]
 
 
-def refused(arguments: list[str], **environ: str) -> str:
+def refused(*arguments: str, **environ: str) -> str:
     """Run a command in vain; all that it says."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | environ,
-        timeout=100,
-    )
+    return checked(handstamp(*arguments, **environ))
+
+
+def checked(done: subprocess.CompletedProcess[str]) -> str:
+    """What was said, which quotes nothing."""
     said = done.stdout + done.stderr
     assert done.returncode != 0
     assert not any(half in said for half in HALVES), "quoted"
@@ -225,7 +223,7 @@ def refused(arguments: list[str], **environ: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: "-".join(words[:2]))
 def test_a_command_says_how_to_write_the_address(command: list[str]) -> None:
     """In one line, without a traceback."""
-    said = refused(["-m", "handstamp", *command, REFUSED[0]])
+    said = refused(*command, REFUSED[0])
     assert "Traceback" not in said
     assert "%23" in said
 
@@ -234,17 +232,28 @@ def test_the_doctor_takes_the_address_to_listen_at_with_the_same_care(
     empty_dsn: str,
 ) -> None:
     """It may lead to another server, with another password."""
-    command = ["-m", "handstamp", "doctor", "--dsn", empty_dsn, "--listen-dsn"]
-    assert "%23" in refused([*command, REFUSED[0]])
+    command = ["doctor", "--dsn", empty_dsn, "--listen-dsn"]
+    assert "%23" in refused(*command, REFUSED[0])
 
 
 def test_a_command_takes_the_variable_with_the_same_care() -> None:
     """DATABASE_URL is an address as well."""
-    assert "%23" in refused(["-m", "handstamp", "doctor"], DATABASE_URL=REFUSED[0])
+    assert "%23" in refused("doctor", DATABASE_URL=REFUSED[0])
 
 
 def test_the_examples_do_not_quote_the_address() -> None:
-    """Neither the application at its start nor what makes its tables."""
-    environ = {"DATABASE_URL": REFUSED[0], "HANDSTAMP_SECRET": SECRET}
-    assert "%23" in refused(["-m", "examples.seed"], **environ)
-    assert "%23" in refused(["-c", "import examples.starlette.app"], **environ)
+    """Neither the application at its start, nor what makes its tables, nor the demo."""
+    environ = os.environ | {"DATABASE_URL": REFUSED[0], "HANDSTAMP_SECRET": SECRET}
+    for arguments in (
+        ["-m", "examples.seed"],
+        ["-c", "import examples.starlette.app"],
+        ["-m", "handstamp", "demo", "--port", "0", "--dsn", REFUSED[0]],
+    ):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            env=environ,
+            timeout=100,
+        )
+        assert "%23" in checked(done)

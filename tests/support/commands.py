@@ -1,0 +1,31 @@
+"""The command line in this process: what its users have, without the second that it takes
+to start Python and to import everything. `tests/cli/test_init.py` runs it from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+from typer.testing import CliRunner
+
+from handstamp.cli.app import app
+
+_one_at_a_time = Lock()
+"""While a command runs, what is printed in this process is its output."""
+
+
+def handstamp(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run ``handstamp`` with these arguments; ``DATABASE_URL`` is set only by ``environ``.
+
+    In a thread, for the test may have an event loop and the command makes its own.
+    """
+    given = {"DATABASE_URL": None, **environ}
+    with _one_at_a_time, ThreadPoolExecutor(1) as thread:
+        running = thread.submit(CliRunner().invoke, app, arguments, env=given)
+        done = running.result()
+    errors = done.stderr
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        errors += "".join(traceback.format_exception(done.exception))
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, errors)
