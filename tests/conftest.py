@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -33,6 +33,14 @@ from handstamp.testing.binaries import bundled_bin_dir
 from handstamp.testing.postgres import ephemeral
 from tests.support.shared_postgres import folder_of_run, shared_postgres
 from tests.support.supabase import make_tables
+
+with suppress(ImportError):  # a framework alone is tested without hypothesis
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("any machine")
 
 # Dozens of examples run beside each other, with a few connections each.
 SERVER_SETTINGS = {"max_connections": "1000"}
