@@ -73,8 +73,10 @@ def _verifies(digest: str, user: Any) -> bool:
 def _was_upgraded(before: str, user: Any) -> bool:
     if not has_own_hash(user) or _UNUSABLE in (before, now := _parameters_of(user)):
         return False
-    encoded, preferred = user.password, get_hasher()
-    if identify_hasher(encoded).algorithm != preferred.algorithm:
+    encoded: str = user.password
+    preferred: Any = get_hasher()
+    current: Any = identify_hasher(encoded)
+    if current.algorithm != preferred.algorithm:
         return False
     return before != now and not preferred.must_update(encoded)
 
@@ -95,6 +97,7 @@ def _digest_of(auth_hash: str) -> str:
 def _parameters_of(user: Any) -> str:
     """What the password was hashed with, without the salt: its length is one of them."""
     encoded = getattr(user, "password", None) or ""
+    hasher: Any = None
     try:
         hasher = identify_hasher(encoded)
         parts = dict(hasher.decode(encoded))

@@ -213,7 +213,7 @@ def _end_sessions(user: Any) -> None:
         return  # the application has ids of its own
     request, keep = _request.get(), None
     session = None if request is None else request.handstamp._session
-    if session is not None and session.user_id == user_id:
+    if request is not None and session is not None and session.user_id == user_id:
         request._handstamp_changed, keep = True, session.id
     _wherever(get_sessions().revoke_user, user_id, keep=keep, reason=PASSWORD_CHANGED)
 

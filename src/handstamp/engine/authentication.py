@@ -364,7 +364,10 @@ class _Request:
     """A request that is answered on the event loop, whose client is known already."""
 
     client: Client
-    report: Callable[[Event], None]
+    publish: Callable[[Event], None]
+
+    def report(self, event: Event) -> None:
+        self.publish(event)
 
     def client_key(self) -> int:
         return hash((self.client.address, self.client.user_agent_hash))

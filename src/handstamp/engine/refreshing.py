@@ -154,7 +154,8 @@ class Refreshing:
         of a session is a replay, that ends it. Raises :class:`SessionsUnavailable`.
         """
         tokens = [t for text in texts if (t := self._read(text)) is not None]
-        rows = await self._rows([t for t in tokens if t.session_id not in known])
+        others = [t for t in tokens if t.session_id is None or t.session_id not in known]
+        rows = await self._rows(others)
         replayed, held = dict[str, Record](), dict[str, Record]()
         for token, record in rows:
             verdict = self._judge(token, record)

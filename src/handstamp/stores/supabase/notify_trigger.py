@@ -41,8 +41,8 @@ _SESSION_CHANGES: Mapping[str, Callable[[str], str | tuple[str, str]]] = {
     "created_at": moves_back,
     "refreshed_at": moves_back,
 }
-_USER_CHANGES = dict.fromkeys(("id", "banned_until", "deleted_at"), differs)
-_FACTOR_CHANGES = dict.fromkeys(("user_id", "status"), differs)
+_USER_CHANGES = {"id": differs, "banned_until": differs, "deleted_at": differs}
+_FACTOR_CHANGES = {"user_id": differs, "status": differs}
 
 
 def supabase_triggers(
