@@ -56,12 +56,16 @@ async def test_nothing_is_opened_before_it_is_needed(lanes: Lanes) -> None:
 async def test_no_more_lanes_than_the_width(lanes: Lanes) -> None:
     """Twenty at once use two connections, two at a time, and all come through."""
     inside, most, pids = 0, 0, set()
+    two = asyncio.Event()
 
     async def work() -> None:
         nonlocal inside, most
         async with lanes.lane() as connection:
             inside += 1
             most = max(most, inside)
+            if inside == 2:
+                two.set()
+            await two.wait()  # the first to come does not leave before the second
             pids.add(await connection.fetchval("select pg_backend_pid()"))
             inside -= 1
 

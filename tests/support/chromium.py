@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ def find_chromium() -> str | None:
     return next((path for name in _NAMES if (path := shutil.which(name))), None)
 
 
+class CommandFailed(Exception):
+    """The browser refused a command."""
+
+
 class Tab:
     """One tab; ``complaints`` are the uncaught exceptions of its scripts and the
     breaches of its page's content security policy."""
@@ -49,15 +53,22 @@ class Tab:
 
     def call(self, method: str, **parameters: Any) -> Mapping[str, Any]:
         """Send one command and wait for its answer."""
+        return self._call(30, method, parameters)
+
+    def _call(
+        self, seconds: float, method: str, parameters: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": parameters}
         self._connection.send(json.dumps(message))
         while True:
-            answer = json.loads(self._connection.recv(timeout=30))
+            answer = json.loads(self._connection.recv(timeout=seconds))
             if answer.get("id") == number:
-                assert "error" not in answer, answer
+                if "error" in answer:
+                    raise CommandFailed(answer["error"])
                 return answer["result"]
-            self._notice(answer)
+            if "method" in answer:
+                self._notice(answer)
 
     def _notice(self, event: Mapping[str, Any]) -> None:
         if event["method"] == "Runtime.exceptionThrown":
@@ -67,22 +78,26 @@ class Tab:
             if entry["source"] == "security":
                 self.complaints.append(entry["text"])
 
-    def run(self, script: str) -> Any:
+    def run(self, script: str, *, seconds: float = 30) -> Any:
         """Evaluate an expression in the page, awaiting it if it is a promise."""
-        done = self.call(
-            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
-        )
+        parameters = {"expression": script, "awaitPromise": True, "returnByValue": True}
+        done = self._call(seconds, "Runtime.evaluate", parameters)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
-    def wait_for(self, script: str, *, seconds: float = 30) -> Any:
-        """Evaluate until the value is true; give it."""
+    def wait_for(self, script: str, *, seconds: float = 60) -> Any:
+        """Evaluate until the value is true; return it.
+
+        A page of another site may be in another process of the browser. A command that was
+        sent to the page before is then refused, or is never answered: it is sent again.
+        """
         until = time.monotonic() + seconds
-        while not (value := self.run(script)):
-            shown = self.run("document.body?.innerText")
-            assert time.monotonic() < until, f"never true: {script}\n{shown}"
+        while True:
+            with suppress(CommandFailed, TimeoutError):
+                if value := self.run(script, seconds=3):
+                    return value
+            assert time.monotonic() < until, f"never true: {script}"
             time.sleep(0.05)
-        return value
 
     def open(self, url: str) -> None:
         """Go to a page and wait until it is loaded."""
