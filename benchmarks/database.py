@@ -16,10 +16,10 @@ import asyncpg
 from ulid import ULID
 
 from handstamp.config import Policy
-from handstamp.core.records import Client
+from handstamp.core.models import Client
 from handstamp.core.tokens import ENTROPY, TokenPair, Tokens
-from handstamp.stores.binding import NOWHERE
-from handstamp.stores.sql.install import install
+from handstamp.stores.install import install
+from handstamp.stores.sql import NOWHERE
 from handstamp.testing.postgres import ephemeral
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from handstamp.engine.bus import Hearing
+from handstamp.engine.dispatch import ListenerState
 from handstamp.engine.sessions import Sessions
 
 PATIENCE = 60.0
@@ -14,7 +14,7 @@ async def listening(sessions: Sessions) -> None:
     """Wait until the bus is proven, and see that it covers every writer."""
     await sessions.open()
     async with asyncio.timeout(PATIENCE):
-        while sessions.stats().bus is not Hearing.LISTENING:  # noqa: ASYNC110
+        while sessions.stats().listener is not ListenerState.LISTENING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     if not sessions.stats().foreign_writers_heard:
         raise RuntimeError("there are writers of whom nothing is heard")

@@ -33,11 +33,11 @@ from benchmarks.hearing import listening
 from benchmarks.rounds import Options, over, ratio, turns
 from benchmarks.shaped import Shaped, shaped
 from benchmarks.table import Report, Row
+from handstamp._connections import ASGIApp, Message, Receive, Scope, Send
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.config import Policy
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.memory import MemoryStore
-from handstamp.types import ASGIApp, Message, Receive, Scope, Send
 
 ABOUT = "a request with a cached session, in nanoseconds"
 ROUNDS, REQUESTS, FEW_REQUESTS = 201, 300, 50

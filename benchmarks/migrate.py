@@ -24,9 +24,8 @@ from benchmarks.environment import environment
 from benchmarks.rounds import Options, percentile
 from benchmarks.table import Report, Row
 from handstamp.config import Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Client
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.shapes import UUID_PLAIN
 

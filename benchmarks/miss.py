@@ -30,10 +30,9 @@ from benchmarks.environment import environment, server_version
 from benchmarks.rounds import Options, percentile, ratio, turns
 from benchmarks.table import Report, Row
 from handstamp.config import Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
-from handstamp.engine.answers import Authenticated
-from handstamp.engine.lookup import Lookup
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Client
+from handstamp.engine.batching import BatchLoader
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.table import TableStore
 
@@ -137,7 +136,7 @@ def _pool(dsn: str) -> Pool:
 def _asks(sessions: Sessions, pool: Pool, find: str) -> dict[str, Ask]:
     return {
         "handstamp": _engine(sessions),
-        "lookup": _lookup(sessions),
+        "lookup": _loader(sessions),
         "pool": _query(pool, find),
     }
 
@@ -184,8 +183,8 @@ def _engine(sessions: Sessions) -> Ask:
     return ask
 
 
-def _lookup(sessions: Sessions) -> Ask:
-    lookup = Lookup(sessions.store)
+def _loader(sessions: Sessions) -> Ask:
+    lookup = BatchLoader(sessions.store)
 
     async def ask(session: Seeded) -> None:
         (record,) = await lookup.find([session.pair.session_digest])

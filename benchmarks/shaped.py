@@ -12,16 +12,14 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid
-from handstamp.core.records import Record
-from handstamp.core.supabase_cookies import SupabaseCookie, cut, encode_session
-from handstamp.core.supabase_records import AmrEntry, AuthSession, AuthUser
-from handstamp.engine.entries import Read, make_entry
+from handstamp.core.models import Invalid, Record
+from handstamp.engine.cache import Read, make_entry
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.shapes import UUID_PLAIN
-from handstamp.stores.supabase.jwt import AccessTokens
-from handstamp.stores.supabase.keys import Keys
 from handstamp.supabase import SupabaseSessions
+from handstamp.supabase.cookies import SupabaseCookie, cut, encode_session
+from handstamp.supabase.jwt import AccessTokens, Keys
+from handstamp.supabase.rules import AmrEntry, AuthSession, AuthUser
 
 NOWHERE = "postgresql://nowhere.invalid/none"
 SECRET = "of the benchmark, and of no other place: 32 bytes"
@@ -48,7 +46,7 @@ def shaped(policy: Policy) -> Iterator[Shaped]:
 
 def _uuid(policy: Policy) -> Shaped:
     sessions = Sessions(NOWHERE, secret=SECRET, shape=UUID_PLAIN, policy=policy)
-    pair = sessions._parts.tokens.mint(ID, bytes(64), remember=True)
+    pair = sessions._state.tokens.mint(ID, bytes(64), remember=True)
     text = pair.session.encode()
     _keep(sessions, text, replace(_record(), slides=True))
     return Shaped("uuid", sessions, b"__Host-session=" + text)
@@ -72,7 +70,7 @@ def _keep(sessions: Sessions, text: bytes, record: Record) -> None:
     entry = make_entry(record, sessions.policy, key, Read(now, now))
     if isinstance(entry, Invalid):
         raise RuntimeError(f"the row is no session: {entry.reason}")
-    sessions._parts.cache.put(sessions.ticket(), entry)
+    sessions._state.cache.put(sessions.ticket(), entry)
 
 
 def _record() -> Record:

@@ -31,8 +31,8 @@ from benchmarks.environment import environment, server_version
 from benchmarks.rounds import Options, ratio, turns
 from benchmarks.table import Report, Row
 from handstamp.config import Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Client
 from handstamp.engine.sessions import Sessions
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 from benchmarks.database import SECRET
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Client
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.memory import MemoryStore
 
@@ -37,9 +37,9 @@ async def count(*, quick: bool) -> dict[str, float | int]:
     number = SESSIONS // 3 if quick else SESSIONS
     async with sessions:
         shown = [await _cookie(sessions, f"user{n}") for n in range(number)]
-        await sessions._bus.stop()
-        sessions._bus.trusted_until = float("inf")
-        lookup = sessions._authentication._lookup
+        await sessions._listener.stop()
+        sessions._listener.trusted_until = float("inf")
+        lookup = sessions._authenticator._loader
         reads, queries = sessions.stats().misses, lookup.groups
         for _ in range(60 * MINUTES):
             clock.seconds += 1

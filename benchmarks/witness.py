@@ -23,11 +23,10 @@ from typing import Any
 from benchmarks.database import SECRET
 from benchmarks.hearing import PATIENCE, listening
 from handstamp.config import Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Client
 from handstamp.engine.sessions import Sessions
-from handstamp.stores.channel import Notice
+from handstamp.stores.base import Notification
 
 WATCHING = "watching"
 ASK_EVERY = 0.005
@@ -127,10 +126,10 @@ class Witness:
 @contextmanager
 def _told(sessions: Sessions) -> Iterator[asyncio.Event]:
     """An event that is set whenever a notice has been worked off."""
-    bus, told = sessions._bus, asyncio.Event()
+    bus, told = sessions._listener, asyncio.Event()
     heard = bus._heard
 
-    def tell(notice: Notice) -> None:
+    def tell(notice: Notification) -> None:
         heard(notice)
         told.set()
 

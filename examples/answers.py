@@ -16,11 +16,11 @@ async def health(sessions: Sessions) -> dict[str, str]:
     somebody else may be noticed here: "pushed", or after so many seconds."""
     database = await _database(sessions)
     stats = sessions.stats()
-    pushed = stats.bus == "listening" and stats.foreign_writers_heard
+    pushed = stats.listener == "listening" and stats.foreign_writers_heard
     return {
         "status": "ok" if database == "ok" else "degraded",
         "database": database,
-        "bus": stats.bus,
+        "bus": stats.listener,
         "bound": "pushed" if pushed else _seconds(sessions.policy.max_staleness),
     }
 

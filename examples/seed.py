@@ -11,7 +11,7 @@ import asyncpg
 
 from examples import settings
 from examples.accounts import hasher
-from handstamp.stores.sql.install import install, install_trigger
+from handstamp.stores.install import install, install_trigger
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

@@ -30,7 +30,7 @@ from handstamp import (
     TableShape,
     UsersTable,
 )
-from handstamp.stores.dsn import checked_dsn
+from handstamp.stores.connection import checked_dsn
 
 SUPABASE = "supabase"
 SHAPES: Mapping[str, TableShape] = {

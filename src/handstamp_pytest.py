@@ -38,7 +38,7 @@ def handstamp_sessions(
 ) -> Iterator[Sessions]:
     """An engine on a store in memory, for one test; build your application with it."""
     from handstamp.testing import memory_sessions
-    from handstamp.testing.crossing import let_go
+    from handstamp.testing.concurrency import let_go
 
     sessions = memory_sessions(clock=handstamp_clock, policy=handstamp_policy)
     yield sessions

@@ -26,9 +26,9 @@ import asyncpg
 import pytest
 
 from handstamp.config import Policy
-from handstamp.stores.sql.install import install
-from handstamp.stores.supabase.store import SupabaseStore
+from handstamp.stores.install import install
 from handstamp.stores.table import TableStore
+from handstamp.supabase.store import SupabaseStore
 from handstamp.testing.binaries import bundled_bin_dir
 from handstamp.testing.postgres import ephemeral
 from tests.support.shared_postgres import folder_of_run, shared_postgres

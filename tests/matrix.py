@@ -60,9 +60,9 @@ class Environment:
 def main(words: list[str]) -> int:
     """Run what the words ask for and print a row of each; 1 when something failed."""
     environments = listed()
-    strangers = set(words) - {word for one in environments for word in one.words}
-    if strangers:
-        print(f"{__doc__}\nunknown: {', '.join(sorted(strangers))}", file=sys.stderr)
+    negative_cache = set(words) - {word for one in environments for word in one.words}
+    if negative_cache:
+        print(f"{__doc__}\nunknown: {', '.join(sorted(negative_cache))}", file=sys.stderr)
         return 2
     asked = chosen(environments, words)
     print(f"{len(asked)} environments; all they print is in {WORK / 'matrix'}\n")

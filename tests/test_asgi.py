@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from handstamp._connections import ASGIApp, Message, Receive, Scope, Send
 from handstamp.asgi import SCOPE_KEY, Handle, SessionAuthMiddleware
 from handstamp.config import Cookies, Policy, TrustedProxies
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
 from handstamp.errors import (
     AuthenticationRequired,
     ConfigError,
@@ -27,7 +28,6 @@ from handstamp.errors import (
 )
 from handstamp.events import CookieOverridden, CrossSiteRefused, Refreshed
 from handstamp.stores.memory import MemoryUser
-from handstamp.types import ASGIApp, Message, Receive, Scope, Send
 from tests.support.asgi import (
     Answer,
     cookie_header,
@@ -643,7 +643,7 @@ async def test_a_passive_path_is_no_activity(engine: Engine, passive: Any) -> No
     app = wrapped(engine, asking(), passive=passive)
     engine.clock.advance(1)
     await get(app, "/poll", both(issued))
-    (touch,) = engine.sessions._parts.activity._pending.values()
+    (touch,) = engine.sessions._state.activity._pending.values()
     assert touch.at is None
     await get(app, "/", both(issued))
 
@@ -657,7 +657,7 @@ async def test_a_passive_header_is_no_activity(
     """`X-Passive-Request`, but for an explicit 0."""
     issued = await engine.login()
     await get(wrapped(engine), "/", both(issued), (b"x-passive-request", header))
-    (touch,) = engine.sessions._parts.activity._pending.values()
+    (touch,) = engine.sessions._state.activity._pending.values()
     assert (touch.at is not None) is active
 
 
@@ -718,7 +718,7 @@ async def test_headers_of_any_make_are_read(
     """And the app still finds all of them."""
     issued = await engine.login()
     if not cached:
-        engine.sessions._parts.cache.doubt()
+        engine.sessions._state.cache.doubt()
     headers = [(b"accept", b"*/*"), both(issued), (b"x-last", b"1")]
     found: list[list[tuple[bytes, bytes]]] = []
 

@@ -149,7 +149,7 @@ def test_hit_refuses_a_shape_whose_requests_were_no_hits(
 
     def forgetful(variants: list[hit.Variant], *rest: Any) -> dict[str, list[float]]:
         costs = measure(variants, *rest)
-        variants[-1].app._door.sessions._authentication.hits -= 1  # type: ignore[attr-defined]
+        variants[-1].app._options.sessions._authenticator.hits -= 1  # type: ignore[attr-defined]
         return costs
 
     monkeypatch.setattr(hit, "_measure", forgetful)
@@ -164,7 +164,7 @@ def test_hit_refuses_to_report_requests_that_were_no_hits(
     measure = hit._measure
 
     def forgetful(variants: list[hit.Variant], *rest: Any) -> dict[str, list[float]]:
-        variants[2].app._door.sessions._parts.cache.doubt()  # type: ignore[attr-defined]
+        variants[2].app._options.sessions._state.cache.doubt()  # type: ignore[attr-defined]
         return measure(variants, *rest)
 
     monkeypatch.setattr(hit, "_measure", forgetful)

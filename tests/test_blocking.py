@@ -155,7 +155,7 @@ def test_c140_an_async_view_may_call_the_sync_middleware() -> None:
     """A miss, a hit and a login, all on the thread of somebody's running loop."""
     with running() as engine:
         issued = call(engine.login)
-        engine.sessions._parts.cache.start_over()
+        engine.sessions._state.cache.reset_after_fork()
 
         async def view() -> list[bytes]:
             app = SessionAuthMiddleware(asking(), engine.sessions)
@@ -191,9 +191,11 @@ def test_c145_the_engines_own_work_is_of_no_request() -> None:
     variable.set("the first request's")
     heard: list[str] = []
     sessions = Engine().sessions
-    sessions._bus._reset = lambda: heard.append(variable.get())  # when it first listens
-    sessions._background._flush = flush = Flush(variable)  # type: ignore[method-assign]
-    sessions._background._policy = Policy(flush_every=timedelta(milliseconds=1))
+    sessions._listener._reset = lambda: heard.append(
+        variable.get()
+    )  # when it first listens
+    sessions._background_tasks._flush = flush = Flush(variable)  # type: ignore[method-assign]
+    sessions._background_tasks._policy = Policy(flush_every=timedelta(milliseconds=1))
     call(sessions.open)
     until(lambda: heard and flush.heard)
     assert {*heard, flush.heard[0]} == {"nobody's"}
@@ -233,7 +235,7 @@ def test_a_blocked_loop_is_a_503_and_hits_go_on(gate: threading.Event) -> None:
     """Who needs the loop hears "no answer"; who is in the cache notices nothing."""
     with running() as engine:
         issued, other = call(engine.login), call(engine.login, "bob")
-        engine.sessions._parts.cache.forget_session(other.session.id)
+        engine.sessions._state.cache.forget_session(other.session.id)
         app = SessionAuthMiddleware(asking(), engine.sessions)
         soon(gate.wait)
         with pytest.MonkeyPatch.context() as patch:

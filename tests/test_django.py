@@ -773,11 +773,11 @@ async def test_a_wrapped_application_opens_and_closes_with_the_server(
         sent.append(message["type"])
         if message["type"] == "lifespan.startup.complete":
             await listening(engine)
-            assert engine.sessions.stats().bus == "listening"
+            assert engine.sessions.stats().listener == "listening"
 
     await wrap(get_asgi_application())({"type": "lifespan"}, receive, send)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert engine.sessions.stats().bus != "listening"
+    assert engine.sessions.stats().listener != "listening"
 
 
 def test_other_sessions_around_are_a_mistake(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.websockets import WebSocketDisconnect
 
 from handstamp.config import Cookies
-from handstamp.core.records import Session
+from handstamp.core.models import Session
 from handstamp.fastapi import (
     CurrentSession,
     OptionalSession,

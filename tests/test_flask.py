@@ -34,7 +34,7 @@ from handstamp import (
     SessionsUnavailable,
 )
 from handstamp.blocking import call
-from handstamp.core.records import Session
+from handstamp.core.models import Session
 from handstamp.events import Refreshed
 from handstamp.flask import (
     SessionAuth,
@@ -787,7 +787,7 @@ def test_the_engine_is_made_of_the_configuration() -> None:
         HANDSTAMP_OUTAGE="anonymous",
     )
     SessionAuth(app)
-    door = app.wsgi_app._door
+    door = app.wsgi_app._options
     assert door.sessions.policy is policy
     assert door.sessions is app.extensions["handstamp"].sessions
     assert door.cookies == Cookies.insecure()
@@ -819,8 +819,8 @@ def test_what_is_given_in_code_wins(engine: Engine) -> None:
     app = site(HANDSTAMP_OUTAGE="refuse", HANDSTAMP_DATABASE_URL=URL)
     auth = SessionAuth(sessions=Engine().sessions, outage="refuse")
     auth.init_app(app, engine.sessions, outage="anonymous")
-    assert app.wsgi_app._door.outage == "anonymous"
-    assert app.wsgi_app._door.sessions is engine.sessions
+    assert app.wsgi_app._options.outage == "anonymous"
+    assert app.wsgi_app._options.sessions is engine.sessions
 
 
 def test_an_operator_lists_and_ends_sessions(app: Flask, engine: Engine) -> None:

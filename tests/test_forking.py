@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from handstamp import forking
+from handstamp import _fork as forking
 from handstamp.blocking import call
 from handstamp.config import Cookies
 from handstamp.engine.sessions import Sessions
-from handstamp.stores.listening import PostgresLink
-from handstamp.stores.sql.install import install
+from handstamp.stores.install import install
+from handstamp.stores.notify import PostgresListenConnection
 from handstamp.wsgi import SessionAuthMiddleware
 from tests.support.engines import Engine
 from tests.support.wsgi import asking, cookie, environ, get, new_user, rows, serve
@@ -52,7 +52,7 @@ def sessions(dsn: str) -> Iterator[Sessions]:
     asyncio.run(add())
     sessions = Sessions(dsn, secret=SECRET)
     call(sessions.open)
-    until(lambda: sessions.stats().bus == "listening")
+    until(lambda: sessions.stats().listener == "listening")
     yield sessions
     call(sessions.close)
 
@@ -115,9 +115,11 @@ def held(sessions: Sessions) -> list[int]:
     async def find() -> list[int]:
         await sessions.ping()
         database: Any = sessions.store._database  # type: ignore[attr-defined]
-        lanes = [*database._reads._all, *database._writes._all]
-        links = [o._connection for o in gc.get_objects() if type(o) is PostgresLink]
-        mine = [c for c in (*lanes, *links) if c._loop is sessions._loop]
+        pool = [*database._reads._all, *database._writes._all]
+        links = [
+            o._connection for o in gc.get_objects() if type(o) is PostgresListenConnection
+        ]
+        mine = [c for c in (*pool, *links) if c._loop is sessions._loop]
         return [c.get_server_pid() for c in mine if not c.is_closed()]
 
     return call(find)
@@ -135,7 +137,7 @@ def test_c136_a_child_shares_no_loop_and_no_connection(
 
     def work() -> Any:
         answer = serve(app, environ(HTTP_COOKIE=cookie(issued)))
-        until(lambda: sessions.stats().bus == "listening")
+        until(lambda: sessions.stats().listener == "listening")
         loops = [t.name for t in threading.enumerate()].count("handstamp")
         return [answer.body.decode(), held(sessions), loops]
 
@@ -145,7 +147,7 @@ def test_c136_a_child_shares_no_loop_and_no_connection(
     assert not set(before) & set(theirs)
     assert set(held(sessions)) >= set(before)
     # Another process revokes: the parent hears of it on the connection it had.
-    assert sessions.stats().bus == "listening"
+    assert sessions.stats().listener == "listening"
     rows(dsn, "update user_sessions set is_active = false where id = $1", issued.session.id)
     until(lambda: get(app, HTTP_COOKIE=cookie(issued)).body == b"None")
     assert set(held(sessions)) >= set(before)
@@ -167,8 +169,8 @@ def test_c136_a_child_that_frees_everything_disturbs_nobody(
     for _ in range(3):
         assert Child(work, finalize=True).result() == 1
     assert held(sessions) == before
-    bus = sessions._bus.proven_until
-    until(lambda: sessions._bus.proven_until > bus)  # the next heartbeat gets through
+    bus = sessions._listener.proven_until
+    until(lambda: sessions._listener.proven_until > bus)  # the next heartbeat gets through
 
 
 def test_c136_pending_touches_are_the_parents_and_written_once(
@@ -226,9 +228,9 @@ def test_c136_what_the_parent_believed_the_child_reads_again(
 
 
 LOCKS = {
-    "cache": lambda s: s._parts.cache._lock,
-    "activity": lambda s: s._parts.activity._lock,
-    "strangers": lambda s: s._parts.strangers._lock,
+    "cache": lambda s: s._state.cache._lock,
+    "activity": lambda s: s._state.activity._lock,
+    "strangers": lambda s: s._state.negative_cache._lock,
     "the process": lambda s: __import__("handstamp.blocking").blocking._process.lock,
     "the loop": lambda s: __import__("handstamp.blocking").blocking._process.loop._lock,
     "forking": lambda s: forking._lock,
@@ -279,7 +281,7 @@ def test_c136_many_children_at_once_while_the_parent_serves(
         while not stop.is_set():
             sent = environ(HTTP_COOKIE=cookie(issued[number]))
             body = serve(app, sent).body
-            sessions._parts.cache.forget_session(issued[number].session.id)
+            sessions._state.cache.forget_session(issued[number].session.id)
             if body != repr(user).encode():
                 wrong.append(body)
 
@@ -344,7 +346,7 @@ def test_one_that_cannot_start_over_leaves_the_others_alone(
     """Its failure is logged, and the rest of the process starts over."""
 
     class Broken:
-        def start_over(self) -> None:
+        def reset_after_fork(self) -> None:
             raise RuntimeError("broken")
 
         async def close(self) -> None: ...
@@ -352,11 +354,11 @@ def test_one_that_cannot_start_over_leaves_the_others_alone(
     started: list[str] = []
 
     class Sound(Broken):
-        def start_over(self) -> None:
+        def reset_after_fork(self) -> None:
             started.append("over")
 
     things = [Broken(), Sound(), Broken()]
     monkeypatch.setattr(forking, "_inherited", things)
-    forking._start_over()
+    forking._reset_all()
     assert started == ["over"]
     assert caplog.text.count("did not start over") == 2

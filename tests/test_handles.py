@@ -11,8 +11,7 @@ import pytest
 
 from handstamp.asgi import Handle, SessionAuthMiddleware
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Reason, Unknown
-from handstamp.engine.answers import Authenticated, Issued
+from handstamp.core.models import Authenticated, Invalid, Issued, Reason, Unknown
 from handstamp.errors import (
     AuthenticationRequired,
     FreshLoginRequired,
@@ -32,7 +31,7 @@ async def engine() -> AsyncIterator[Engine]:
 
 def handle(engine: Engine, answer: object = None, method: str = "POST") -> Handle:
     """A handle as the middleware makes it, for this answer of the engine's."""
-    door = SessionAuthMiddleware(None, engine.sessions)._door  # type: ignore[arg-type]
+    door = SessionAuthMiddleware(None, engine.sessions)._options  # type: ignore[arg-type]
     made = Handle(door, [(b"user-agent", b"test")], ("198.51.100.7", 1))
     if answer is not None:
         made._resolve(answer)  # type: ignore[arg-type]

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from handstamp._connections import ASGIApp, Message, Receive, Scope, Send
 from handstamp.asgi import SessionAuthMiddleware
-from handstamp.types import ASGIApp, Message, Receive, Scope, Send
 from tests.support.asgi import cookie_header, get, responding
 from tests.support.engines import Engine
 
@@ -168,7 +168,7 @@ def test_c141_an_app_serves_one_loop_after_another() -> None:
     async def life(close: bool) -> None:
         app = SessionAuthMiddleware(responding(), engine.sessions)
         issued = await engine.login()
-        engine.sessions._parts.cache.doubt()
+        engine.sessions._state.cache.doubt()
         answer = await get(app, "/", cookie_header(issued.session_token))
         assert answer.status == 200
         if close:

@@ -21,7 +21,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.testing import AsyncTestClient, TestClient
 
-from handstamp.core.records import Session
+from handstamp.core.models import Session
 from handstamp.errors import ConfigError, HandstampError
 from handstamp.events import CookieOverridden, Refreshed
 from handstamp.litestar import (

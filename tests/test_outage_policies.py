@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from handstamp._connections import Scope
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.errors import ConfigError
-from handstamp.types import Scope
 from tests.support.asgi import cookie_header, get, http_scope, responding, serve
 from tests.support.engines import Engine, running
 

@@ -38,8 +38,7 @@ from handstamp.errors import (
     HandstampError,
 )
 from handstamp.events import CookieOverridden, LoggedIn, Refreshed, Revoked
-from handstamp.pyramid import SessionSecurityPolicy, session_auth
-from handstamp.pyramid.settings import read_settings
+from handstamp.pyramid import SessionSecurityPolicy, read_settings, session_auth
 from tests.support.engines import Engine
 from tests.support.webtests import Browser, set_cookies
 from tests.support.wsgi import running
@@ -778,8 +777,8 @@ def test_secrets_are_a_list_oldest_first() -> None:
     old, new = "o" * 32, "n" * 32
     sessions, _ = read(secrets=f"{old}\n{new}")
     other = Sessions(MemoryStore(), secret=new)
-    pair = other._parts.tokens.mint("id", b"e" * 64, remember=False)
-    assert sessions._parts.tokens.mint("id", b"e" * 64, remember=False) == pair
+    pair = other._state.tokens.mint("id", b"e" * 64, remember=False)
+    assert sessions._state.tokens.mint("id", b"e" * 64, remember=False) == pair
 
 
 SHAPE = replace(ULID_HASHED, table="logins")

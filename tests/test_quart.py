@@ -28,7 +28,8 @@ from handstamp import (
     Sessions,
     SessionsUnavailable,
 )
-from handstamp.core.records import Session
+from handstamp._connections import Message
+from handstamp.core.models import Session
 from handstamp.events import Refreshed
 from handstamp.quart import (
     SessionAuth,
@@ -40,7 +41,6 @@ from handstamp.quart import (
     user_logged_in,
     user_logged_out,
 )
-from handstamp.types import Message
 from tests.support.asgi import socket_scope
 from tests.support.engines import SECRET, Engine
 
@@ -642,7 +642,7 @@ def test_the_engine_is_made_of_the_configuration() -> None:
         HANDSTAMP_INSECURE_COOKIES=True,
     )
     SessionAuth(app, outage="refuse")
-    door = app.asgi_app._door
+    door = app.asgi_app._options
     assert door.sessions.policy is policy
     assert (door.outage, door.cookies) == ("refuse", Cookies.insecure())
     with pytest.raises(ConfigError, match="no setting HANDSTAMP_SECERT"):
@@ -659,7 +659,7 @@ async def test_the_engine_lives_as_long_as_the_server() -> None:
 
     @app.before_serving
     async def ready() -> None:
-        seen.append(sessions.stats().bus)
+        seen.append(sessions.stats().listener)
 
     @app.after_serving
     async def still_open() -> None:

@@ -12,15 +12,12 @@ from typing import Any
 
 import pytest
 
+from handstamp._connections import SESSION_ENDED, ASGIApp, Message, Receive, Scope, Send
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Reason
-from handstamp.core.records import Record
-from handstamp.engine.answers import Answer, Issued
+from handstamp.core.models import Answer, Invalid, Issued, Reason, Record
 from handstamp.events import Refreshed
-from handstamp.sockets import SESSION_ENDED
 from handstamp.stores.memory import MemoryStore
-from handstamp.types import ASGIApp, Message, Receive, Scope, Send
 from tests.support.asgi import cookie_header, serve, socket_scope
 from tests.support.clock import FakeClock
 from tests.support.engines import ALICE, Engine, looked, new_tokens, running, seconds
@@ -317,7 +314,7 @@ async def test_a_session_revoked_during_the_handshake_closes_its_socket() -> Non
     clock = FakeClock()
     async with running(clock=clock, store=Racing(clock.now)) as engine:
         issued = await engine.login()
-        engine.sessions._parts.cache.doubt()
+        engine.sessions._state.cache.doubt()
         socket = Socket(engine, listening_quietly, issued)
         messages = [await socket.next() for _ in range(2)]
         assert messages == [ACCEPT, CLOSE]
@@ -347,7 +344,7 @@ async def interrupted(
     store = Interrupted(clock.now)
     async with running(clock=clock, store=store, policy=policy) as engine:
         issued = await engine.login()
-        engine.sessions._parts.cache.doubt()
+        engine.sessions._state.cache.doubt()
         store.meanwhile = lambda record: meanwhile(engine, record)
         socket = Socket(engine, listening_quietly, issued)
         assert await socket.next() == ACCEPT
@@ -359,8 +356,8 @@ async def interrupted(
 async def relisten(engine: Engine, record: Record) -> None:
     """The listening connection is lost and made anew."""
     engine.store.channel.cut()  # type: ignore[attr-defined]
-    await until(lambda: engine.sessions.stats().bus == "deaf")
-    await until(lambda: engine.sessions.stats().bus == "listening")
+    await until(lambda: engine.sessions.stats().listener == "deaf")
+    await until(lambda: engine.sessions.stats().listener == "listening")
 
 
 async def forge(engine: Engine, record: Record) -> None:

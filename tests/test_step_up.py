@@ -12,7 +12,7 @@ import pytest
 from handstamp import asgi as ours_asgi
 from handstamp import wsgi as ours_wsgi
 from handstamp.blocking import call
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
 from handstamp.errors import HandstampError
 from handstamp.events import Replayed
 from handstamp.stores.memory import MemoryStore

@@ -10,7 +10,7 @@ import pytest
 
 from handstamp.asgi import Handle, SessionAuthMiddleware
 from handstamp.config import Policy
-from handstamp.engine.answers import Authenticated
+from handstamp.core.models import Authenticated
 from handstamp.errors import AuthenticationRequired
 from tests.support.asgi import responding
 from tests.support.engines import ALICE, Engine, running, seconds
@@ -37,7 +37,7 @@ class Source:
 async def handle(engine: Engine) -> Handle:
     """The handle of a request of alice's."""
     issued = await engine.login()
-    door = SessionAuthMiddleware(responding(), engine.sessions)._door
+    door = SessionAuthMiddleware(responding(), engine.sessions)._options
     made = Handle(door, [], None)
     made._resolve(Authenticated(session=issued.session))
     return made
@@ -101,6 +101,6 @@ async def test_a_fault_of_the_source_passes_through() -> None:
 async def test_there_is_no_stream_without_a_session() -> None:
     """At once, so that the response can still be a 401."""
     async with running() as engine:
-        door = SessionAuthMiddleware(responding(), engine.sessions)._door
+        door = SessionAuthMiddleware(responding(), engine.sessions)._options
         with pytest.raises(AuthenticationRequired):
             Handle(door, [], None).while_valid(Source().items())

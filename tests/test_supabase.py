@@ -14,18 +14,17 @@ import httpx
 import pytest
 
 from handstamp import Cookies, Policy
+from handstamp._connections import SESSION_ENDED, Message, Receive, Scope, Send
 from handstamp.asgi import SCOPE_KEY
 from handstamp.asgi import SessionAuthMiddleware as AsgiMiddleware
 from handstamp.blocking import call
-from handstamp.core.supabase_cookies import SupabaseCookie, decode_session
-from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import CookieOverridden, LoginWasRefused, Revoked
-from handstamp.sockets import SESSION_ENDED
 from handstamp.starlette import wrap
-from handstamp.stores.sql.install import install
+from handstamp.stores.install import install
 from handstamp.supabase import SupabaseSessions
-from handstamp.types import Message, Receive, Scope, Send
+from handstamp.supabase.cookies import SupabaseCookie, decode_session
+from handstamp.supabase.rules import SupabaseRules
 from handstamp.wsgi import ENVIRON_KEY
 from handstamp.wsgi import SessionAuthMiddleware as WsgiMiddleware
 from tests.support import asgi, wsgi
@@ -152,14 +151,14 @@ async def test_a_ban_is_seen_within_the_bound(
         await database.execute(
             "update auth.users set banned_until = now() + interval '1 day'"
         )
-        sessions._parts.cache.doubt()
+        sessions._state.cache.doubt()
         assert (await client.get("/me")).status_code == 401
         assert NAME in client.cookies
         queries = sessions.store.queries
         assert (await client.get("/me")).status_code == 401
         assert sessions.store.queries == queries
         await database.execute("update auth.users set banned_until = null")
-        sessions._parts.strangers.start_over()
+        sessions._state.negative_cache.reset_after_fork()
         assert (await client.get("/me")).status_code == 200
 
 
@@ -458,7 +457,7 @@ async def test_no_token_is_in_a_log_a_repr_or_an_exception(
     held = Held(issued.session.id, user, issued.refresh_token)
     secrets = [issued.session_token, held.refresh_token, JWT_SECRET]
     middleware = AsgiMiddleware(asgi.responding(), sessions)
-    question = middleware._door.question(
+    question = middleware._options.question(
         "GET", [(b"cookie", held.cookie()["cookie"].encode())]
     )
     texts = [repr(issued), repr(sessions), repr(question), repr(sessions._minting)]
@@ -517,10 +516,10 @@ def test_the_middleware_may_change_the_attributes_of_the_cookie() -> None:
     cookie = SupabaseCookie(name=NAME, http_only=False)
     dsn = "postgresql://nowhere.invalid/x"
     sessions = sessions_on(dsn, url=None, cookie=cookie)
-    speech = sessions.speech(Cookies(same_site="Strict"))
-    (line,) = speech.writer.clear({NAME: "x"})
+    cookie_transport = sessions.cookie_transport(Cookies(same_site="Strict"))
+    (line,) = cookie_transport.writer.clear({NAME: "x"})
     assert line == f"{NAME}=; Max-Age=0; Path=/; Secure; SameSite=Strict".encode()
-    (line,) = sessions.speech(None).writer.clear({NAME: "x"})
+    (line,) = sessions.cookie_transport(None).writer.clear({NAME: "x"})
     assert line == f"{NAME}=; Max-Age=0; Path=/; Secure; SameSite=Lax".encode()
 
 
@@ -528,7 +527,7 @@ def test_frameworks_are_told_of_this_cookie_and_of_no_other(supabase_dsn: str) -
     """Whoever compares the name of their own session, describes the cookie in OpenAPI, or
     asks where it goes; with options for plain http too."""
     cookie = SupabaseCookie(name=NAME, same_site="Strict", path="/app", domain="a.example")
-    told = sessions_on(supabase_dsn, url=None, cookie=cookie).speech(None).cookies
+    told = sessions_on(supabase_dsn, url=None, cookie=cookie).cookie_transport(None).cookies
     assert (told.session_name, told.refresh_name) == (NAME, f"{NAME}.0")
     assert (told.same_site, told.path, told.domain) == ("Strict", "/app", "a.example")
     sessions, plain = sessions_on(supabase_dsn), Cookies.insecure()
@@ -656,7 +655,7 @@ def test_under_wsgi_a_hit_stays_in_its_own_thread(supabase_dsn: str) -> None:
         async with living(supabase_dsn) as world:
             held = await world.sign_in(sessions)
             # A read that was begun before then is not kept.
-            await until(lambda: sessions.stats().bus == "listening")
+            await until(lambda: sessions.stats().listener == "listening")
             return held
 
     seen: list[str | None] = []

@@ -19,10 +19,9 @@ from handstamp import Cookies, Policy
 from handstamp.asgi import SCOPE_KEY
 from handstamp.asgi import SessionAuthMiddleware as AsgiMiddleware
 from handstamp.blocking import call
-from handstamp.core.credentials import CookieReader
-from handstamp.core.lifetime import Invalid, Reason, Unknown
+from handstamp.core.cookies import CookieReader
+from handstamp.core.models import Authenticated, Invalid, Issued, Reason, Unknown
 from handstamp.core.tokens import refresh_prefix
-from handstamp.engine.answers import Authenticated, Issued
 from handstamp.events import DuplicateCookies, Refreshed, Reissued, Replayed
 from handstamp.wsgi import ENVIRON_KEY
 from handstamp.wsgi import SessionAuthMiddleware as WsgiMiddleware
@@ -50,7 +49,7 @@ async def test_a_tossed_session_token_beside_a_good_refresh_token_is_a_conflict(
     async with running() as engine:
         mine, tossed = await two(engine)
         if not cached:
-            engine.sessions._parts.cache.doubt()
+            engine.sessions._state.cache.doubt()
         session = [tossed.session_token, *([mine.session_token] if whole else [])]
         for order in (session, session[::-1]):
             credentials = shown(order, [mine.refresh_token or ""])
@@ -186,7 +185,7 @@ async def test_in_an_outage_a_tossed_session_is_not_believed(which: str) -> None
     policy = Policy(stale_while_down=timedelta(seconds=30))
     async with running(policy=policy) as engine:
         mine, tossed = await engine.login(), await engine.login("mallory")
-        engine.sessions._parts.cache.forget_session(mine.session.id)
+        engine.sessions._state.cache.forget_session(mine.session.id)
         engine.clock.advance(engine.policy.max_staleness + timedelta(seconds=1))
         engine.store.down = True
         session = [tossed.session_token] + (

@@ -16,8 +16,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from handstamp import Client, Cookies, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated
 from handstamp.starlette import session_auth, wrap
 from handstamp.stores.shapes import UUID_PLAIN
 from tests.support.waiting import PATIENCE

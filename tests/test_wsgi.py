@@ -21,9 +21,7 @@ from werkzeug.test import Client as WerkzeugClient
 
 from handstamp.blocking import call
 from handstamp.config import Cookies, Policy, TrustedProxies
-from handstamp.core.lifetime import Invalid, Reason
-from handstamp.core.records import Client
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Client, Invalid, Issued, Reason
 from handstamp.engine.cache import Cache
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import AuthenticationRequired, ConfigError, StepUpRequired
@@ -655,7 +653,7 @@ def test_32_threads_while_users_are_revoked_and_everything_is_doubted() -> None:
     with running() as engine:
 
         def revoke(one: Issued) -> None:
-            engine.sessions._parts.cache.doubt()
+            engine.sessions._state.cache.doubt()
             call(engine.sessions.revoke_user, one.session.user_id)
 
         assert load(engine, revoke).wrong == []
@@ -678,14 +676,14 @@ def test_c143_threads_that_all_change_the_cache_leave_it_consistent() -> None:
     with running() as engine:
         for number in range(40):
             call(engine.login, f"user{number % 8}")
-        entries = list(engine.sessions._parts.cache._live.values())
+        entries = list(engine.sessions._state.cache._live.values())
     cache = Cache(5)
 
     def work(seed: int) -> None:
         for step in range(seed, seed + 3000):
             entry = entries[step * 7 % len(entries)]
             cache.put(cache.ticket(), entry)
-            cache.freshen(entries[step % len(entries)])
+            cache.mark_used(entries[step % len(entries)])
             if step % 5 == 0:
                 cache.forget_session(entry.session.id)
             if step % 11 == 0:
@@ -702,7 +700,7 @@ def test_c143_threads_that_all_change_the_cache_leave_it_consistent() -> None:
 
 def consistent(engine: Engine) -> None:
     """Every index of the engine's cache says the same."""
-    agreeing(engine.sessions._parts.cache)
+    agreeing(engine.sessions._state.cache)
 
 
 def agreeing(cache: Cache) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from handstamp.config import Cookies as Cookies
 from handstamp.config import Policy as Policy
 from handstamp.config import TrustedProxies as TrustedProxies
-from handstamp.core.records import Client as Client
-from handstamp.core.records import Session as Session
-from handstamp.engine.answers import Authenticated as Authenticated
-from handstamp.engine.answers import Issued as Issued
+from handstamp.core.models import Authenticated as Authenticated
+from handstamp.core.models import Client as Client
+from handstamp.core.models import Issued as Issued
+from handstamp.core.models import Session as Session
+from handstamp.engine.dispatch import Stats as Stats
 from handstamp.engine.sessions import Sessions as Sessions
-from handstamp.engine.stats import Stats as Stats
 from handstamp.errors import AuthenticationRequired as AuthenticationRequired
 from handstamp.errors import ConfigError as ConfigError
 from handstamp.errors import CrossSiteRequest as CrossSiteRequest

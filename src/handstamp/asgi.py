@@ -1,4 +1,10 @@
-"""The ASGI middleware: one object around any ASGI application.
+"""Opening and closing the engine with the server, whatever the application makes of it.
+
+An application that knows the lifespan protocol is served as usual, with the engine open
+around it. For one that does not, the protocol is spoken here, so that pending activity is
+written at a graceful stop in any case.
+
+The ASGI middleware: one object around any ASGI application.
 
 Rule 1. A cached session costs a plain function call before the application runs: no I/O,
 no await. Everything unusual about a request goes the long way.
@@ -24,20 +30,73 @@ from collections.abc import (
 )
 from typing import Any, ClassVar, TypeVar
 
-from handstamp.config import Cookies, TrustedProxies
-from handstamp.core.records import Session
-from handstamp.door import PASSIVE_HEADER, PLAIN_METHODS, Door, RawHeaders
-from handstamp.engine.sessions import Sessions
-from handstamp.errors import (
-    CrossSiteRequest,
-    HandstampError,
-    SessionsUnavailable,
+from handstamp._connections import (
+    ASGIApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    SocketGuard,
+    until_ended,
 )
-from handstamp.handles import BaseHandle
-from handstamp.lifespan import Lifespan
-from handstamp.sockets import SocketGuard
-from handstamp.streams import until_ended
-from handstamp.types import ASGIApp, Message, Receive, Scope, Send
+from handstamp._request import (
+    PASSIVE_HEADER,
+    PLAIN_METHODS,
+    BaseHandle,
+    MiddlewareOptions,
+    RawHeaders,
+)
+from handstamp.config import Cookies, TrustedProxies
+from handstamp.core.models import Session
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import CrossSiteRequest, HandstampError, SessionsUnavailable
+
+
+class Lifespan:
+    """One lifespan connection of ``app``, with ``sessions`` open around it."""
+
+    def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
+        self._app = app
+        self._sessions = sessions
+        self._asked = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the connection to its end."""
+
+        async def opening() -> Message:
+            self._asked = True
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self._sessions.open()
+            return message
+
+        async def closing(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                await self._sessions.close()
+            await send(message)
+
+        try:
+            await self._app(scope, opening, closing)
+        except Exception:
+            if self._asked:
+                raise  # it knows the protocol and failed
+        except GeneratorExit:
+            self._asked = False  # forgotten by its server, with its loop: nothing to await
+            raise
+        finally:
+            if self._asked:
+                await self._sessions.close()
+        if not self._asked:
+            await self._stand_in(receive, send)
+
+    async def _stand_in(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await self._sessions.open()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._sessions.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
 
 T = TypeVar("T")
 SCOPE_KEY = "handstamp"
@@ -58,8 +117,8 @@ class Handle(BaseHandle):
 
     _sender: Send
 
-    def __init__(self, door: Door, headers: RawHeaders, peer: object) -> None:
-        self._door = door
+    def __init__(self, door: MiddlewareOptions, headers: RawHeaders, peer: object) -> None:
+        self._options = door
         self._headers = headers
         self._peer = peer
 
@@ -191,7 +250,7 @@ class SessionAuthMiddleware:
         bearer: bool = False,
     ) -> None:
         self.app = app
-        self._door = Door.of(
+        self._options = MiddlewareOptions.of(
             sessions,
             cookies=cookies,
             trusted_proxies=trusted_proxies,
@@ -203,18 +262,18 @@ class SessionAuthMiddleware:
         self._exclude = frozenset(exclude)
         self._passive = passive if callable(passive) else _among(passive)
         self._choosy = bool(self._exclude) or self._passive is not None
-        self._sole, self._agrees = self._door.reader.sole, self._door.reader.agrees
+        self._sole, self._agrees = self._options.reader.sole, self._options.reader.agrees
         self._hit = sessions.hit
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._door.sessions!r})"
+        return f"{type(self).__name__}({self._options.sessions!r})"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http" or SCOPE_KEY in scope:
             await self._other(scope, receive, send)
             return
-        handle = self._at_a_glance(scope) or await self._at_length(scope, send)
+        handle = self._fast_path(scope) or await self._slow_path(scope, send)
         if handle is None:
             return
         # As in _serve: a coroutine of its own would be a twentieth of what a hit costs.
@@ -225,7 +284,7 @@ class SessionAuthMiddleware:
         except HandstampError as exc:
             await _excuse(exc, scope, handle)
 
-    def _at_a_glance(self, scope: Scope) -> Handle | None:
+    def _fast_path(self, scope: Scope) -> Handle | None:
         """The handle of a plain request with a cached session, else None."""
         if scope["method"] not in PLAIN_METHODS:
             return None
@@ -246,7 +305,7 @@ class SessionAuthMiddleware:
         token = self._sole(cookie)
         if token is None:
             return None
-        handle = self.handle_class(self._door, headers, scope.get("client"))
+        handle = self.handle_class(self._options, headers, scope.get("client"))
         entry = self._hit(token, False, handle)
         if entry is None or (
             self._agrees is not None and not self._agrees(cookie, entry.session.id)
@@ -261,10 +320,10 @@ class SessionAuthMiddleware:
             return True
         return self._passive is not None and self._passive(scope)
 
-    async def _at_length(self, scope: Scope, send: Send) -> Handle | None:
+    async def _slow_path(self, scope: Scope, send: Send) -> Handle | None:
         """The handle of any request; None if it was refused and answered."""
         headers = _plain_headers(scope)
-        handle = self.handle_class(self._door, headers, scope.get("client"))
+        handle = self.handle_class(self._options, headers, scope.get("client"))
         # Some servers name the method of a handshake too, and it is a write all the same.
         method = scope["method"] if scope["type"] == "http" else None
         if method == "OPTIONS" or scope["path"] in self._exclude:
@@ -283,7 +342,7 @@ class SessionAuthMiddleware:
             return
         passive = self._passive is not None and self._passive(scope)
         handle._resolve(
-            await self._door.sessions.authenticate(
+            await self._options.sessions.authenticate(
                 question.credentials, handle.client, passive=passive or question.passive
             )
         )
@@ -304,19 +363,19 @@ class SessionAuthMiddleware:
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if SCOPE_KEY in scope:
-            self._door.check_same(scope[SCOPE_KEY])
+            self._options.check_same(scope[SCOPE_KEY])
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._serve_socket(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await Lifespan(self.app, self._door.sessions)(scope, receive, send)
+            await Lifespan(self.app, self._options.sessions)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sessions = self._door.sessions
+        sessions = self._options.sessions
         ticket = sessions.ticket()
-        handle = await self._at_length(scope, send)
+        handle = await self._slow_path(scope, send)
         if handle is None:
             return
         session = handle._session
@@ -392,7 +451,7 @@ def plain_response(exc: HandstampError) -> list[Message]:
     client's business."""
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
     headers += [(k.lower().encode(), v.encode()) for k, v in exc.headers.items()]
-    body = exc.told.encode() + b"\n"
+    body = exc.public_message.encode() + b"\n"
     return [
         {"type": "http.response.start", "status": exc.status, "headers": headers},
         {"type": "http.response.body", "body": body, "more_body": False},

@@ -33,14 +33,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from handstamp.errors import ConfigError, SessionsUnavailable
-from handstamp.forking import (
-    Inherited,
+from handstamp._fork import (
+    ForkAware,
+    detect_fork,
     everything,
-    notice_fork,
     pin,
-    start_over_in_children,
+    reset_in_forked_children,
 )
+from handstamp.errors import ConfigError, SessionsUnavailable
 
 logger = logging.getLogger("handstamp")
 
@@ -221,7 +221,7 @@ async def _close_all() -> None:
     await asyncio.gather(*map(_close, everything()))
 
 
-async def _close(opened: Inherited) -> None:
+async def _close(opened: ForkAware) -> None:
     try:
         await opened.close()
     except Exception:
@@ -286,7 +286,7 @@ _process = _Process()
 
 def _begin(work: Callable[[], Awaitable[T]]) -> Future[T]:
     """Start on the loop. If it ended just now, on another."""
-    notice_fork()
+    detect_fork()
     try:
         return _process.running().begin(work)
     except SessionsUnavailable:
@@ -358,7 +358,7 @@ def _end() -> None:
 class _Inheritance:
     """In a child nothing of the parent's is used, and nothing of it is let go."""
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         global _process
         pin(_process)
         _process = _Process()
@@ -368,7 +368,7 @@ class _Inheritance:
 
 
 _inheritance = _Inheritance()
-start_over_in_children(_inheritance)
+reset_in_forked_children(_inheritance)
 # Threads cannot be started any more when atexit runs; the private hook is earlier. Some
 # servers run the atexit functions themselves, and first.
 atexit.register(_end)

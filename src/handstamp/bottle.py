@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from bottle import Bottle, HTTPError, request
 
-from handstamp.core.records import Session
+from handstamp.core.models import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, HandstampError
 from handstamp.wsgi import ENVIRON_KEY, Handle, SessionAuthMiddleware
@@ -177,7 +177,7 @@ def _answering_each(chunks: Iterator[Any]) -> Iterator[Any]:
 def _http_error(exc: HandstampError) -> HTTPError:
     if exc.status == 500:
         raise exc  # the operator's fault, and the operator reads the log
-    return HTTPError(exc.status, exc.told, exc, **exc.headers)
+    return HTTPError(exc.status, exc.public_message, exc, **exc.headers)
 
 
 def _requirement(config: Any) -> Callable[[], object]:

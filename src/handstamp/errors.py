@@ -27,7 +27,7 @@ class HandstampError(Exception):
     status: int = 500
 
     @property
-    def told(self) -> str:
+    def public_message(self) -> str:
         """What a client may read of it: the text where that is the client's business."""
         return str(self) if self.status < 500 else "temporarily unavailable"
 

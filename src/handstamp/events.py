@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from handstamp.core.records import Client
+from handstamp.core.models import Client
 from handstamp.errors import RefusedReason
 
 

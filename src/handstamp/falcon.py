@@ -22,11 +22,11 @@ import falcon
 import falcon.asgi
 
 from handstamp import asgi, wsgi
-from handstamp.core.origins import is_handshake
-from handstamp.core.records import Session
+from handstamp._request import BaseHandle
+from handstamp.core.models import Session
+from handstamp.core.requests import is_handshake
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, HandstampError
-from handstamp.handles import BaseHandle
 
 T = TypeVar("T")
 _RULES = frozenset({"auth_disabled", "exempt_methods", "level", "fresh_within"})
@@ -194,7 +194,7 @@ def answer(
     """An error of handstamp as Falcon's own; raises the operator's, for the log."""
     if exc.status == 500:
         raise exc
-    raise falcon.HTTPError(exc.status, description=exc.told, headers=exc.headers)
+    raise falcon.HTTPError(exc.status, description=exc.public_message, headers=exc.headers)
 
 
 async def answer_async(

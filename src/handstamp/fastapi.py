@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket
 
 from handstamp.asgi import Handle
 from handstamp.config import Cookies
-from handstamp.core.records import Session
+from handstamp.core.models import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import HandstampError
 from handstamp.starlette import SessionAuthMiddleware, session_auth
@@ -87,7 +87,9 @@ async def answer(request: Request | WebSocket, exc: Exception) -> Response | Non
     headers = exc.headers
     if exc.status == 401:
         headers["WWW-Authenticate"] = "APIKey"
-    return JSONResponse({"detail": exc.told}, status_code=exc.status, headers=headers)
+    return JSONResponse(
+        {"detail": exc.public_message}, status_code=exc.status, headers=headers
+    )
 
 
 __all__ = (

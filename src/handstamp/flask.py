@@ -11,24 +11,24 @@
 Rule 1. ``app.wsgi_app`` is wrapped, so cookies leave with Flask's own error pages too.
 Rule 2. The session is asked only where a view, a template or a decorator asks for it.
 Rule 3. Flask's own ``session`` is another thing and stays untouched.
+
+``flask handstamp``: what an operator does with the sessions of an application.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+import click
 from flask import Flask, current_app, request
+from flask.cli import AppGroup
 from werkzeug.local import LocalProxy
 
 from handstamp import wsgi
-from handstamp.core.records import Session
-from handstamp.engine.sessions import Sessions
-from handstamp.errors import ConfigError, HandstampError
-from handstamp.flask_commands import commands
-from handstamp.pallets import (
+from handstamp._pallets import (
     EXTENSION,
     NOBODY,
     NOT_WRAPPED,
@@ -41,6 +41,10 @@ from handstamp.pallets import (
     user_logged_in,
     user_logged_out,
 )
+from handstamp.blocking import call
+from handstamp.core.models import Session, masked
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import ConfigError, HandstampError
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -61,7 +65,7 @@ class Handle(wsgi.Handle):
         self, user_id: str, *, remember: bool = False, claim: str | None = None
     ) -> Session:
         """See :meth:`handstamp.asgi.Handle.login`."""
-        check_names(self.app.config, self.app.secret_key, self._door.cookies)
+        check_names(self.app.config, self.app.secret_key, self._options.cookies)
         session = super().login(user_id, remember=remember, claim=claim)
         user_logged_in.send(self.app, session=session)
         return session
@@ -242,3 +246,54 @@ __all__ = (
     "user_logged_in",
     "user_logged_out",
 )
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+commands = AppGroup("handstamp", help="Look at the sessions of your users, and end them.")
+
+
+def _sessions() -> Sessions:
+    return cast(Extension, current_app.extensions[EXTENSION]).sessions
+
+
+def _ask(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return call(function, *args, **kwargs)
+    except HandstampError as exc:
+        raise click.ClickException(str(exc)) from None
+
+
+@commands.command("list")
+@click.argument("user_id")
+def list_sessions(user_id: str) -> None:
+    """List the live sessions of a user: id, last activity, network."""
+    for session in _ask(_sessions().list_for_user, user_id):
+        seen = session.last_activity_at or session.created_at
+        network = masked(session.address)
+        click.echo(f"{session.id}  {seen.isoformat(timespec='seconds')}  {network}")
+
+
+@commands.command("revoke")
+@click.argument("session_id")
+@click.option("--reason", default="revoked by an operator", show_default=True)
+def revoke(session_id: str, reason: str) -> None:
+    """End one session."""
+    if not _ask(_sessions().revoke, session_id, reason=reason):
+        raise click.ClickException("there is no live session of this id")
+    click.echo("ended")
+
+
+@commands.command("revoke-user")
+@click.argument("user_id")
+@click.option("--reason", default="revoked by an operator", show_default=True)
+def revoke_user(user_id: str, reason: str) -> None:
+    """End every session of a user."""
+    click.echo(f"ended {_ask(_sessions().revoke_user, user_id, reason=reason)}")
+
+
+@commands.command("prune")
+def prune() -> None:
+    """Delete the rows of sessions that died longer ago than the policy keeps them."""
+    click.echo(f"deleted {_ask(_sessions().prune)}")

@@ -25,10 +25,8 @@ from quart import Quart, current_app, has_websocket_context, request, websocket
 from werkzeug.local import LocalProxy
 
 from handstamp import asgi
-from handstamp.core.records import Session
-from handstamp.engine.sessions import Sessions
-from handstamp.errors import ConfigError, HandstampError
-from handstamp.pallets import (
+from handstamp._connections import Scope
+from handstamp._pallets import (
     EXTENSION,
     NOBODY,
     NOT_WRAPPED,
@@ -41,7 +39,9 @@ from handstamp.pallets import (
     user_logged_in,
     user_logged_out,
 )
-from handstamp.types import Scope
+from handstamp.core.models import Session
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import ConfigError, HandstampError
 
 if TYPE_CHECKING:
     from quart.typing import ResponseReturnValue
@@ -58,7 +58,7 @@ class Handle(asgi.Handle):
         self, user_id: str, *, remember: bool = False, claim: str | None = None
     ) -> Session:
         """See :meth:`handstamp.asgi.Handle.login`."""
-        check_names(self.app.config, self.app.secret_key, self._door.cookies)
+        check_names(self.app.config, self.app.secret_key, self._options.cookies)
         session = await super().login(user_id, remember=remember, claim=claim)
         await self._tell(user_logged_in, session=session)
         return session

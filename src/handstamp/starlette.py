@@ -18,12 +18,12 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.websockets import WebSocket
 
+from handstamp._connections import Scope
 from handstamp.asgi import SCOPE_KEY, Handle
 from handstamp.asgi import SessionAuthMiddleware as _SessionAuthMiddleware
-from handstamp.core.records import Session
+from handstamp.core.models import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, HandstampError
-from handstamp.types import Scope
 
 SCOPE = "authenticated"
 
@@ -111,7 +111,7 @@ async def answer(request: Request | WebSocket, exc: Exception) -> Response | Non
     if isinstance(request, WebSocket):
         await request.close(1013 if error.status == 503 else 4401, str(error))
         return None
-    return PlainTextResponse(error.told, error.status, error.headers)
+    return PlainTextResponse(error.public_message, error.status, error.headers)
 
 
 Handler = Callable[[Any, Exception], Any]

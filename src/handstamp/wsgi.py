@@ -22,17 +22,15 @@ from functools import cached_property
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from handstamp._fork import detect_fork
+from handstamp._request import PLAIN_METHODS, BaseHandle, MiddlewareOptions, RawHeaders
 from handstamp.blocking import check_threads, soon, within
 from handstamp.config import Cookies, TrustedProxies
-from handstamp.core.lifetime import Unknown
-from handstamp.core.origins import is_handshake
-from handstamp.core.records import Session
-from handstamp.door import PLAIN_METHODS, Door, RawHeaders
+from handstamp.core.models import Session, Unknown
+from handstamp.core.requests import is_handshake
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import CrossSiteRequest, HandstampError, SessionsUnavailable
 from handstamp.events import Event
-from handstamp.forking import notice_fork
-from handstamp.handles import BaseHandle
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -54,8 +52,8 @@ class Handle(BaseHandle):
 
     _starter: StartResponse
 
-    def __init__(self, door: Door, environ: WSGIEnvironment) -> None:
-        self._door = door
+    def __init__(self, door: MiddlewareOptions, environ: WSGIEnvironment) -> None:
+        self._options = door
         self._environ = environ.copy()  # rule 4; and no cycle, which only gc would free
         self._peer = (environ.get("REMOTE_ADDR"),)
 
@@ -98,7 +96,7 @@ class Handle(BaseHandle):
         return [(k.decode("latin-1"), v.decode("latin-1")) for k, v in edited]
 
     def _publish(self, event: Event) -> None:
-        soon(self._door.sessions.publish, event)
+        soon(self._options.sessions.publish, event)
 
     def _authenticate(self, method: str | None, passive: Callable[[], bool]) -> None:
         # Whoever speaks WebSocket under WSGI answers the handshake past start_response.
@@ -108,7 +106,7 @@ class Handle(BaseHandle):
         question = self._question(method, takes_cookies=takes_cookies)
         if not question.credentials:
             return
-        sessions = self._door.sessions
+        sessions = self._options.sessions
         credentials, idle = question.credentials, question.passive or passive()
         if len(credentials.session) == 1:  # rule 1: also for a POST, or a bearer token
             entry = sessions.hit(credentials.session[0], idle, self)
@@ -210,7 +208,7 @@ class SessionAuthMiddleware:
     ) -> None:
         check_threads()
         self.app = app
-        self._door = Door.of(
+        self._options = MiddlewareOptions.of(
             sessions,
             cookies=cookies,
             trusted_proxies=trusted_proxies,
@@ -222,29 +220,29 @@ class SessionAuthMiddleware:
         self._exclude = frozenset(map(_path_info, exclude))
         self._passive = passive if callable(passive) else _among(passive)
         self._choosy = bool(self._exclude) or self._passive is not None
-        self._sole, self._agrees = self._door.reader.sole, self._door.reader.agrees
+        self._sole, self._agrees = self._options.reader.sole, self._options.reader.agrees
         self._hit = sessions.hit
         self._forks_untold = "uwsgi" in sys.modules
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._door.sessions!r})"
+        return f"{type(self).__name__}({self._options.sessions!r})"
 
     def __call__(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request."""
         if self._forks_untold:
-            notice_fork()
+            detect_fork()
         outer = environ.get(ENVIRON_KEY)
         if outer is not None and not getattr(outer, "_started", False):  # rule 4
-            self._door.check_same(outer)
+            self._options.check_same(outer)
             return self.app(environ, start_response)
-        handle = self._at_a_glance(environ)
+        handle = self._fast_path(environ)
         if handle is None:
-            handle = self.handle_class(self._door, environ)
+            handle = self.handle_class(self._options, environ)
             handle._starter = start_response
             try:
-                self._at_length(handle, environ)
+                self._slow_path(handle, environ)
             except (CrossSiteRequest, SessionsUnavailable) as exc:
                 return reply(exc, environ, handle.start_response)
         handle._starter = start_response
@@ -256,7 +254,7 @@ class SessionAuthMiddleware:
                 raise  # a 500 is the operator's fault, and the server logs it
             return reply(exc, environ, handle.start_response)
 
-    def _at_a_glance(self, environ: WSGIEnvironment) -> Handle | None:
+    def _fast_path(self, environ: WSGIEnvironment) -> Handle | None:
         """The handle of a plain request with a cached session, else None."""
         cookie = environ.get("HTTP_COOKIE")
         if cookie is None or environ.get("REQUEST_METHOD") not in PLAIN_METHODS:
@@ -274,7 +272,7 @@ class SessionAuthMiddleware:
         token = self._sole(_as_bytes(cookie))
         if token is None:
             return None
-        handle = self.handle_class(self._door, environ)
+        handle = self.handle_class(self._options, environ)
         entry = self._hit(token, False, handle)
         if entry is None:
             return None
@@ -292,7 +290,7 @@ class SessionAuthMiddleware:
     def _is_passive(self, environ: WSGIEnvironment) -> bool:
         return self._passive is not None and self._passive(environ)
 
-    def _at_length(self, handle: Handle, environ: WSGIEnvironment) -> None:
+    def _slow_path(self, handle: Handle, environ: WSGIEnvironment) -> None:
         method = environ.get("REQUEST_METHOD")
         if method == "OPTIONS" or environ.get("PATH_INFO", "") in self._exclude:
             return
@@ -306,7 +304,7 @@ class SessionAuthMiddleware:
 def plain_response(exc: HandstampError) -> tuple[str, list[tuple[str, str]], bytes]:
     """An error of ours as a status line, headers and a body: its text where that is the
     client's business."""
-    body = exc.told.encode() + b"\n"
+    body = exc.public_message.encode() + b"\n"
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),

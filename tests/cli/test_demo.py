@@ -21,8 +21,8 @@ import pytest
 import typer
 
 from handstamp.cli import demo as demo_package
-from handstamp.cli.demo.address import listen
-from handstamp.testing.postmaster import running_pid
+from handstamp.cli.demo.server import listen
+from handstamp.testing.postgres import running_pid
 from tests.support.chromium import find_chromium, open_tab
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

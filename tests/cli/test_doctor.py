@@ -15,11 +15,10 @@ import asyncpg
 import pytest
 
 from handstamp import ConfigError, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Client
+from handstamp.stores.install import install
 from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, TableShape
-from handstamp.stores.sql.install import install
 from tests.faults.pooler import pooled, program
 from tests.support.commands import handstamp
 from tests.support.waiting import until

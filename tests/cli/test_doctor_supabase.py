@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from handstamp.cli.app import app
 from handstamp.errors import ConfigError
-from handstamp.stores.sql.install import install
-from handstamp.stores.supabase.schema import TABLES
+from handstamp.stores.install import install
+from handstamp.supabase.schema import TABLES
 from handstamp.testing.postgres import ephemeral
 from tests.cli.test_doctor import LOGINS, Told, connection_to, heard, run, sql
 from tests.faults.pooler import pooled, program

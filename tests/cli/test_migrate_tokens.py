@@ -17,8 +17,8 @@ import asyncpg
 import pytest
 
 from handstamp import Client, Policy, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated
 from handstamp.stores.shapes import UUID_PLAIN
 from tests.conftest import execute
 from tests.support.commands import handstamp

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from handstamp.core.records import Record
+from handstamp.core.models import Record
 from handstamp.core.tokens import Tokens
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -9,12 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handstamp.config import Policy
-from handstamp.core.calendar import EARLIEST, LATEST, shift
 from handstamp.core.lifetime import judge, judge_family, slid
-from handstamp.core.records import Record
+from handstamp.core.models import EARLIEST, LATEST, Record, shift
 from handstamp.core.rotation import judge_refresh, rotated_at, seen_at, was_seen
 from handstamp.core.tokens import TokenPair
-from handstamp.engine.entries import Read, make_entry
+from handstamp.engine.cache import Read, make_entry
 from handstamp.stores.memory import MemoryStore
 from tests.core.making import NOW, make_record
 

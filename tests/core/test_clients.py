@@ -10,14 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handstamp.config import TrustedProxies
-from handstamp.core.clients import (
+from handstamp.core.models import Client
+from handstamp.core.requests import (
     LONGEST_USER_AGENT,
     MOST_HOPS,
     canonical_address,
     client_address,
     read_client,
 )
-from handstamp.core.records import Client
 
 PROXIES = TrustedProxies("10.0.0.0/8", "2001:db8:ffff::/48")
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handstamp.config import Cookies
-from handstamp.core.credentials import (
+from handstamp.core.cookies import (
     LONGEST_TOKEN,
     MOST_BYTES,
     MOST_CANDIDATES,

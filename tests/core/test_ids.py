@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handstamp.core.ids import LONGEST_ENCODED, decode, encode, normalize, normalize_text
+from handstamp.core.tokens import (
+    LONGEST_ENCODED,
+    decode_id,
+    encode_id,
+    normalize,
+    normalize_text,
+)
 
 UUID = "6f50943b-461f-4c2e-8a57-f606eedfa45d"
 
@@ -67,18 +73,18 @@ def test_no_two_ids_have_one_encoding(one: str, other: str) -> None:
     """Neither two plain ones, nor a plain and an encoded one."""
     if normalize_text(one) is None or normalize_text(other) is None:
         return
-    assert (encode(one) == encode(other)) == (one == other)
-    assert decode(encode(one)) == one
-    assert len(encode(one)) <= LONGEST_ENCODED
+    assert (encode_id(one) == encode_id(other)) == (one == other)
+    assert decode_id(encode_id(one)) == one
+    assert len(encode_id(one)) <= LONGEST_ENCODED
 
 
 @given(text=st.text(alphabet="~abcXYZ019-_=.+/", max_size=40))
 def test_what_is_decoded_is_encoded_to_the_same_text(text: str) -> None:
     """So there is one text for each id."""
-    session_id = decode(text)
-    assert session_id is None or encode(session_id) == text
+    session_id = decode_id(text)
+    assert session_id is None or encode_id(session_id) == text
 
 
 def test_the_longest_encoding_is_reached() -> None:
     """Of the widest characters; no bound is larger than it has to be."""
-    assert len(encode("\U0001f98a" * 255)) == LONGEST_ENCODED
+    assert len(encode_id("\U0001f98a" * 255)) == LONGEST_ENCODED

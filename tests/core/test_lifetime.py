@@ -11,16 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import (
-    Invalid,
-    Reason,
-    Valid,
-    judge,
-    judge_family,
-    may_live,
-    slid,
-)
-from handstamp.core.records import Record
+from handstamp.core.lifetime import judge, judge_family, may_live, slid
+from handstamp.core.models import Invalid, Reason, Record, Valid
 from tests.core.making import NOW, TICK, make_record
 
 POLICY = Policy()

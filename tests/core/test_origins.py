@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handstamp.core.origins import (
+from handstamp.core.requests import (
     is_cross_site,
     is_prefetch,
     is_subresource_of_other_site,

@@ -12,10 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client, NewSession, Session, Successor, Touch, masked
-from handstamp.engine.answers import Authenticated, Issued
-from handstamp.engine.cache import Entry
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import (
+    Authenticated,
+    Client,
+    Issued,
+    NewSession,
+    Rotation,
+    Session,
+    Touch,
+    masked,
+)
+from handstamp.engine.cache import CacheEntry
 from tests.core.making import NOW, OLD_KEY, make_record, make_tokens
 
 TOKENS = make_tokens()
@@ -31,7 +39,7 @@ RECORD = make_record(
 )
 MINUTE = timedelta(minutes=1)
 ISSUED = Issued.of(RECORD, PAIR, remember=True, deliver_until=1.0)
-ENTRY = Entry(
+ENTRY = CacheEntry(
     key=bytes.fromhex(PAIR.session_digest),
     digest=PAIR.session_digest,
     session=Session.of(RECORD),
@@ -54,7 +62,7 @@ NEW = NewSession(
     refresh_ttl=MINUTE,
     longest=MINUTE,
 )
-STEP = Successor(
+STEP = Rotation(
     id=RECORD.id,
     presented=PAIR.refresh_digest,
     token_digest=PAIR.session_digest,

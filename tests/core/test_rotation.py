@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Reason
-from handstamp.core.records import Record
+from handstamp.core.models import Reason, Record
 from handstamp.core.rotation import (
     RefreshVerdict,
     Refuse,

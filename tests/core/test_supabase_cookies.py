@@ -14,7 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handstamp.core.cookies import cookie_name
-from handstamp.core.supabase_cookies import (
+from handstamp.errors import ConfigError
+from handstamp.supabase.cookies import (
     LONGEST_ACCESS_TOKEN,
     LONGEST_REFRESH_TOKEN,
     MOST_CHARACTERS,
@@ -28,7 +29,6 @@ from handstamp.core.supabase_cookies import (
     is_piece,
     storage_key,
 )
-from handstamp.errors import ConfigError
 
 VECTORS = json.loads(
     (

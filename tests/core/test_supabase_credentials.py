@@ -9,19 +9,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handstamp.core.supabase_cookies import (
-    SupabaseCookie,
-    SupabaseCookieWriter,
-    cut,
-    decode_session,
-    encode_session,
-)
-from handstamp.core.supabase_credentials import (
+from handstamp.supabase.cookies import (
     MOST_BYTES,
     MOST_NAMES,
     NOTHING_OF_SUPABASE,
+    SupabaseCookie,
     SupabaseCookieReader,
+    SupabaseCookieWriter,
     SupabaseCredentials,
+    cut,
+    decode_session,
+    encode_session,
 )
 
 NAME = "sb-abcd-auth-token"

@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 
-from handstamp.core.supabase_records import AuthSession, StoredToken
-from handstamp.core.supabase_rotation import (
+from handstamp.supabase.rules import (
+    AuthSession,
     Cause,
     Count,
     HandOut,
     Misused,
+    Refusal,
+    StoredToken,
+    SupabaseRules,
     Swap,
     judge_client,
     judge_v1,
     judge_v2,
 )
-from handstamp.core.supabase_rules import Refusal, SupabaseRules
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TEN = timedelta(seconds=10)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from handstamp.core.supabase_records import AuthSession
-from handstamp.core.supabase_rules import (
+from handstamp.errors import ConfigError
+from handstamp.supabase.rules import (
     Alive,
+    AuthSession,
     Refusal,
     SupabaseRules,
     access_token_ends,
@@ -19,7 +20,6 @@ from handstamp.core.supabase_rules import (
     judge_session,
     judge_user,
 )
-from handstamp.errors import ConfigError
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

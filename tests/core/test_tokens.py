@@ -13,10 +13,15 @@ from hypothesis import strategies as st
 from itsdangerous import Signer
 
 from handstamp.config import Cookies
-from handstamp.core.cookies import CookieWriter
-from handstamp.core.credentials import LONGEST_TOKEN, CookieReader
-from handstamp.core.ids import normalize_text
-from handstamp.core.tokens import ENTROPY, RefreshToken, TokenPair, Tokens, digest
+from handstamp.core.cookies import LONGEST_TOKEN, CookieReader, CookieWriter
+from handstamp.core.tokens import (
+    ENTROPY,
+    RefreshToken,
+    TokenPair,
+    Tokens,
+    digest,
+    normalize_text,
+)
 from handstamp.errors import ConfigError
 from tests.core.making import NEW_KEY, OLD_KEY, make_tokens
 

@@ -42,7 +42,7 @@ from handstamp.django import (
     logout,
     update_session_auth_hash,
 )
-from handstamp.django.access import done
+from handstamp.django.handles import done
 from handstamp.django.rest import SessionAuthentication
 from handstamp.django.views import LoginView, LogoutView, PasswordChangeView
 from handstamp.errors import LoginRefused, StepUpRequired

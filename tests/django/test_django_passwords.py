@@ -27,7 +27,7 @@ from django.utils.http import urlsafe_base64_encode
 
 from handstamp import blocking
 from handstamp.config import Policy
-from handstamp.django.auth_hash import claim_of, is_of
+from handstamp.django.users import claim_of, is_of
 from handstamp.events import LateRefresh, Replayed, Revoked
 from handstamp.supabase import SupabaseSessions
 from tests.django import django_setup as setup

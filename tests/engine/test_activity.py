@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.records import Session, Touch
-from handstamp.engine.activity import Activity
-from handstamp.engine.cache import NEVER, Entry
+from handstamp.core.models import Session, Touch
+from handstamp.engine.activity import ActivityBuffer
+from handstamp.engine.cache import NEVER, CacheEntry
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.memory import MemoryStore
 from tests.support.engines import running, seconds, session_of
@@ -18,11 +18,11 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TTL = Policy().session_ttl
 
 
-def entry(session_id: str = "one", digest: str = "aa", read: float = 0.0) -> Entry:
+def entry(session_id: str = "one", digest: str = "aa", read: float = 0.0) -> CacheEntry:
     session = Session(
         id=session_id, user_id="alice", created_at=NOW, expires_at=NOW, last_activity_at=NOW
     )
-    return Entry(
+    return CacheEntry(
         key=bytes.fromhex(digest),
         digest=digest,
         session=session,
@@ -37,7 +37,7 @@ def entry(session_id: str = "one", digest: str = "aa", read: float = 0.0) -> Ent
     )
 
 
-def pending(activity: Activity) -> list[Touch]:
+def pending(activity: ActivityBuffer) -> list[Touch]:
     return list(activity._pending.values())
 
 
@@ -58,7 +58,7 @@ class Recording(MemoryStore):
 
 async def test_p10_many_requests_are_one_touch() -> None:
     """The newest time per session counts, and a flush is one statement."""
-    activity, store, one = Activity(), Recording(), entry()
+    activity, store, one = ActivityBuffer(), Recording(), entry()
     for now in (1.0, 2.0, 3.0):
         activity.notice(one, now)
     activity.notice(entry("two", "bb"), 4.0)
@@ -70,14 +70,14 @@ async def test_p10_many_requests_are_one_touch() -> None:
 
 async def test_nothing_noted_is_nothing_asked() -> None:
     """A flush of an idle process sends no statement."""
-    activity, store = Activity(), Recording()
+    activity, store = ActivityBuffer(), Recording()
     assert await activity.flush(store, TTL) == 0
     assert (store.batches, activity.flushes) == ([], 0)
 
 
 def test_generations_of_a_token_are_counted_apart() -> None:
     """Use of an old token says nothing about the new one."""
-    activity = Activity()
+    activity = ActivityBuffer()
     activity.notice(entry(digest="aa"), 1.0)
     activity.notice(entry(digest="bb"), 2.0)
     assert {t.token_digest for t in pending(activity)} == {"aa", "bb"}
@@ -85,14 +85,14 @@ def test_generations_of_a_token_are_counted_apart() -> None:
 
 def test_noticing_marks_the_entry() -> None:
     """The entry knows when it was touched and that its token was seen."""
-    activity, one = Activity(), entry()
+    activity, one = ActivityBuffer(), entry()
     activity.notice(one, 7.0)
     assert (one.touched, one.seen) == (7.0, True)
 
 
 def test_a_passive_first_use_is_seen_and_no_more() -> None:
     """Its touch has no time, and the entry counts as untouched."""
-    activity, one = Activity(), entry()
+    activity, one = ActivityBuffer(), entry()
     activity.notice_seen(one, 7.0)
     assert (one.touched, one.seen) == (NEVER, True)
     assert [touch.at for touch in pending(activity)] == [None]
@@ -101,7 +101,7 @@ def test_a_passive_first_use_is_seen_and_no_more() -> None:
 @pytest.mark.parametrize("passive_first", [True, False])
 def test_seen_alone_never_replaces_a_time(passive_first: bool) -> None:
     """A poll between an active request and the flush does not lose that request."""
-    activity = Activity()
+    activity = ActivityBuffer()
     if passive_first:
         activity.notice_seen(entry(), 1.0)
     activity.notice(entry(), 2.0)
@@ -111,7 +111,7 @@ def test_seen_alone_never_replaces_a_time(passive_first: bool) -> None:
 
 def test_an_earlier_time_never_replaces_a_later_one() -> None:
     """Two entries of one token may date by two reads, in any order."""
-    activity = Activity()
+    activity = ActivityBuffer()
     activity.notice(entry(), 9.0)
     activity.notice(entry(), 2.0)
     assert [touch.at for touch in pending(activity)] == [NOW + timedelta(seconds=9)]
@@ -119,7 +119,7 @@ def test_an_earlier_time_never_replaces_a_later_one() -> None:
 
 async def test_p10_a_failed_flush_keeps_the_batch() -> None:
     """What could not be written is written the next time."""
-    activity, store = Activity(), Recording()
+    activity, store = ActivityBuffer(), Recording()
     activity.notice(entry(), 1.0)
     store.down = True
     with pytest.raises(SessionsUnavailable):
@@ -133,7 +133,7 @@ async def test_p10_a_failed_flush_keeps_the_batch() -> None:
 @pytest.mark.parametrize("passive", [True, False])
 async def test_what_is_noted_during_a_failing_flush_wins(passive: bool) -> None:
     """The batch goes back under newer times, and over a bare "seen"."""
-    activity, store = Activity(), Recording()
+    activity, store = ActivityBuffer(), Recording()
     activity.notice(entry(), 1.0)
     notice = activity.notice_seen if passive else activity.notice
     store.down = True
@@ -146,7 +146,7 @@ async def test_what_is_noted_during_a_failing_flush_wins(passive: bool) -> None:
 
 def test_p10_the_collection_is_bounded_and_counts_what_it_drops() -> None:
     """The oldest go first; a session that is active again is not old."""
-    activity = Activity(most=3)
+    activity = ActivityBuffer(most=3)
     for n in range(3):
         activity.notice(entry(f"s{n}"), float(n))
     activity.notice(entry("s0"), 3.0)
@@ -157,7 +157,7 @@ def test_p10_the_collection_is_bounded_and_counts_what_it_drops() -> None:
 
 async def test_a_batch_that_comes_back_is_bounded_too() -> None:
     """After a failure no more is kept than before, and the newest of it."""
-    activity, store = Activity(most=2), Recording()
+    activity, store = ActivityBuffer(most=2), Recording()
     activity.notice(entry("s0"), 0.0)
     activity.notice(entry("s1"), 1.0)
     store.down = True
@@ -230,6 +230,6 @@ async def test_a_touch_is_never_ahead_of_the_database() -> None:
         issued = await engine.login()
         engine.clock.advance(2)
         session_of(await engine.ask(issued))
-        (touch,) = pending(engine.sessions._parts.activity)
+        (touch,) = pending(engine.sessions._state.activity)
         assert touch.at is not None
         assert touch.at <= engine.clock.now()

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 import asyncpg
 import pytest
 
-from handstamp.core.records import Record, Session, Touch
-from handstamp.engine.activity import Activity
-from handstamp.engine.cache import NEVER, Entry
+from handstamp.core.models import Record, Session, Touch
+from handstamp.engine.activity import ActivityBuffer
+from handstamp.engine.cache import NEVER, CacheEntry
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.table import TableStore
 from tests.support.tables import (
@@ -144,7 +144,7 @@ async def test_p10_a_batch_that_met_a_lock_is_kept(table: PostgresTable, dsn: st
     """It is given up with the budget, loses nothing, and goes out with the next flush."""
     rows = await made(table, 3)
     hasty = TableStore(dsn, budget=timedelta(seconds=0.05), connect=table.frozen.connect)
-    activity = Activity()
+    activity = ActivityBuffer()
     for row in rows:
         activity.notice(entry_of(row), 60.0)
     async with Held(dsn, rows[1:2]):
@@ -160,9 +160,9 @@ async def test_p10_a_batch_that_met_a_lock_is_kept(table: PostgresTable, dsn: st
     await hasty.close()
 
 
-def entry_of(row: Record) -> Entry:
+def entry_of(row: Record) -> CacheEntry:
     """The row in a cache that read it at 0.0."""
-    return Entry(
+    return CacheEntry(
         key=bytes.fromhex(row.token_digest),
         digest=row.token_digest,
         session=Session.of(row),

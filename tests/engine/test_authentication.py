@@ -15,12 +15,10 @@ from hashlib import sha256
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Invalid, Reason, Unknown
-from handstamp.core.records import Client, Record
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Client, Invalid, Reason, Record, Unknown
 from handstamp.core.tokens import ENTROPY
-from handstamp.engine import database_clock as engine_clock
-from handstamp.engine.answers import Authenticated
+from handstamp.engine import clocks as engine_clock
 from handstamp.events import BindingChanged, DuplicateCookies, TokenSwapped
 from handstamp.stores.base import Capabilities
 from handstamp.stores.memory import MemoryStore, MemoryUser
@@ -228,7 +226,7 @@ async def test_a_passive_request_is_no_activity_from_the_cache_either() -> None:
         for _ in range(3):
             engine.clock.advance(1)
             await engine.ask(issued, passive=True)
-        (touch,) = engine.sessions._parts.activity._pending.values()
+        (touch,) = engine.sessions._state.activity._pending.values()
         assert touch.at is None
 
 
@@ -292,7 +290,7 @@ async def test_a_slow_query_shortens_the_life_it_reports() -> None:
     clock = FakeClock()
     async with running(clock=clock, store=Slow(clock.now)) as engine:
         issued = await engine.login()
-        engine.sessions._parts.cache.doubt()
+        engine.sessions._state.cache.doubt()
         await engine.ask(issued)
         before = engine.store.queries
         clock.uptime += 2
@@ -454,7 +452,7 @@ async def test_c51_a_revoked_session_is_not_cached_by_the_read_it_raced(
     async with running(clock=clock, store=store) as engine:
         issued = await engine.login()
         sessions = engine.sessions
-        sessions._parts.cache.drop(sha256(issued.session_token.encode()).digest())
+        sessions._state.cache.drop(sha256(issued.session_token.encode()).digest())
         store.meanwhile = (
             (lambda: sessions.revoke_user(ALICE))
             if by_user
@@ -475,10 +473,10 @@ async def test_c124_a_row_nobody_asked_for_is_nobodys() -> None:
     clock = FakeClock()
     async with running(clock=clock, store=Confused(clock.now)) as engine:
         one, two = await engine.login(), await engine.login("bob")
-        engine.sessions._parts.cache.doubt()
+        engine.sessions._state.cache.doubt()
         assert session_of(await engine.ask(one)).user_id == ALICE
         del engine.store.rows[one.session.id]
-        engine.sessions._parts.cache.doubt()
+        engine.sessions._state.cache.doubt()
         assert await engine.ask(one, refresh=False) == Invalid(Reason.NOT_FOUND)
         assert session_of(await engine.ask(two)).user_id == "bob"
 
@@ -522,7 +520,7 @@ async def test_one_valid_cookie_among_forged_ones_counts(cached: bool) -> None:
         issued = await engine.login()
         for place in range(3):
             if not cached:
-                engine.sessions._parts.cache.doubt()
+                engine.sessions._state.cache.doubt()
             texts = [*FAKE[:place], issued.session_token, *FAKE[place:]]
             answer = await engine.sessions.authenticate(shown(texts), LAPTOP)
             assert session_of(answer).id == issued.session.id
@@ -536,7 +534,7 @@ async def test_a_dead_cookie_of_ours_beside_a_live_one_is_an_event(cached: bool)
         dead, live = await engine.login(), await engine.login()
         await engine.sessions.revoke(dead.session.id)
         if not cached:
-            engine.sessions._parts.cache.doubt()
+            engine.sessions._state.cache.doubt()
         texts = [FAKE[0], dead.session_token, FAKE[1], live.session_token]
         answer = await engine.sessions.authenticate(shown(texts), LAPTOP)
         assert session_of(answer).id == live.session.id
@@ -583,7 +581,7 @@ async def test_several_unsigned_cookies_that_no_row_has_are_no_event() -> None:
 
 def signed(engine: Engine) -> tuple[str, str]:
     """A pair with our signatures, of no session."""
-    pair = engine.sessions._parts.tokens.mint("01J", bytes(2 * ENTROPY), remember=True)
+    pair = engine.sessions._state.tokens.mint("01J", bytes(2 * ENTROPY), remember=True)
     return pair.session, pair.refresh
 
 
@@ -663,7 +661,7 @@ async def test_two_valid_cookies_of_two_sessions_count_for_none(cached: bool) ->
     async with running() as engine:
         one, two = await engine.login(), await engine.login("bob")
         if not cached:
-            engine.sessions._parts.cache.doubt()
+            engine.sessions._state.cache.doubt()
         credentials = shown([one.session_token, two.session_token], [one.refresh_token])
         answer = await engine.sessions.authenticate(credentials, LAPTOP)
         assert answer == Invalid(Reason.CONFLICT)

@@ -57,7 +57,7 @@ def test_c141_each_loop_has_tasks_of_its_own() -> None:
 
     async def serve() -> int:
         await used(engine)
-        await until(lambda: engine.sessions.stats().bus == "listening")
+        await until(lambda: engine.sessions.stats().listener == "listening")
         await until(lambda: engine.sessions.stats().pending_touches == 0)
         return len(tasks())
 

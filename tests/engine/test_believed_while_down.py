@@ -8,8 +8,7 @@ from datetime import timedelta
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Unknown
-from handstamp.engine.answers import Answer, Authenticated, Issued
+from handstamp.core.models import Answer, Authenticated, Issued, Unknown
 from handstamp.errors import SessionsUnavailable
 from tests.support.engines import Engine, running, seconds
 from tests.support.waiting import until
@@ -27,15 +26,15 @@ async def outage(engine: Engine) -> None:
     """Take the database away, as the bus notices too."""
     engine.store.down = True
     engine.store.channel.cut()  # type: ignore[attr-defined]
-    await until(lambda: engine.sessions.stats().bus == "deaf")
+    await until(lambda: engine.sessions.stats().listener == "deaf")
 
 
 async def test_c119_inside_the_bound_a_session_is_believed() -> None:
     """From its read for `max_staleness`, and not a moment longer."""
     async with running() as engine:
         issued = await engine.login()
-        await engine.sessions._bus.stop()
-        engine.sessions._bus.proven_until = float("-inf")
+        await engine.sessions._listener.stop()
+        engine.sessions._listener.proven_until = float("-inf")
         engine.store.down = True
         engine.clock.advance(BOUND - STEP)
         assert isinstance(await ask(engine, issued), Authenticated)
@@ -48,7 +47,7 @@ async def test_c119_what_was_proven_counts_through_the_silence() -> None:
     async with running() as engine:
         issued = await engine.login()
         engine.clock.advance(seconds(60))
-        await until(lambda: engine.sessions._bus.proven_until == engine.clock() + 5)
+        await until(lambda: engine.sessions._listener.proven_until == engine.clock() + 5)
         await outage(engine)
         engine.clock.advance(BOUND - STEP)
         assert isinstance(await ask(engine, issued), Authenticated)
@@ -71,7 +70,7 @@ async def test_stale_while_down_is_for_an_outage_only() -> None:
     """While there are answers, an entry past the bound is read again."""
     async with running(policy=Policy(stale_while_down=STALE)) as engine:
         issued = await engine.login()
-        await engine.sessions._bus.stop()
+        await engine.sessions._listener.stop()
         engine.clock.advance(BOUND)
         del engine.store.rows[issued.session.id]
         assert not isinstance(await ask(engine, issued), (Authenticated, Unknown))
@@ -81,7 +80,7 @@ async def test_p4_nothing_is_believed_after_a_reset() -> None:
     """Once anything may have been missed, no staleness is short enough."""
     async with running(policy=Policy(stale_while_down=STALE)) as engine:
         issued = await engine.login()
-        engine.sessions._watch.reset()
+        engine.sessions._invalidator.reset()
         engine.store.down = True
         assert isinstance(await ask(engine, issued), Unknown)
 
@@ -139,9 +138,9 @@ async def test_p16_a_spent_budget_is_an_outage() -> None:
     policy = Policy(stale_while_down=STALE, time_budget=seconds(0.01))
     async with running(policy=policy) as engine:
         issued, unknown = await engine.login(), await engine.login("bob")
-        await engine.sessions._bus.stop()
+        await engine.sessions._listener.stop()
         engine.clock.advance(BOUND)
-        engine.sessions._parts.cache.doubt_user("bob")
+        engine.sessions._state.cache.doubt_user("bob")
         engine.store.find = lambda _: asyncio.Event().wait()  # type: ignore[assignment,method-assign]
         assert isinstance(await ask(engine, issued), Authenticated)
         assert isinstance(await ask(engine, unknown), Unknown)

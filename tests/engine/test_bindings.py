@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from handstamp import handles
+from handstamp import _request as handles
 from handstamp.asgi import SessionAuthMiddleware
 from handstamp.blocking import call
 from handstamp.config import Policy, TrustedProxies
-from handstamp.core.clients import read_client
-from handstamp.core.records import Client, Session
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Client, Issued, Session
+from handstamp.core.requests import read_client
 from handstamp.engine.bindings import INTERVAL, MOST, Bindings
 from handstamp.events import BindingChanged
 from handstamp.wsgi import SessionAuthMiddleware as WsgiMiddleware

@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from handstamp.config import Policy
-from handstamp.engine import bus as bus_module
-from handstamp.engine.bus import NEVER, Bus, Hearing
+from handstamp.engine import invalidation as bus_module
+from handstamp.engine.dispatch import ListenerState
+from handstamp.engine.invalidation import NEVER, NotificationListener
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.channel import Notice
+from handstamp.stores.base import Notification
 from tests.support.air import Air
 from tests.support.clock import FakeClock
 from tests.support.engines import Engine, running, seconds, session_of
@@ -29,9 +30,9 @@ class Ear:
     def __init__(self, air: Air) -> None:
         self.air = air
         self.clock = FakeClock()
-        self.notices: list[Notice] = []
+        self.notices: list[Notification] = []
         self.resets = 0
-        self.bus = Bus(
+        self.listener = NotificationListener(
             air,
             heard=self.notices.append,
             reset=self._reset,
@@ -40,18 +41,18 @@ class Ear:
         )
 
     def _reset(self) -> None:
-        assert self.bus.trusted_until == NEVER
+        assert self.listener.trusted_until == NEVER
         self.resets += 1
 
     @property
-    def hearing(self) -> Hearing:
-        return self.bus.hearing
+    def hearing(self) -> ListenerState:
+        return self.listener.hearing
 
     @property
     def trusts(self) -> bool:
-        return self.clock() < self.bus.trusted_until
+        return self.clock() < self.listener.trusted_until
 
-    async def until(self, hearing: Hearing) -> None:
+    async def until(self, hearing: ListenerState) -> None:
         await until(lambda: self.hearing is hearing)
 
 
@@ -71,11 +72,11 @@ async def ear(air: Air) -> AsyncIterator[Ear]:
 @asynccontextmanager
 async def started(air: Air) -> AsyncIterator[Ear]:
     ear = Ear(air)
-    ear.bus.start()
+    ear.listener.start()
     try:
         yield ear
     finally:
-        await ear.bus.stop()
+        await ear.listener.stop()
 
 
 @pytest.fixture
@@ -96,22 +97,24 @@ def other_tasks() -> set[asyncio.Task[object]]:
 async def test_nothing_is_trusted_before_the_bus_begins(air: Air) -> None:
     """A bus that was not started is off and vouches for nothing."""
     ear = Ear(air)
-    assert (ear.hearing, ear.trusts) == (Hearing.OFF, False)
+    assert (ear.hearing, ear.trusts) == (ListenerState.OFF, False)
 
 
 async def test_a_store_without_a_channel_has_no_bus() -> None:
     """Nothing starts, nothing is trusted, and stopping is harmless."""
-    bus = Bus(None, heard=print, reset=print, max_staleness=STALENESS, clock=FakeClock())
+    bus = NotificationListener(
+        None, heard=print, reset=print, max_staleness=STALENESS, clock=FakeClock()
+    )
     before = other_tasks()
     bus.start()
-    assert (bus.hearing, bus.trusted_until) == (Hearing.OFF, NEVER)
+    assert (bus.hearing, bus.trusted_until) == (ListenerState.OFF, NEVER)
     assert other_tasks() == before
     await bus.stop()
 
 
 async def test_p4_a_proof_counts_from_its_start(ear: Ear, air: Air) -> None:
     """Trust reaches from the start of the round trip, however long that took."""
-    await ear.until(Hearing.LISTENING)
+    await ear.until(ListenerState.LISTENING)
     air.answers.clear()
     proofs = air.proofs
     await until(lambda: air.proofs > proofs)
@@ -121,16 +124,16 @@ async def test_p4_a_proof_counts_from_its_start(ear: Ear, air: Air) -> None:
         air.answers.set()
         air.answers.clear()  # this one round trip ends, and the next one begins
         await until(lambda number=number: air.proofs == proofs + number)
-        assert ear.bus.trusted_until == start + STALENESS
+        assert ear.listener.trusted_until == start + STALENESS
 
 
 async def test_p4_trust_ends_by_itself(ear: Ear, air: Air) -> None:
     """When no further proof comes the bound stands where it stood, and time passes it."""
-    await ear.until(Hearing.LISTENING)
+    await ear.until(ListenerState.LISTENING)
     air.answers.clear()
     proofs = air.proofs
     await until(lambda: air.proofs > proofs)
-    assert ear.bus.trusted_until == ear.clock() + STALENESS
+    assert ear.listener.trusted_until == ear.clock() + STALENESS
     ear.clock.advance(seconds(STALENESS))
     assert not ear.trusts
 
@@ -138,7 +141,7 @@ async def test_p4_trust_ends_by_itself(ear: Ear, air: Air) -> None:
 async def test_the_heart_beats_faster_than_the_bound() -> None:
     """Four proofs fit into `max_staleness`, so that one slow one costs no trust."""
     for staleness in (0.04, 1.0, 4.0, 5.0, 3600.0):
-        bus = Bus(
+        bus = NotificationListener(
             None, heard=print, reset=print, max_staleness=staleness, clock=FakeClock()
         )
         assert bus._heartbeat <= min(1.0, staleness / 4)
@@ -151,7 +154,7 @@ async def test_c56_a_mute_channel_is_never_trusted(
     air.mute = True
     with caplog.at_level(logging.WARNING, "handstamp"):
         async with started(air) as ear:
-            await ear.until(Hearing.MUTE)
+            await ear.until(ListenerState.MUTE)
             assert not ear.trusts
     assert (air.proofs, ear.resets) == (0, 0)
     assert "listen_dsn" in caplog.text
@@ -164,7 +167,7 @@ async def test_c58_somebody_elses_canary_proves_nothing(air: Air, hasty: None) -
         await until(lambda: air.links)
         air.say("c:")
         air.say("c:0123456789abcdef")
-        await ear.until(Hearing.MUTE)
+        await ear.until(ListenerState.MUTE)
     assert ear.notices == []
 
 
@@ -172,11 +175,11 @@ async def test_p4_without_the_trigger_nothing_is_trusted(air: Air) -> None:
     """Where foreign writers are not heard, every entry is read again by its own age."""
     air.covers = False
     async with started(air) as ear:
-        await ear.until(Hearing.LISTENING)
+        await ear.until(ListenerState.LISTENING)
         proofs = air.proofs
         await until(lambda: air.proofs > proofs + 3)
-        assert (ear.bus.trusted_until, ear.bus.proven_until) == (NEVER, NEVER)
-        assert ear.bus.covers_foreign_writers is False
+        assert (ear.listener.trusted_until, ear.listener.proven_until) == (NEVER, NEVER)
+        assert ear.listener.covers_foreign_writers is False
 
 
 # What is lost.
@@ -186,20 +189,20 @@ async def test_c55_everything_is_doubted_once_listening_is_confirmed(
     ear: Ear, air: Air
 ) -> None:
     """At the first connection and at each later one, before anything is trusted again."""
-    await ear.until(Hearing.LISTENING)
+    await ear.until(ListenerState.LISTENING)
     assert ear.resets == 1
     air.cut()
     await until(lambda: ear.resets == 2)
-    await ear.until(Hearing.LISTENING)
+    await ear.until(ListenerState.LISTENING)
     assert (air.listens, len(air.links)) == (2, 1)
 
 
 async def test_c53_a_lost_connection_is_deaf_at_once(ear: Ear, air: Air) -> None:
     """Trust ends with the connection, whatever was proven, and a refusal keeps it so."""
-    await ear.until(Hearing.LISTENING)
+    await ear.until(ListenerState.LISTENING)
     air.fault = SessionsUnavailable("gone")
     air.cut()
-    await ear.until(Hearing.DEAF)
+    await ear.until(ListenerState.DEAF)
     assert not ear.trusts
     assert air.links == []
 
@@ -210,9 +213,9 @@ async def test_c54_a_silent_connection_is_given_up(
     """A proof that takes longer than its budget ends the connection, without a callback."""
     with caplog.at_level(logging.WARNING, "handstamp"):
         async with started(air) as ear:
-            await ear.until(Hearing.LISTENING)
+            await ear.until(ListenerState.LISTENING)
             air.answers.clear()
-            await ear.until(Hearing.DEAF)
+            await ear.until(ListenerState.DEAF)
             assert not ear.trusts
             await until(lambda: air.listens > 1)
     assert "does not answer" in caplog.text
@@ -223,9 +226,9 @@ async def test_c54_a_server_that_never_confirms_is_given_up(air: Air, hasty: Non
     air.listening.clear()
     async with started(air) as ear:
         await until(lambda: air.listens > 1)
-        assert ear.hearing is Hearing.DEAF
+        assert ear.hearing is ListenerState.DEAF
         air.listening.set()
-        await ear.until(Hearing.LISTENING)
+        await ear.until(ListenerState.LISTENING)
 
 
 @pytest.mark.parametrize("fault", [SessionsUnavailable("no"), RuntimeError("a bug")])
@@ -235,7 +238,7 @@ async def test_no_fault_ends_the_listening(air: Air, fault: Exception) -> None:
     async with started(air) as ear:
         await until(lambda: air.listens > 1)
         air.fault = None
-        await ear.until(Hearing.LISTENING)
+        await ear.until(ListenerState.LISTENING)
         await until(lambda: ear.trusts)
 
 
@@ -273,7 +276,7 @@ async def test_a_proven_connection_resets_the_pause(
     async with started(air) as ear:
         await until(lambda: len(pauses) > 5)
         air.fault = None
-        await ear.until(Hearing.LISTENING)
+        await ear.until(ListenerState.LISTENING)
         pauses.clear()
         air.cut()
         await until(lambda: ear.resets == 2)
@@ -285,18 +288,18 @@ async def test_stopping_leaves_nothing(air: Air) -> None:
     ear = Ear(air)
     before = other_tasks()
     for _ in range(2):
-        ear.bus.start()
-        await ear.until(Hearing.LISTENING)
-        await ear.bus.stop()
-        await ear.bus.stop()
-        assert (ear.hearing, ear.trusts) == (Hearing.OFF, False)
+        ear.listener.start()
+        await ear.until(ListenerState.LISTENING)
+        await ear.listener.stop()
+        await ear.listener.stop()
+        assert (ear.hearing, ear.trusts) == (ListenerState.OFF, False)
         assert (air.links, other_tasks()) == ([], before)
 
 
 async def test_starting_twice_listens_once(ear: Ear, air: Air) -> None:
     """The second start changes nothing."""
-    ear.bus.start()
-    await ear.until(Hearing.LISTENING)
+    ear.listener.start()
+    await ear.until(ListenerState.LISTENING)
     assert air.listens == 1
 
 
@@ -308,16 +311,16 @@ async def test_c68_a_flood_of_nonsense_is_counted_and_logged_once_in_a_while(
 ) -> None:
     """Ten thousand malformed payloads raise nothing into the driver, end no trust, and are
     one line in the log, which quotes none of them; a minute later there is another one."""
-    await ear.until(Hearing.LISTENING)
+    await ear.until(ListenerState.LISTENING)
     for n in range(10_000):
         air.say(f"?nonsense{n}")
     await until(lambda: ear.trusts)
-    assert ear.notices == [Notice(understood=False)] * 10_000
-    assert (ear.bus.notices, ear.bus.unknown_notices) == (10_000, 10_000)
+    assert ear.notices == [Notification(understood=False)] * 10_000
+    assert (ear.listener.notices, ear.listener.unknown_notices) == (10_000, 10_000)
     ear.clock.advance(seconds(bus_module.REPORTED))
     air.say("?nonsense")
     air.say("all")
-    assert (ear.bus.notices, ear.bus.unknown_notices) == (10_002, 10_001)
+    assert (ear.listener.notices, ear.listener.unknown_notices) == (10_002, 10_001)
     lines = [r.getMessage() for r in caplog.records if "no handstamp sends" in r.message]
     assert [line.split()[1] for line in lines] == ["1", "10001"]
     assert "nonsense" not in caplog.text
@@ -325,13 +328,13 @@ async def test_c68_a_flood_of_nonsense_is_counted_and_logged_once_in_a_while(
 
 async def test_notices_come_as_they_were_said(ear: Ear, air: Air) -> None:
     """In their order, each once, and without the canaries."""
-    await ear.until(Hearing.LISTENING)
+    await ear.until(ListenerState.LISTENING)
     for payload in ("s:one", "c:foreign", "u:alice", "s:two"):
         air.say(payload)
     assert ear.notices == [
-        Notice(session_id="one"),
-        Notice(user_id="alice"),
-        Notice(session_id="two"),
+        Notification(session_id="one"),
+        Notification(user_id="alice"),
+        Notification(session_id="two"),
     ]
 
 
@@ -344,23 +347,23 @@ async def test_c55_a_notice_that_comes_before_anything_is_proven_is_worked_off(
     async with started(air) as ear:
         await until(lambda: air.links)
         air.say("s:early")
-        await ear.until(Hearing.MUTE)
+        await ear.until(ListenerState.MUTE)
         air.say("u:late")
         air.say("junk")
         assert ear.notices == [
-            Notice(session_id="early"),
-            Notice(user_id="late"),
-            Notice(understood=False),
+            Notification(session_id="early"),
+            Notification(user_id="late"),
+            Notification(understood=False),
         ]
         assert not ear.trusts
 
 
 async def test_c68_canaries_of_a_stranger_change_nothing(ear: Ear, air: Air) -> None:
     """Neither before the bus has heard its own nor after; they are no notices either."""
-    await ear.until(Hearing.LISTENING)
+    await ear.until(ListenerState.LISTENING)
     for number in range(1000):
         air.say(f"c:{number}")
-    assert (ear.notices, ear.resets, ear.bus.notices) == ([], 1, 0)
+    assert (ear.notices, ear.resets, ear.listener.notices) == ([], 1, 0)
 
 
 # What an engine makes of it.
@@ -375,10 +378,10 @@ async def test_p4_a_trusted_entry_is_not_read_again() -> None:
     async with running(policy=Policy(max_staleness=seconds(STALENESS))) as engine:
         issued = await engine.login()
         engine.clock.advance(seconds(29))
-        await until(lambda: engine.sessions._bus.trusted_until > engine.clock())
+        await until(lambda: engine.sessions._listener.trusted_until > engine.clock())
         assert engine.sessions.hit(issued.session_token.encode()) is not None
         engine.store.channel.cut()  # type: ignore[attr-defined]
-        await until(lambda: engine.sessions.stats().bus != "listening")
+        await until(lambda: engine.sessions.stats().listener != "listening")
         assert engine.sessions.hit(issued.session_token.encode()) is None
 
 
@@ -440,7 +443,7 @@ async def test_p4_a_trigger_that_goes_takes_the_trust_along(ear: Ear, air: Air) 
     """What was proven while it stood counts to its end, and nothing is added."""
     await until(lambda: ear.trusts)
     air.covers = False
-    await until(lambda: not ear.bus.covers_foreign_writers)
+    await until(lambda: not ear.listener.covers_foreign_writers)
     proofs = air.proofs
     ear.clock.advance(seconds(STALENESS))
     await until(lambda: air.proofs > proofs + 3)
@@ -451,7 +454,7 @@ async def test_p4_a_trigger_that_comes_doubts_everything_first(air: Air) -> None
     """Nobody said what was written before it came; from then on there is trust."""
     air.covers = False
     async with started(air) as ear:
-        await ear.until(Hearing.LISTENING)
+        await ear.until(ListenerState.LISTENING)
         assert ear.resets == 1
         air.covers = True
         await until(lambda: ear.trusts)

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from handstamp.core.records import Session
-from handstamp.engine.cache import COPIES, NEVER, Cache, Entry
+from handstamp.core.models import Session
+from handstamp.engine.cache import COPIES, NEVER, Cache, CacheEntry
 from handstamp.errors import ConfigError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def entry(key: bytes, session_id: str = "one", user_id: str = "alice") -> Entry:
+def entry(key: bytes, session_id: str = "one", user_id: str = "alice") -> CacheEntry:
     session = Session(
         id=session_id, user_id=user_id, created_at=NOW, expires_at=NOW, last_activity_at=NOW
     )
-    return Entry(
+    return CacheEntry(
         key=key,
         digest=key.hex(),
         session=session,
@@ -36,7 +36,7 @@ def entry(key: bytes, session_id: str = "one", user_id: str = "alice") -> Entry:
     )
 
 
-def put(cache: Cache, *entries: Entry) -> None:
+def put(cache: Cache, *entries: CacheEntry) -> None:
     for each in entries:
         assert cache.put(cache.ticket(), each)
 
@@ -93,7 +93,7 @@ def test_the_least_recently_used_leaves() -> None:
     """An entry that was freshened stays before one that was not."""
     cache, one, two = Cache(2), entry(b"a", "one"), entry(b"b", "two")
     put(cache, one, two)
-    cache.freshen(one)
+    cache.mark_used(one)
     put(cache, entry(b"c", "three"))
     assert cache.get(b"a") is one
     assert cache.get(b"b") is None
@@ -103,7 +103,7 @@ def test_an_entry_that_left_can_be_freshened() -> None:
     """A request may hold an entry that was evicted meanwhile."""
     cache, one = Cache(1), entry(b"a")
     put(cache, one, entry(b"b", "two"))
-    cache.freshen(one)
+    cache.mark_used(one)
     assert len(cache) == 1
 
 
@@ -143,8 +143,8 @@ def test_a_user_is_doubted_with_all_sessions() -> None:
         lambda cache: (cache.doubt(), cache.drop(b"a")),
         lambda cache: (cache.doubt_user("alice"), cache.forget_session("one")),
         lambda cache: (cache.doubt_session("one"), cache.forget_session("one")),
-        lambda cache: cache.start_over(),
-        lambda cache: (cache.doubt(), cache.start_over()),
+        lambda cache: cache.reset_after_fork(),
+        lambda cache: (cache.doubt(), cache.reset_after_fork()),
     ],
     ids=["session", "drop", "doubt", "doubt of a user", "doubt of it", "fork", "both"],
 )
@@ -177,7 +177,7 @@ def test_forgetting_a_stranger_leaves_nothing_behind() -> None:
         (lambda cache: cache.doubt_session("one"), False),
         (lambda cache: cache.doubt_user("alice"), False),
         (lambda cache: cache.doubt(), False),
-        (lambda cache: cache.start_over(), False),
+        (lambda cache: cache.reset_after_fork(), False),
         (lambda cache: cache.forget_session("two"), True),
         (lambda cache: cache.doubt_session("two"), True),
         (lambda cache: cache.doubt_user("bob"), True),

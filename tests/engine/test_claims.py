@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
-from handstamp.core.lifetime import Invalid
+from handstamp.core.models import Invalid, Issued
 from handstamp.core.tokens import Tokens
-from handstamp.engine.answers import Issued
 from tests.support import asgi
 from tests.support.engines import (
     LAPTOP,
@@ -39,7 +38,7 @@ async def test_every_token_of_a_session_carries_its_claim() -> None:
         assert issued.session.claim == CLAIM
         for _ in range(2):
             assert session_of(await engine.ask(issued)).claim == CLAIM
-            engine.sessions._parts.cache.start_over()
+            engine.sessions._state.cache.reset_after_fork()
         await engine.expire()
         for _ in range(2):
             answer = await engine.ask(issued, session=False, passive=True)

@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from handstamp.clock import uptime
-from handstamp.engine.database_clock import DatabaseClock
+from handstamp.engine.clocks import DatabaseClock, uptime
 from tests.support.clock import FakeClock
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

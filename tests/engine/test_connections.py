@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from handstamp.core.records import Session
+from handstamp.core.models import Session
 from handstamp.engine.connections import Connections
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -190,7 +190,7 @@ def test_nothing_is_left_of_a_connection_that_went(doubt: Doubt) -> None:
     for leave in (
         lambda connections: connections.remove("s", closer),
         lambda connections: connections.close("s"),
-        lambda connections: connections.start_over(),
+        lambda connections: connections.reset_after_fork(),
     ):
         connections = Connections()
         connections.add(session("s"), closer)

@@ -21,12 +21,11 @@ from handstamp import (
     Sessions,
     TrustedProxies,
 )
+from handstamp._connections import Message, Scope
 from handstamp.asgi import Handle, SessionAuthMiddleware
-from handstamp.core.credentials import CookieReader
-from handstamp.core.lifetime import Invalid, Reason
-from handstamp.engine.answers import Answer, Authenticated
+from handstamp.core.cookies import CookieReader
+from handstamp.core.models import Answer, Authenticated, Invalid, Reason
 from handstamp.events import BindingChanged, DuplicateCookies, Event, TokenSwapped
-from handstamp.types import Message, Scope
 from tests.support.clock import FakeClock
 
 SECRET = "a secret for tests of thirty-two bytes or more"
@@ -228,7 +227,7 @@ async def test_c118_another_network_or_browser_is_an_event_only(world: World) ->
     here = Client(address="203.0.113.9", user_agent_hash="a" * 64)
     there = Client(address="198.51.100.7", user_agent_hash="b" * 64)
     issued = await world.sessions.create("alice", client=here)
-    world.sessions._parts.cache.doubt()
+    world.sessions._state.cache.doubt()
     assert issued.session.id == whose(await world.ask(cookie(issued), client=there))
     (event,) = world.happened(BindingChanged)
     assert isinstance(event, BindingChanged)
@@ -340,7 +339,7 @@ async def test_c155_insecure_cookies_are_refused_elsewhere(
     """A login on any other host is a mistake of the configuration, and opens nothing."""
     visit = Visit(world, cookies=Cookies.insecure())
     visit.login = "alice"
-    handle = Handle(visit.middleware._door, [(b"host", host) for host in hosts], None)
+    handle = Handle(visit.middleware._options, [(b"host", host) for host in hosts], None)
     with pytest.raises(ConfigError, match="insecure_hosts"):
         await handle.login("alice")
     assert world.store.rows == {}

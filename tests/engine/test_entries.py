@@ -8,10 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Reason
-from handstamp.core.records import Record
-from handstamp.engine.cache import NEVER, Entry
-from handstamp.engine.entries import Read, make_entry, outlived
+from handstamp.core.models import Invalid, Reason, Record
+from handstamp.engine.cache import NEVER, CacheEntry, Read, make_entry, outlived
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = b"k" * 32
@@ -36,9 +34,11 @@ def record(**changes: object) -> Record:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def entry(policy: Policy = LAZY, known: Entry | None = None, **changes: object) -> Entry:
+def entry(
+    policy: Policy = LAZY, known: CacheEntry | None = None, **changes: object
+) -> CacheEntry:
     made = make_entry(record(**changes), policy, KEY, READ, known)
-    assert isinstance(made, Entry)
+    assert isinstance(made, CacheEntry)
     return made
 
 
@@ -109,7 +109,7 @@ def test_activity_that_is_not_written_extends_an_idle_limit() -> None:
     idle = record(read_at=NOW + 3 * MINUTE, last_activity_at=NOW - 5 * MINUTE)
     assert make_entry(idle, policy, KEY, Read(282.0, 282.0)) == Invalid(Reason.IDLE)
     made = make_entry(idle, policy, KEY, Read(282.0, 282.0), known)
-    assert isinstance(made, Entry)
+    assert isinstance(made, CacheEntry)
     assert made.deadline == 282.0 + 180
 
 
@@ -122,7 +122,7 @@ def test_activity_that_left_the_cache_extends_an_idle_limit(used: float) -> None
     idle = record(read_at=NOW + 3 * MINUTE)
     noted = NOW + MINUTE
     made = make_entry(idle, policy, KEY, Read(282.0, 282.0), known, noted)
-    assert isinstance(made, Entry)
+    assert isinstance(made, CacheEntry)
     assert made.deadline == 282.0 + 240
 
 
@@ -139,5 +139,5 @@ def test_a_passive_request_sees_the_family() -> None:
     """With the session token long dead."""
     assert isinstance(make_entry(record(expires_at=NOW), LAZY, KEY, READ), Invalid)
     made = make_entry(outlived(record(expires_at=NOW)), LAZY, KEY, READ)
-    assert isinstance(made, Entry)
+    assert isinstance(made, CacheEntry)
     assert made.hard == 100.0 + timedelta(days=30).total_seconds()

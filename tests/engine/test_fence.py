@@ -19,14 +19,11 @@ import pytest
 from ulid import ULID
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid
-from handstamp.core.records import Record
+from handstamp.core.models import Invalid, Issued, Record
 from handstamp.engine import cache
-from handstamp.engine.answers import Issued
 from handstamp.engine.sessions import Sessions
-from handstamp.stores.base import Ended
-from handstamp.stores.channel import Channel, Link
-from handstamp.stores.sql.install import install
+from handstamp.stores.base import Channel, Ended, ListenConnection
+from handstamp.stores.install import install
 from handstamp.stores.table import TableStore
 from tests.support.engines import LAPTOP, SECRET, seconds, shown
 from tests.support.waiting import until
@@ -73,7 +70,9 @@ class Held:
         self.kept: list[str] | None = None
         self._heard: Callable[[str], None] = print
 
-    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> Link:
+    async def listen(
+        self, heard: Callable[[str], None], lost: Callable[[], None]
+    ) -> ListenConnection:
         self._heard = heard
         return await self._inner.listen(self._hear, lost)
 
@@ -83,8 +82,8 @@ class Held:
         else:
             self.kept.append(payload)
 
-    async def speak(self, payload: str) -> None:
-        await self._inner.speak(payload)
+    async def notify(self, payload: str) -> None:
+        await self._inner.notify(payload)
 
     def release(self) -> None:
         kept, self.kept = self.kept or [], None
@@ -138,7 +137,7 @@ class Two:
             await self._step(step, issued, revoke, tasks)
         await asyncio.gather(*tasks.values())
         self.gates.arm("")
-        cached = self.here._parts.cache.get(sha256(token).digest())
+        cached = self.here._state.cache.get(sha256(token).digest())
         if self.here.hit(token) is not None or cached is not None:
             return True
         answer = await self._ask(issued)
@@ -231,12 +230,12 @@ async def two_processes(dsn: str) -> AsyncIterator[Two]:
         ]
         two = Two(dsn, here, there, user)
         gate_the_lookup(two)
-        await until(lambda: here.clock() < here._bus.trusted_until)
+        await until(lambda: here.clock() < here._listener.trusted_until)
         yield two
 
 
 def gate_the_lookup(two: Two) -> None:
-    lookup = two.here._authentication._lookup
+    lookup = two.here._authenticator._loader
     inner = lookup.find
 
     async def find(digests: Sequence[str]) -> list[Record]:

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Unknown
-from handstamp.engine.flights import MOST, Flights
+from handstamp.core.models import Unknown
+from handstamp.engine.batching import MAX_KEYS, SingleFlight
 from handstamp.errors import SessionsUnavailable
 from tests.support.engines import LAPTOP, Engine, running, shown
 from tests.support.waiting import until
@@ -16,7 +16,7 @@ from tests.support.waiting import until
 
 async def test_p2_flights_are_bounded() -> None:
     """One too many is refused at once, a passenger is not; whoever lands makes room."""
-    flights: Flights[int, int] = Flights(most=3)
+    flights: SingleFlight[int, int] = SingleFlight(most=3)
     free = asyncio.Event()
 
     async def fly() -> int:
@@ -36,7 +36,7 @@ async def test_p2_flights_are_bounded() -> None:
 
 def test_c141_flights_that_a_loop_took_along_take_nobodys_place() -> None:
     """They never land; the next loop has its own bound."""
-    flights: Flights[int, int] = Flights(most=3)
+    flights: SingleFlight[int, int] = SingleFlight(most=3)
     tasks: list[asyncio.Future[int]] = []
 
     async def stuck() -> int:
@@ -62,7 +62,7 @@ async def test_p2_made_up_refresh_tokens_wait_in_a_bounded_place(
     """Where unsigned ones are accepted each of them is a question. While the table does not
     answer, and their clients have gone, no more than so many are under way."""
     async with running(policy=Policy(accept_unsigned=True)) as engine:
-        monkeypatch.setattr(engine.sessions._refreshing._flights, "_most", 50)
+        monkeypatch.setattr(engine.sessions._refresher._single_flight, "_most", 50)
         answers = asyncio.Event()
 
         async def find_by_refresh(digest: str) -> None:
@@ -70,16 +70,16 @@ async def test_p2_made_up_refresh_tokens_wait_in_a_bounded_place(
 
         monkeypatch.setattr(engine.store, "find_by_refresh", find_by_refresh)
         clients = [asyncio.ensure_future(ask(engine, number)) for number in range(50)]
-        await until(lambda: len(engine.sessions._refreshing._flights) == 50)
+        await until(lambda: len(engine.sessions._refresher._single_flight) == 50)
         for client in clients:
             client.cancel()
         await asyncio.wait(clients)
         for number in range(50, 150):
             assert isinstance(await ask(engine, number), Unknown)
-        assert len(engine.sessions._refreshing._flights) == 50
+        assert len(engine.sessions._refresher._single_flight) == 50
         answers.set()
-        await until(lambda: not engine.sessions._refreshing._flights)
-    assert MOST == 10_000
+        await until(lambda: not engine.sessions._refresher._single_flight)
+    assert MAX_KEYS == 10_000
 
 
 async def ask(engine: Engine, number: int) -> object:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from handstamp.config import Policy
-from handstamp.engine import janitor
+from handstamp.engine.activity import prune_in_batches
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
@@ -35,7 +35,7 @@ async def test_every_batch_is_small(rows: int, taken: list[int]) -> None:
     for _ in range(rows):
         await store.create(new_session("alice"), POLICY)
     clock.advance(timedelta(days=400))
-    assert await janitor.prune(store, POLICY, batch=5) == rows
+    assert await prune_in_batches(store, POLICY, batch=5) == rows
     assert store.taken == taken
 
 
@@ -44,4 +44,4 @@ async def test_an_outage_ends_it() -> None:
     store = MemoryStore()
     store.down = True
     with pytest.raises(SessionsUnavailable):
-        await janitor.prune(store, POLICY)
+        await prune_in_batches(store, POLICY)

@@ -14,7 +14,7 @@ from hashlib import sha256
 import pytest
 
 from handstamp.config import Policy
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
 from handstamp.errors import HandstampError
 from tests.support.engines import LAPTOP, PHONE, Engine, running, seconds, shown
 
@@ -29,8 +29,8 @@ async def life(engine: Engine, minted: list[Issued], seen: list[object]) -> None
     minted += [issued, bob, fresh, await engine.refreshed(issued)]
     engine.clock.advance(timedelta(minutes=1))
     await engine.ask(fresh, client=PHONE)
-    seen += engine.sessions._parts.activity._pending.values()
-    seen += engine.sessions._parts.cache._live.values()
+    seen += engine.sessions._state.activity._pending.values()
+    seen += engine.sessions._state.cache._live.values()
     await engine.sessions.flush()
     swapped = shown([fresh.refresh_token], [fresh.session_token])
     seen += [swapped, await engine.sessions.authenticate(swapped, PHONE)]

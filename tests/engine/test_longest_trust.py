@@ -9,11 +9,10 @@ from datetime import timedelta
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Unknown
-from handstamp.engine import bus
-from handstamp.engine.answers import Answer, Authenticated, Issued
-from handstamp.engine.entries import trusted_for
-from handstamp.engine.watch import GROUP
+from handstamp.core.models import Answer, Authenticated, Invalid, Issued, Unknown
+from handstamp.engine import invalidation as bus
+from handstamp.engine.cache import trusted_for
+from handstamp.engine.invalidation import GROUP
 from handstamp.errors import SessionsUnavailable
 from tests.support.engines import Engine, running, seconds, session_of
 from tests.support.waiting import until
@@ -29,7 +28,7 @@ def quick_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def trusted(engine: Engine) -> None:
     """Return when the bus vouches for everything at this reading of the clock."""
-    await until(lambda: engine.sessions._bus.trusted_until > engine.clock())
+    await until(lambda: engine.sessions._listener.trusted_until > engine.clock())
 
 
 async def later(engine: Engine, by: float) -> None:
@@ -134,7 +133,7 @@ async def outage(engine: Engine) -> None:
     """Take the database away, as the bus notices too."""
     engine.store.down = True
     engine.store.channel.cut()  # type: ignore[attr-defined]
-    await until(lambda: engine.sessions.stats().bus == "deaf")
+    await until(lambda: engine.sessions.stats().listener == "deaf")
 
 
 @pytest.mark.parametrize("age", [0, 20, 29, 60])
@@ -188,7 +187,7 @@ async def test_a_doubted_session_is_not_believed_in_an_outage() -> None:
     """What its own limits say counts only for an entry that nobody doubts."""
     async with running(policy=Policy(stale_while_down=timedelta(days=1))) as engine:
         issued = await engine.login()
-        engine.sessions._parts.cache.doubt_session(issued.session.id)
+        engine.sessions._state.cache.doubt_session(issued.session.id)
         await outage(engine)
         assert isinstance(await ask(engine, issued), Unknown)
 
@@ -203,7 +202,7 @@ async def test_p4_an_open_connection_whose_session_ended_unheard_is_closed() -> 
         issued = [await engine.login() for _ in range(20)]
         for n, one in enumerate(issued):
             engine.sessions.connections.add(one.session, lambda n=n: closed.append(n))
-        watch, started = engine.sessions._watch, engine.clock()
+        watch, started = engine.sessions._invalidator, engine.clock()
         await watch.look(everyone=False)
         for one in issued:
             end_unheard(engine, one)
@@ -227,7 +226,7 @@ async def test_looks_at_open_connections_are_spread_and_in_groups() -> None:
         for n in range(3 * GROUP):
             session = replace(issued.session, id=f"{n}")
             engine.sessions.connections.add(session, lambda: None)
-        watch = engine.sessions._watch
+        watch = engine.sessions._invalidator
         await watch.look(everyone=False)
         assert asked == [GROUP] * 3
         asked.clear()

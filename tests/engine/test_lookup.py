@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from handstamp.core.records import Record
-from handstamp.engine.lookup import Lookup
+from handstamp.core.models import Record
+from handstamp.engine.batching import BatchLoader
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.memory import MemoryStore
 from tests.support.tables import new_session
@@ -62,7 +62,7 @@ async def road() -> Road:
     return Road()
 
 
-def asking(lookup: Lookup, *groups: Sequence[str]) -> list[asyncio.Task[list[Record]]]:
+def asking(lookup: BatchLoader, *groups: Sequence[str]) -> list[asyncio.Task[list[Record]]]:
     return [asyncio.ensure_future(lookup.find(list(group))) for group in groups]
 
 
@@ -70,11 +70,11 @@ def digests_of(records: Sequence[Record]) -> list[str]:
     return [record.token_digest for record in records]
 
 
-async def full(lookup: Lookup, road: Road) -> list[asyncio.Task[list[Record]]]:
+async def full(lookup: BatchLoader, road: Road) -> list[asyncio.Task[list[Record]]]:
     """Send every lane on its way."""
     road.free = False
     away = []
-    for n in range(lookup._lanes):
+    for n in range(lookup._max_batches):
         away += asking(lookup, [f"away {n}"])
         await until(lambda n=n: len(road.departures) == n + 1)
     return away
@@ -86,7 +86,7 @@ async def full(lookup: Lookup, road: Road) -> list[asyncio.Task[list[Record]]]:
 async def test_a_single_lookup_leaves_at_once(road: Road) -> None:
     """With a free lane the query goes out in the next turn of the loop."""
     (digest,) = await road.add()
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     (task,) = asking(lookup, [digest])
     await turns(4)
     assert road.asked == [[digest]]
@@ -95,7 +95,7 @@ async def test_a_single_lookup_leaves_at_once(road: Road) -> None:
 
 async def test_a_free_lane_is_not_kept_waiting(road: Road) -> None:
     """As many lookups as there are lanes leave one after another, each on its own."""
-    lookup = Lookup(road, lanes=3)
+    lookup = BatchLoader(road, pool=3)
     away = await full(lookup, road)
     assert [len(group) for group in road.asked] == [1, 1, 1]
     for _ in range(3):
@@ -106,7 +106,7 @@ async def test_a_free_lane_is_not_kept_waiting(road: Road) -> None:
 async def test_c64_many_misses_of_one_turn_are_one_query(road: Road) -> None:
     """A thousand at once cost one round trip, and each gets its own row."""
     digests = await road.add(1000)
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     found = await asyncio.gather(*asking(lookup, *([digest] for digest in digests)))
     assert [digests_of(records) for records in found] == [[digest] for digest in digests]
     assert (len(road.asked), lookup.groups) == (1, 1)
@@ -115,7 +115,7 @@ async def test_c64_many_misses_of_one_turn_are_one_query(road: Road) -> None:
 async def test_whoever_comes_while_all_lanes_are_away_leaves_together(road: Road) -> None:
     """Five hundred lookups gather behind two slow ones, and the next lane takes them."""
     digests = await road.add(500)
-    lookup = Lookup(road, lanes=2)
+    lookup = BatchLoader(road, pool=2)
     away = await full(lookup, road)
     waiting = []
     for digest in digests:
@@ -135,7 +135,7 @@ async def test_whoever_comes_while_all_lanes_are_away_leaves_together(road: Road
 async def test_c64_ten_thousand_misses_of_one_token_are_one_query(road: Road) -> None:
     """They share one digest in one query, and all get the row."""
     (digest,) = await road.add()
-    found = await asyncio.gather(*asking(Lookup(road), *([[digest]] * 10_000)))
+    found = await asyncio.gather(*asking(BatchLoader(road), *([[digest]] * 10_000)))
     assert all(digests_of(records) == [digest] for records in found)
     assert road.asked == [[digest]]
 
@@ -143,7 +143,7 @@ async def test_c64_ten_thousand_misses_of_one_token_are_one_query(road: Road) ->
 async def test_a_query_on_its_way_is_not_joined(road: Road) -> None:
     """A later lookup of the same digest asks again: the answer must be of its own time."""
     (digest,) = await road.add()
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     road.free = False
     first = asking(lookup, [digest])
     await until(lambda: len(road.departures) == 1)
@@ -158,7 +158,7 @@ async def test_a_query_on_its_way_is_not_joined(road: Road) -> None:
 async def test_a_query_is_bounded(road: Road) -> None:
     """A group takes at most so many digests; the others are not forgotten."""
     digests = await road.add(10)
-    lookup = Lookup(road, lanes=1, most=4)
+    lookup = BatchLoader(road, pool=1, most=4)
     found = await asyncio.gather(*asking(lookup, *([digest] for digest in digests)))
     assert [digests_of(records) for records in found] == [[digest] for digest in digests]
     assert [len(group) for group in road.asked] == [4, 4, 2]
@@ -167,7 +167,7 @@ async def test_a_query_is_bounded(road: Road) -> None:
 async def test_several_digests_of_one_request_are_one_query(road: Road) -> None:
     """They come back in one list, without those nobody knows and without doubles."""
     one, two = await road.add(2)
-    found = await Lookup(road).find([one, "unknown", two, one])
+    found = await BatchLoader(road).find([one, "unknown", two, one])
     assert digests_of(found) == [one, two]
     assert road.asked == [[one, "unknown", two]]
 
@@ -178,7 +178,7 @@ async def test_several_digests_of_one_request_are_one_query(road: Road) -> None:
 async def test_c65_a_slow_group_delays_its_own_members_only(road: Road) -> None:
     """Others leave on the other lanes and are answered meanwhile."""
     slow, quick = await road.add(2)
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     road.free = False
     (waits,) = asking(lookup, [slow])
     await until(lambda: road.departures)
@@ -192,7 +192,7 @@ async def test_c65_a_slow_group_delays_its_own_members_only(road: Road) -> None:
 async def test_a_failing_group_fails_its_own_members_only(road: Road) -> None:
     """Every one of them gets the fault, and nobody of the group beside it."""
     bad, worse, good = await road.add(3)
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     road.free = False
     failing = asking(lookup, [bad], [worse])
     await until(lambda: len(road.departures) == 1)
@@ -210,7 +210,7 @@ async def test_a_failing_group_fails_its_own_members_only(road: Road) -> None:
 async def test_a_group_that_waits_leaves_after_a_failure_too(road: Road) -> None:
     """A lane that comes back empty-handed takes the next group like any other."""
     (digest,) = await road.add()
-    lookup = Lookup(road, lanes=1)
+    lookup = BatchLoader(road, pool=1)
     away = await full(lookup, road)
     (waits,) = asking(lookup, [digest])
     await turns()
@@ -231,7 +231,7 @@ async def test_c64_a_cancelled_waiter_cancels_nobody(
 ) -> None:
     """Whether it asked first or last, before the query left or after."""
     (digest,) = await road.add()
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     road.free = False
     tasks = asking(lookup, *([[digest]] * 3))
     if when == "away":
@@ -256,7 +256,7 @@ async def test_whoever_leaves_alone_leaves_nothing_behind(
     """No waiter, no task, and no complaint about a fault that nobody fetched."""
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, c: complaints.append(c))
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     road.free = False
     (task,) = asking(lookup, ["digest"])
     await until(lambda: road.departures)
@@ -271,7 +271,7 @@ async def test_whoever_leaves_alone_leaves_nothing_behind(
 
 async def test_a_thousand_waiters_that_gave_up_leave_nothing_behind(road: Road) -> None:
     """They gave up while all lanes were away; the lookup is empty afterwards."""
-    lookup = Lookup(road, lanes=1)
+    lookup = BatchLoader(road, pool=1)
     away = await full(lookup, road)
     waiting = asking(lookup, *([f"{n}"] for n in range(1000)))
     await turns()
@@ -290,7 +290,7 @@ async def test_no_wake_up_is_lost(road: Road, seed: int) -> None:
     """Thousands of lookups come, go away and fail at random: whoever stays is answered."""
     chance = random.Random(seed)
     digests = await road.add(20)
-    lookup = Lookup(road, lanes=2, most=5)
+    lookup = BatchLoader(road, pool=2, most=5)
 
     class Slippery(Exception):
         """A query that failed."""
@@ -334,7 +334,7 @@ async def test_no_wake_up_is_lost(road: Road, seed: int) -> None:
 
 async def test_a_text_that_nobody_asks_about_is_not_kept(road: Road) -> None:
     """A text without a digest in this lookup goes nowhere and stays nowhere."""
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     await lookup.find(["one"], {"one": "text of one", "two": "text of two"})
     assert road.texts == [["text of one"]]
     assert lookup._waiting == {}
@@ -343,7 +343,7 @@ async def test_a_text_that_nobody_asks_about_is_not_kept(road: Road) -> None:
 
 async def test_a_question_that_was_asked_a_turn_later_has_its_text_too(road: Road) -> None:
     """The first query has left and not begun yet; the second one asks for its own text."""
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     text = {"one": "text of one"}
 
     async def ask_a_turn_later() -> list[Record]:
@@ -355,7 +355,7 @@ async def test_a_question_that_was_asked_a_turn_later_has_its_text_too(road: Roa
 
 async def test_p2_lookups_that_were_given_up_are_not_kept(road: Road) -> None:
     """While every lane is away, ten thousand clients ask and go: nothing of them stays."""
-    lookup = Lookup(road, lanes=1)
+    lookup = BatchLoader(road, pool=1)
     away = await full(lookup, road)
     kept = asking(lookup, ["kept"])
     for start in range(0, 10_000, 1000):
@@ -375,7 +375,7 @@ async def test_p2_lookups_that_were_given_up_are_not_kept(road: Road) -> None:
     assert await asyncio.gather(*away, *kept) == [[], []]
 
 
-def everything_in(lookup: Lookup) -> str:
+def everything_in(lookup: BatchLoader) -> str:
     """Every string in the dictionaries of a lookup and in what they hold."""
     dicts = [value for value in vars(lookup).values() if isinstance(value, dict)]
     values = [value for each in dicts for value in (*each, *each.values())]
@@ -406,7 +406,7 @@ def test_c141_a_loop_that_ended_holds_up_nobody() -> None:
     """Its lanes never come back and its waiters never leave: the next loop starts anew."""
     road = Road()
     (digest,) = asyncio.run(road.add())
-    lookup = Lookup(road, lanes=1)
+    lookup = BatchLoader(road, pool=1)
     road.free = False
     assert on_a_new_loop(lambda: lookup.find([digest])) is None
 
@@ -427,6 +427,6 @@ def test_c141_a_lookup_serves_one_loop_after_another() -> None:
     """Each of them as if it were the only one."""
     road = Road()
     (digest,) = asyncio.run(road.add())
-    lookup = Lookup(road)
+    lookup = BatchLoader(road)
     for _ in range(6):
         assert digests_of(asyncio.run(lookup.find([digest]))) == [digest]

@@ -11,13 +11,13 @@ import asyncpg
 import pytest
 
 from handstamp import Policy, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.core.supabase_cookies import cut, encode_session
+from handstamp.core.cookies import Credentials
 from handstamp.core.tokens import digest
-from handstamp.engine.refreshing import MOST_UNSIGNED
+from handstamp.engine.refresh import MOST_UNSIGNED
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import Replayed
 from handstamp.stores.shapes import UUID_PLAIN
+from handstamp.supabase.cookies import cut, encode_session
 from tests.support.engines import LAPTOP, PHONE, SECRET, Engine, running, shown
 from tests.support.supabase_site import NAME, Held, World, living
 
@@ -50,7 +50,7 @@ async def test_finding_whose_tokens_these_are_changes_nothing(engine: Engine) ->
 async def test_many_genuine_tokens_are_two_queries(engine: Engine) -> None:
     """One by session tokens and one by ids, however many cookies somebody collected."""
     mine = [await engine.login() for _ in range(20)]
-    engine.sessions._parts.cache.start_over()
+    engine.sessions._state.cache.reset_after_fork()
     credentials = shown(
         [one.session_token for one in mine[:10]],
         [one.refresh_token or "" for one in mine[10:]],
@@ -99,7 +99,7 @@ async def test_what_came_before_handstamp_ends_as_well() -> None:
             token_digest=digest(old_session.encode()).hex(),
             refresh_digest=digest(old_refresh.encode()).hex(),
         )
-        engine.sessions._parts.cache.start_over()
+        engine.sessions._state.cache.reset_after_fork()
         made_up = [f"made-up-{number}" for number in range(100)]
         few = made_up[: MOST_UNSIGNED - 1]
         for credentials in (

@@ -15,11 +15,9 @@ from hashlib import sha256
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Reason, Unknown
-from handstamp.core.records import Record, Successor
+from handstamp.core.models import Authenticated, Invalid, Reason, Record, Rotation, Unknown
 from handstamp.core.rotation import was_seen
-from handstamp.engine.answers import Authenticated
-from handstamp.engine.strangers import LIFE
+from handstamp.engine.cache import LIFE
 from handstamp.events import (
     DuplicateCookies,
     LateRefresh,
@@ -65,7 +63,7 @@ class Counting(MemoryStore):
             await self.gate.wait()
         return await super().find_by_id(session_id)
 
-    async def rotate(self, step: Successor) -> Record | None:
+    async def rotate(self, step: Rotation) -> Record | None:
         if self.refuse_all:
             return None
         record = await super().rotate(step)
@@ -75,7 +73,7 @@ class Counting(MemoryStore):
             raise ConnectionResetError
         return record
 
-    async def redate(self, step: Successor) -> Record | None:
+    async def redate(self, step: Rotation) -> Record | None:
         record = await super().redate(step)
         self.redatings += record is not None
         return record
@@ -424,7 +422,7 @@ async def test_c84_a_refresh_overtaken_by_a_revocation() -> None:
     """Revoked between the read and the write: the write fails, the second read denies."""
 
     class Overtaken(MemoryStore):
-        async def rotate(self, step: Successor) -> Record | None:
+        async def rotate(self, step: Rotation) -> Record | None:
             await self.revoke(step.id, reason="x")
             return await super().rotate(step)
 
@@ -439,7 +437,7 @@ async def test_c85_a_disabled_user_gets_no_refresh() -> None:
     """Also when the user was disabled between the read and the write."""
 
     class Overtaken(MemoryStore):
-        async def rotate(self, step: Successor) -> Record | None:
+        async def rotate(self, step: Rotation) -> Record | None:
             self.users[ALICE] = MemoryUser(is_active=False)
             return await super().rotate(step)
 
@@ -529,7 +527,7 @@ async def test_c89_whoever_loses_the_race_is_signed_in() -> None:
             super().__init__(clock.now)
             self.overtaken = False
 
-        async def rotate(self, step: Successor) -> Record | None:
+        async def rotate(self, step: Rotation) -> Record | None:
             if not self.overtaken:
                 self.overtaken = True
                 await super().rotate(step)
@@ -645,7 +643,7 @@ async def test_c64_a_flight_that_all_have_left_lands() -> None:
         fresh = await engine.refreshed(issued)
         assert writes(engine) == (1, 0)
         assert session_of(await engine.ask(fresh)).id == issued.session.id
-        assert engine.sessions._refreshing._flights == {}
+        assert engine.sessions._refresher._single_flight == {}
 
 
 # What P9 promises, and what tokens of other making do.
@@ -923,7 +921,7 @@ async def adopted(engine: Engine) -> str:
         token_digest=sha256(THEIRS.encode()).hexdigest(),
         refresh_digest=sha256(THEIR_REFRESH.encode()).hexdigest(),
     )
-    engine.sessions._parts.cache.doubt()
+    engine.sessions._state.cache.doubt()
     return issued.session.id
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from handstamp import Cookies
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
-from handstamp.core.records import Client
-from handstamp.engine.reporting import MOST_RUNNING, Reports
+from handstamp.core.models import Client
+from handstamp.engine.dispatch import MOST_RUNNING, EventDispatcher
 from handstamp.events import (
     BindingChanged,
     CookieOverridden,
@@ -33,49 +33,49 @@ AT_HOME = Client(address="198.51.100.77", user_agent="Secret Agent", fingerprint
 
 def test_a_subscriber_hears_its_kind_and_those_below() -> None:
     """And nothing else, in the order of subscription."""
-    reports, heard = Reports(), []
-    reports.on(Event, lambda e: heard.append(("all", e)))
-    reports.on(SessionEvent, lambda e: heard.append(("session", e)))
-    reports.on(Replayed, lambda e: heard.append(("replayed", e)))
-    reports.publish(REVOKED)
+    dispatcher, heard = EventDispatcher(), []
+    dispatcher.on(Event, lambda e: heard.append(("all", e)))
+    dispatcher.on(SessionEvent, lambda e: heard.append(("session", e)))
+    dispatcher.on(Replayed, lambda e: heard.append(("replayed", e)))
+    dispatcher.publish(REVOKED)
     assert heard == [("all", REVOKED), ("session", REVOKED)]
-    assert reports.counts == {"revoked": 1}
+    assert dispatcher.counts == {"revoked": 1}
 
 
 async def test_an_asynchronous_subscriber_runs_beside_the_request() -> None:
     """Publishing does not wait for it; draining does."""
-    reports, heard = Reports(), []
+    dispatcher, heard = EventDispatcher(), []
 
     async def hear(event: Revoked) -> None:
         await asyncio.sleep(0)
         heard.append(event)
 
-    reports.on(Revoked, hear)
-    reports.publish(REVOKED)
+    dispatcher.on(Revoked, hear)
+    dispatcher.publish(REVOKED)
     assert heard == []
-    await reports.drain()
+    await dispatcher.drain()
     assert heard == [REVOKED]
 
 
 async def test_a_subscriber_may_return_anything(caplog: pytest.LogCaptureFixture) -> None:
     """What is not awaitable is not awaited, and no failure."""
-    reports = Reports()
-    reports.on(Revoked, lambda event: 42)  # type: ignore[arg-type, return-value]
-    reports.publish(REVOKED)
-    await reports.drain()
+    dispatcher = EventDispatcher()
+    dispatcher.on(Revoked, lambda event: 42)  # type: ignore[arg-type, return-value]
+    dispatcher.publish(REVOKED)
+    await dispatcher.drain()
     assert [r for r in caplog.records if r.exc_info] == []
 
 
 async def test_one_failing_subscriber_stops_no_other() -> None:
     """Whatever came before it in the list."""
-    reports, heard = Reports(), []
+    dispatcher, heard = EventDispatcher(), []
 
     def fail(event: Event) -> None:
         raise ValueError
 
-    reports.on(Event, fail)
-    reports.on(Event, heard.append)
-    reports.publish(REVOKED)
+    dispatcher.on(Event, fail)
+    dispatcher.on(Event, heard.append)
+    dispatcher.publish(REVOKED)
     assert heard == [REVOKED]
 
 
@@ -84,32 +84,32 @@ async def test_p2_a_slow_subscriber_is_told_of_a_bounded_number_of_events(
 ) -> None:
     """A flood of one kind waits for it up to a bound, drops what is beyond, says so once,
     and takes nothing from the events of another kind."""
-    reports, free = Reports(), asyncio.Event()
+    dispatcher, free = EventDispatcher(), asyncio.Event()
     heard: Counter[type[Event]] = Counter()
 
     async def slow(event: Event) -> None:
         await free.wait()
         heard[type(event)] += 1
 
-    reports.on(Event, slow)
+    dispatcher.on(Event, slow)
     rare = Replayed(session_id="s", user_id="u", presented_by=AT_HOME, signed_in_by=AT_HOME)
     for event in (*[REVOKED] * 3 * MOST_RUNNING, rare):
-        reports.publish(event)
-    assert sum(map(len, reports._tasks.values())) == MOST_RUNNING + 1
-    assert reports.counts["revoked"] == 3 * MOST_RUNNING
-    assert reports.counts["hook_dropped"] == 2 * MOST_RUNNING
+        dispatcher.publish(event)
+    assert sum(map(len, dispatcher._tasks.values())) == MOST_RUNNING + 1
+    assert dispatcher.counts["revoked"] == 3 * MOST_RUNNING
+    assert dispatcher.counts["hook_dropped"] == 2 * MOST_RUNNING
     free.set()
-    await until(lambda: not any(reports._tasks.values()))
+    await until(lambda: not any(dispatcher._tasks.values()))
     assert heard == {Revoked: MOST_RUNNING, Replayed: 1}
     assert [r.__dict__.get("action") for r in caplog.records].count("hook_dropped") == 1
-    reports.publish(REVOKED)
-    await reports.drain()
+    dispatcher.publish(REVOKED)
+    await dispatcher.drain()
     assert heard[Revoked] == MOST_RUNNING + 1
 
 
 def test_calls_that_a_loop_took_along_count_for_nothing() -> None:
     """It ended before they did; the next loop has its own bound."""
-    reports, heard = Reports(), []
+    dispatcher, heard = EventDispatcher(), []
     stuck = True
 
     async def hear(event: Event) -> None:
@@ -119,9 +119,9 @@ def test_calls_that_a_loop_took_along_count_for_nothing() -> None:
 
     async def publish(count: int) -> None:
         for _ in range(count):
-            reports.publish(REVOKED)
+            dispatcher.publish(REVOKED)
 
-    reports.on(Event, hear)
+    dispatcher.on(Event, hear)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(publish(MOST_RUNNING))
     loop.close()
@@ -129,7 +129,7 @@ def test_calls_that_a_loop_took_along_count_for_nothing() -> None:
 
     async def publish_and_drain() -> None:
         await publish(3)
-        await reports.drain()
+        await dispatcher.drain()
 
     asyncio.run(publish_and_drain())
     assert heard == [REVOKED] * 3
@@ -137,10 +137,12 @@ def test_calls_that_a_loop_took_along_count_for_nothing() -> None:
 
 async def test_counts_have_one_place_for_each_kind_of_event() -> None:
     """Whatever ids the events bear."""
-    reports = Reports()
+    dispatcher = EventDispatcher()
     for number in range(1000):
-        reports.publish(Revoked(session_id=f"s{number}", user_id=f"u{number}", reason="r"))
-    assert dict(reports.counts) == {"revoked": 1000}
+        dispatcher.publish(
+            Revoked(session_id=f"s{number}", user_id=f"u{number}", reason="r")
+        )
+    assert dict(dispatcher.counts) == {"revoked": 1000}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_an_event_is_one_line_in_the_log(
 ) -> None:
     """Under its stable name, alarming ones as warnings, with its facts as fields."""
     caplog.set_level(logging.DEBUG)
-    Reports().publish(event)
+    EventDispatcher().publish(event)
     (record,) = caplog.records
     assert (record.name, record.levelno, record.getMessage()) == (
         "handstamp",
@@ -180,17 +182,17 @@ def test_what_a_stranger_can_cause_is_one_line_a_second(
     subscribers miss nothing, and no other kind waits for it."""
     caplog.set_level(logging.DEBUG)
     clock, heard = FakeClock(), []
-    reports = Reports(clock)
-    reports.on(Event, heard.append)
+    dispatcher = EventDispatcher(clock)
+    dispatcher.on(Event, heard.append)
     for pause in (0.5, 0.5, 60.0, 0.0):
         for _ in range(100):
-            reports.publish(event)
-        reports.publish(REVOKED)
+            dispatcher.publish(event)
+        dispatcher.publish(REVOKED)
         clock.advance(pause)
     lines = [r.__dict__ for r in caplog.records if r.message == event.action]
     assert [line.get("handstamp_suppressed") for line in lines] == [None, 199, 99]
     assert [r.message for r in caplog.records].count("revoked") == 4
-    assert (reports.counts[event.action], heard.count(event)) == (400, 400)
+    assert (dispatcher.counts[event.action], heard.count(event)) == (400, 400)
 
 
 async def test_refused_logouts_of_strangers_are_one_line_a_second(
@@ -218,7 +220,7 @@ async def test_refused_logouts_of_strangers_are_one_line_a_second(
 def test_p12_a_client_is_logged_by_its_network(caplog: pytest.LogCaptureFixture) -> None:
     """No full address, no user agent, no fingerprint, in no field."""
     caplog.set_level(logging.DEBUG)
-    Reports().publish(
+    EventDispatcher().publish(
         BindingChanged(
             session_id="s",
             user_id="u",

@@ -16,9 +16,8 @@ import pytest
 from ulid import ULID
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Reason
-from handstamp.core.records import Touch
-from handstamp.engine import reporting
+from handstamp.core.models import Invalid, Reason, Touch
+from handstamp.engine import dispatch as reporting
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked

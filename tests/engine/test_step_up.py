@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Reason, is_remembered
-from handstamp.core.records import Record, StepUp
+from handstamp.core.lifetime import is_remembered
+from handstamp.core.models import Invalid, Issued, Reason, Record, StepUp
 from handstamp.core.tokens import Tokens
-from handstamp.engine.answers import Issued
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import LateRefresh, Reissued, Replayed
 from handstamp.stores.memory import MemoryStore, MemoryUser
@@ -297,7 +296,7 @@ async def test_open_connections_stay_open() -> None:
             engine.sessions.connections.add(issued.session, lambda: closed.append("one"))
         await stepped_up(one, issued)
         for engine in (one, two):
-            await engine.sessions._watch.look(everyone=True)
+            await engine.sessions._invalidator.look(everyone=True)
         assert closed == []
 
 
@@ -307,7 +306,7 @@ async def test_an_answer_withheld_for_nothing_is_given_again() -> None:
         issued = await engine.login()
         await engine.expire()
         withheld = await engine.refreshed(issued)
-        engine.sessions._watch.reset()
+        engine.sessions._invalidator.reset()
         assert not engine.sessions.may_deliver(withheld)
         engine.clock.advance(LATER)
         again = await engine.refreshed(issued)

@@ -9,10 +9,10 @@ from datetime import timedelta
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import FINAL, Invalid, Reason, Unknown
+from handstamp.core.lifetime import FINAL
+from handstamp.core.models import Answer, Invalid, Issued, Reason, Unknown
 from handstamp.core.tokens import ENTROPY, Tokens
-from handstamp.engine.answers import Answer, Issued
-from handstamp.engine.strangers import LIFE, MOST, Strangers
+from handstamp.engine.cache import LIFE, MOST, NegativeCache
 from handstamp.events import LateRefresh, Replayed
 from handstamp.stores.memory import MemoryUser
 from tests.support.engines import (
@@ -45,39 +45,39 @@ async def answer(engine: Engine, text: str) -> Answer:
 
 def test_a_stranger_is_known_for_its_life() -> None:
     """Up to the last moment, and not at it."""
-    strangers = Strangers(life=2.0)
-    strangers.meet(key(1), 100.0)
-    assert strangers.why(key(1), 101.999)
-    assert not strangers.why(key(1), 102.0)
-    assert not strangers.why(key(2), 100.0)
+    negative_cache = NegativeCache(life=2.0)
+    negative_cache.meet(key(1), 100.0)
+    assert negative_cache.why(key(1), 101.999)
+    assert not negative_cache.why(key(1), 102.0)
+    assert not negative_cache.why(key(2), 100.0)
 
 
 def test_a_stranger_has_its_reason() -> None:
     """The last one that was given; without one, it is that there is no row."""
-    strangers = Strangers()
-    strangers.meet(key(1), 100.0)
-    strangers.meet(key(2), 100.0, Reason.IDLE)
-    strangers.meet(key(2), 100.0, Reason.REVOKED)
-    why = [strangers.why(key(n), 101.0) for n in (1, 2, 3)]
+    negative_cache = NegativeCache()
+    negative_cache.meet(key(1), 100.0)
+    negative_cache.meet(key(2), 100.0, Reason.IDLE)
+    negative_cache.meet(key(2), 100.0, Reason.REVOKED)
+    why = [negative_cache.why(key(n), 101.0) for n in (1, 2, 3)]
     assert why == [Reason.NOT_FOUND, Reason.REVOKED, None]
 
 
 def test_meeting_again_counts_from_now() -> None:
     """The table has just not known it once more."""
-    strangers = Strangers(life=2.0)
-    strangers.meet(key(1), 100.0)
-    strangers.meet(key(1), 101.5)
-    assert strangers.why(key(1), 103.0)
-    assert len(strangers) == 1
+    negative_cache = NegativeCache(life=2.0)
+    negative_cache.meet(key(1), 100.0)
+    negative_cache.meet(key(1), 101.5)
+    assert negative_cache.why(key(1), 103.0)
+    assert len(negative_cache) == 1
 
 
 def test_c37_strangers_are_few() -> None:
     """However many come, the oldest leave first, and the memory is bounded."""
-    strangers = Strangers(most=100)
+    negative_cache = NegativeCache(most=100)
     for number in range(10_000):
-        strangers.meet(key(number), 100.0)
-    assert len(strangers) == 100
-    assert [n for n in range(10_000) if strangers.why(key(n), 100.0)] == list(
+        negative_cache.meet(key(number), 100.0)
+    assert len(negative_cache) == 100
+    assert [n for n in range(10_000) if negative_cache.why(key(n), 100.0)] == list(
         range(9900, 10_000)
     )
     assert (LIFE, MOST) == (2.0, 10_000)
@@ -85,11 +85,11 @@ def test_c37_strangers_are_few() -> None:
 
 def test_what_became_a_session_is_no_stranger() -> None:
     """Forgetting works at once, and for what was never met as well."""
-    strangers = Strangers()
-    strangers.meet(key(1), 100.0)
-    strangers.forget(key(1))
-    strangers.forget(key(2))
-    assert not strangers.why(key(1), 100.0)
+    negative_cache = NegativeCache()
+    negative_cache.meet(key(1), 100.0)
+    negative_cache.forget(key(1))
+    negative_cache.forget(key(2))
+    assert not negative_cache.why(key(1), 100.0)
 
 
 async def test_c36_an_unknown_token_is_asked_for_once_in_its_life() -> None:
@@ -110,7 +110,7 @@ async def test_c37_strangers_evict_no_live_entry() -> None:
         issued = await engine.login()
         for number in range(20_000):
             await answer(engine, genuine(number))
-        assert len(engine.sessions._parts.strangers) == MOST
+        assert len(engine.sessions._state.negative_cache) == MOST
         assert engine.sessions.hit(issued.session_token.encode()) is not None
 
 
@@ -123,7 +123,7 @@ async def test_c38_a_stranger_does_not_shadow_a_session_created_here() -> None:
         issued = await engine.login()
         assert issued.session_token == text
         assert session_of(await answer(engine, text)).id == issued.session.id
-        engine.sessions._parts.cache.doubt()
+        engine.sessions._state.cache.doubt()
         assert session_of(await answer(engine, text)).id == issued.session.id
 
 
@@ -135,12 +135,12 @@ async def test_c38_a_stranger_does_not_shadow_a_session_rotated_here() -> None:
         later = await engine.refreshed(issued)
         row = engine.row(issued.session.id)
         hidden = engine.store.rows.pop(row.id)
-        engine.sessions._parts.cache.forget_session(row.id)
+        engine.sessions._state.cache.forget_session(row.id)
         assert isinstance(await answer(engine, later.session_token), Invalid)
         engine.store.rows[row.id] = hidden
         again = await engine.refreshed(issued)
         assert again.session_token == later.session_token
-        engine.sessions._parts.cache.doubt()
+        engine.sessions._state.cache.doubt()
         assert session_of(await answer(engine, later.session_token)).id == row.id
 
 
@@ -161,10 +161,10 @@ async def test_c39_an_outage_makes_no_stranger() -> None:
     """ "No answer" is not "not found": the session is found as soon as there is one."""
     async with running() as engine:
         issued = await engine.login()
-        engine.sessions._parts.cache.forget_session(issued.session.id)
+        engine.sessions._state.cache.forget_session(issued.session.id)
         engine.store.down = True
         assert isinstance(await answer(engine, issued.session_token), Unknown)
-        assert len(engine.sessions._parts.strangers) == 0
+        assert len(engine.sessions._state.negative_cache) == 0
         engine.store.down = False
         assert (
             session_of(await answer(engine, issued.session_token)).id == issued.session.id
@@ -182,7 +182,7 @@ async def test_c39_a_query_without_an_answer_makes_no_stranger(fault: type) -> N
         engine.store.find = find  # type: ignore[assignment,method-assign]
         with suppress(RuntimeError):
             await answer(engine, genuine(1))
-        assert len(engine.sessions._parts.strangers) == 0
+        assert len(engine.sessions._state.negative_cache) == 0
 
 
 # The tokens of sessions that are over.
@@ -217,7 +217,7 @@ async def ended(engine: Engine, reason: Reason) -> Issued:
             engine.store.rows[row.id] = replace(row, refresh_expires_at=row.read_at)
         case Reason.NOT_FOUND:
             del engine.store.rows[row.id]
-    engine.sessions._parts.cache.forget_session(row.id)
+    engine.sessions._state.cache.forget_session(row.id)
     return issued
 
 
@@ -310,7 +310,7 @@ async def test_a_token_that_a_redated_rotation_revives_is_no_stranger() -> None:
         assert await engine.ask(lost, refresh=False) == Invalid(Reason.EXPIRED)
         again = await engine.refreshed(issued)
         assert same_tokens(again, lost)
-        engine.sessions._parts.cache.forget_session(lost.session.id)
+        engine.sessions._state.cache.forget_session(lost.session.id)
         answer = await engine.ask(lost, refresh=False)
         assert session_of(answer).id == lost.session.id
 
@@ -320,7 +320,7 @@ async def test_an_idle_session_that_was_active_elsewhere_is_no_stranger() -> Non
     async with running(policy=Policy(idle_ttl=timedelta(minutes=5))) as engine:
         issued = await engine.login()
         engine.clock.advance(timedelta(minutes=5))
-        engine.sessions._parts.cache.forget_session(issued.session.id)
+        engine.sessions._state.cache.forget_session(issued.session.id)
         assert await engine.ask(issued) == Invalid(Reason.IDLE)
         row = engine.row(issued.session.id)
         active = engine.clock.now() - seconds(1)

@@ -10,9 +10,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from handstamp.core.supabase_cookies import SupabaseCookie, cut, encode_session
-from handstamp.engine.database_clock import FRESH
+from handstamp.engine.clocks import FRESH
 from handstamp.events import Refreshed
+from handstamp.supabase.cookies import SupabaseCookie, cut, encode_session
 from tests.support.clock import FakeClock
 from tests.support.frozen_postgres import FrozenPostgres, frozen_postgres
 from tests.support.supabase_site import NAME, Held, World, living
@@ -154,9 +154,9 @@ async def test_one_refresh_token_in_many_spellings_is_one_refresh(world: World) 
         await gotrue.execute("select 1 from auth.sessions for update")
         headers = [held.cookie(DEAD, refresh_token=text) for text in spellings]
         asked = [asyncio.create_task(client.get("/me", headers=h)) for h in headers]
-        await until(lambda: sessions._supabase._flights)
+        await until(lambda: sessions._supabase._single_flight)
         await asyncio.sleep(0.1)
-        assert len(sessions._supabase._flights) == 1
+        assert len(sessions._supabase._single_flight) == 1
     answers = await asyncio.gather(*asked)
     assert {answer.status_code for answer in answers} == {200}
     assert len(world.of(Refreshed)) == 1

@@ -19,8 +19,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt import PyJWK
 
 from handstamp import Policy
-from handstamp.core.supabase_cookies import CookieSession, decode_session
-from handstamp.engine import supabase as engine_module
 from handstamp.engine.cache import COPIES
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import (
@@ -31,9 +29,11 @@ from handstamp.events import (
     Replayed,
     Revoked,
 )
-from handstamp.stores.sql.install import install
-from handstamp.stores.supabase.tokens import read_v2
+from handstamp.stores.install import install
 from handstamp.supabase import SupabaseSessions
+from handstamp.supabase import engine as engine_module
+from handstamp.supabase.cookies import CookieSession, decode_session
+from handstamp.supabase.tokens import read_v2
 from handstamp.testing import outage
 from tests.support.clock import FakeClock
 from tests.support.supabase_keys import private_key, public_key
@@ -203,7 +203,7 @@ async def test_a_conflict_is_never_told_to_a_browser(world: World, version: int)
     assert (near.status_code, near.json()["id"]) == (200, held.id)
     assert (dead.status_code, "retry-after" in dead.headers) == (503, True)
     assert "set-cookie" not in {*near.headers, *dead.headers}
-    await until(lambda: not sessions._supabase._flights)
+    await until(lambda: not sessions._supabase._single_flight)
     after = await client.get("/me", headers=held.cookie(DEAD))
     assert (after.status_code, written(after) is not None) == (200, True)
 
@@ -234,7 +234,7 @@ async def test_what_was_doubted_is_not_believed_in_an_outage(world: World) -> No
     client, held = await world.browser(sessions), await world.sign_in(sessions)
     cookie = held.cookie()
     assert (await client.get("/me", headers=cookie)).status_code == 200
-    sessions._parts.cache.doubt()
+    sessions._state.cache.doubt()
     with outage(sessions, just_begun=True):
         assert (await client.get("/me", headers=cookie)).status_code == 503
 
@@ -247,17 +247,17 @@ async def test_p4_what_the_trigger_misses_is_noticed_within_longest_trust(
     await install(world.psql, "supabase", trigger=True)
     sessions = await world.process(clock=clock)
     client, held = await world.browser(sessions), await world.sign_in(sessions)
-    await until(lambda: sessions._bus.trusted_until > clock())
+    await until(lambda: sessions._listener.trusted_until > clock())
     cookie = held.cookie(LIVE)
     assert (await client.get("/me", headers=cookie)).status_code == 200
     await world.psql.execute("set session_replication_role = replica")
     await world.psql.execute("update auth.users set banned_until = now() + '1 day'")
     clock.advance(29)
-    await until(lambda: sessions._bus.trusted_until > clock())
+    await until(lambda: sessions._listener.trusted_until > clock())
     _, asked = await queries(sessions, client.get("/me", headers=cookie))
     assert asked == 0  # the margin for refreshing takes nothing from it
     clock.advance(31)
-    await until(lambda: sessions._bus.trusted_until > clock())
+    await until(lambda: sessions._listener.trusted_until > clock())
     assert (await client.get("/maybe", headers=cookie)).json() == {"user_id": None}
 
 
@@ -452,7 +452,7 @@ async def test_a_level_taken_back_is_gone_with_the_next_look(world: World) -> No
     header = held.cookie(aal="aal2")
     assert (await client.get("/secure", headers=header)).status_code == 204
     await world.psql.execute("update auth.sessions set aal = 'aal1'")
-    sessions._parts.cache.doubt_session(held.id)
+    sessions._state.cache.doubt_session(held.id)
     assert (await client.get("/secure", headers=header)).status_code == 403
 
 
@@ -642,7 +642,7 @@ async def test_the_tokens_of_a_signed_out_user_cost_no_query_for_each_request(
         else:
             limit = "update auth.sessions set not_after = now()"
             await world.psql.execute(limit)
-    sessions._parts.cache.doubt()
+    sessions._state.cache.doubt()
     ways = [
         {"authorization": f"Bearer {held.token()}"},
         held.cookie(),
@@ -775,9 +775,9 @@ async def test_a_forked_child_starts_over(world: World) -> None:
     async with gotrue.transaction():
         await gotrue.execute("select 1 from auth.sessions for update")
         flight = asyncio.create_task(client.get("/me", headers=held.cookie(DEAD)))
-        await until(lambda: sessions._supabase._flights)
-        sessions._supabase.start_over()
-        assert sessions._supabase._flights == {}
+        await until(lambda: sessions._supabase._single_flight)
+        sessions._supabase.reset_after_fork()
+        assert sessions._supabase._single_flight == {}
         assert len(sessions._supabase._verified) == 0
     assert (await flight).status_code in (200, 503)
     assert (await client.get("/me", headers=held.cookie(DEAD))).status_code == 200
@@ -793,7 +793,7 @@ async def test_a_client_that_goes_away_takes_nobody_along(world: World) -> None:
     async with gotrue.transaction():
         await gotrue.execute("select 1 from auth.sessions for update")
         first = asyncio.create_task(client.get("/me", headers=header))
-        await until(lambda: sessions._supabase._flights)
+        await until(lambda: sessions._supabase._single_flight)
         second = asyncio.create_task(client.get("/me", headers=header))
         await asyncio.sleep(0)
         first.cancel()

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from handstamp.core.supabase_cookies import decode_session
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import LoggedIn, Replayed
 from handstamp.supabase import SupabaseSessions
+from handstamp.supabase.cookies import decode_session
 from tests.support.supabase_site import NAME, Held, World, living
 
 NEAR, DEAD = 60.0, -5.0

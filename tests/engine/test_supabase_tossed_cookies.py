@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from handstamp import Policy
-from handstamp.core.supabase_cookies import cut, encode_session
-from handstamp.core.supabase_records import AuthUser
 from handstamp.events import DuplicateCookies, Refreshed, Replayed
+from handstamp.supabase.cookies import cut, encode_session
+from handstamp.supabase.rules import AuthUser
 from handstamp.testing import outage
 from tests.support.supabase_keys import private_key, public_key
 from tests.support.supabase_site import NAME, Held, World, living

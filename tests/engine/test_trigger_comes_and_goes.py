@@ -12,8 +12,8 @@ import pytest
 
 from handstamp.config import Policy
 from handstamp.engine.sessions import Sessions
+from handstamp.stores.install import install
 from handstamp.stores.notify_trigger import QUIETLY
-from handstamp.stores.sql.install import install
 from tests.support.waiting import until
 
 BRIEF = Policy(max_staleness=timedelta(seconds=0.4))
@@ -49,7 +49,7 @@ async def test_a_trigger_that_was_made_is_relied_on_without_a_restart(
 ) -> None:
     """And what was cached before it came is read again first."""
     async with Sessions(dsn, secret="s" * 32) as sessions:
-        await until(lambda: sessions.stats().bus == "listening")
+        await until(lambda: sessions.stats().listener == "listening")
         assert not sessions.stats().foreign_writers_heard
         issued = await sessions.create(await psql.fetchval(ADD))
         token = issued.session_token.encode()
@@ -68,7 +68,7 @@ async def test_p4_a_revocation_while_the_trigger_was_off_is_noticed(
     await install(psql, "ulid", trigger=True)
     patient = Policy(longest_trust=timedelta(days=1), session_ttl=timedelta(days=1))
     async with Sessions(dsn, secret="s" * 32, policy=patient) as sessions:
-        await until(lambda: sessions.stats().bus == "listening")
+        await until(lambda: sessions.stats().listener == "listening")
         issued = await sessions.create(await psql.fetchval(ADD))
         token = issued.session_token.encode()
         assert sessions.stats().foreign_writers_heard
@@ -93,7 +93,7 @@ async def test_p4_a_writer_who_silences_the_trigger_is_noticed_within_longest_tr
         "quietly": QUIETLY,
     }
     async with Sessions(dsn, secret="s" * 32, policy=policy) as sessions:
-        await until(lambda: sessions.stats().bus == "listening")
+        await until(lambda: sessions.stats().listener == "listening")
         issued = await sessions.create(await psql.fetchval(ADD))
         token = issued.session_token.encode()
         assert sessions.hit(token) is not None

@@ -10,10 +10,9 @@ from datetime import timedelta
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.records import Record
-from handstamp.engine import watch as watch_module
-from handstamp.engine.answers import Issued
-from handstamp.engine.watch import GROUP
+from handstamp.core.models import Issued, Record
+from handstamp.engine import invalidation as watch_module
+from handstamp.engine.invalidation import GROUP
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.memory import MemoryUser
 from tests.support.engines import (
@@ -53,7 +52,7 @@ def said(engine: Engine, text: str) -> None:
 async def look(engine: Engine, *, everyone: bool) -> int:
     """Look once; how many queries that took."""
     before = engine.store.queries
-    await engine.sessions._watch.look(everyone=everyone)
+    await engine.sessions._invalidator.look(everyone=everyone)
     return engine.store.queries - before
 
 
@@ -157,10 +156,10 @@ async def test_an_outage_closes_nothing() -> None:
         issued, socket = await opened(engine)
         del engine.store.rows[issued.session.id]
         engine.store.down = True
-        await engine.sessions._watch.look(everyone=True)
+        await engine.sessions._invalidator.look(everyone=True)
         assert socket.closed == 0
         engine.store.down = False
-        await engine.sessions._watch.look(everyone=True)
+        await engine.sessions._invalidator.look(everyone=True)
         assert socket.closed == 1
 
 
@@ -234,7 +233,7 @@ async def test_p4_without_proof_the_watch_looks_at_all(how: str) -> None:
     async with running(policy=Policy(max_staleness=seconds(0.04))) as engine:
         issued, socket = await opened(engine)
         await look(engine, everyone=True)
-        bus = engine.sessions._bus
+        bus = engine.sessions._listener
         if how == "deaf":
             await bus.stop()
         else:
@@ -310,7 +309,7 @@ async def test_a_doubt_that_found_no_answer_is_looked_at_again(
     away."""
     async with running(policy=Policy(max_staleness=seconds(0.05))) as engine:
         issued, socket = await opened(engine)
-        await engine.sessions._watch.look(everyone=True)
+        await engine.sessions._invalidator.look(everyone=True)
         find_many = engine.store.find_many
         asked: list[int] = []
 
@@ -364,7 +363,7 @@ async def test_what_was_doubted_before_the_watch_began_is_looked_at() -> None:
         end_unsaid(before, issued)
     after = Engine(policy=SLOW, store=before.store, clock=before.clock)
     socket = Socket(after, issued)
-    after.sessions._watch.look_soon(issued.session.id)
+    after.sessions._invalidator.look_soon(issued.session.id)
     async with after.sessions:
         await until(lambda: socket.closed)
 
@@ -506,7 +505,7 @@ async def test_p4_a_new_connection_to_the_channel_doubts_at_once() -> None:
         issued = await engine.login()
         for _ in range(3):
             session_of(await engine.ask(issued))
-            engine.sessions._watch.reset()
+            engine.sessions._invalidator.reset()
             assert engine.sessions.hit(issued.session_token.encode()) is None
 
 
@@ -518,10 +517,10 @@ async def test_closing_forgets_a_doubt_that_was_planned() -> None:
             await listening(engine)
             said(engine, "all")
             said(engine, "all")
-            planned = engine.sessions._watch._planned
+            planned = engine.sessions._invalidator._planned
             assert planned is not None
         assert planned.cancelled()
-        assert engine.sessions._watch._planned is None
+        assert engine.sessions._invalidator._planned is None
 
 
 async def test_c111_ten_thousand_connections_are_checked_in_groups() -> None:
@@ -541,6 +540,6 @@ async def test_c111_ten_thousand_connections_are_checked_in_groups() -> None:
         for n in range(10_000):
             session = replace(issued.session, id=f"{n}")
             engine.sessions.connections.add(session, lambda n=n: closed.append(n))
-        await engine.sessions._watch.look(everyone=True)
+        await engine.sessions._invalidator.look(everyone=True)
         assert asked == [GROUP] * 10 + [1]
         assert (closed, socket.closed) == ([9999], 0)

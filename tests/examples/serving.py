@@ -23,7 +23,7 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 
 import handstamp
-from handstamp.core.supabase_cookies import decode_session, encode_session
+from handstamp.supabase.cookies import decode_session, encode_session
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = Path(handstamp.__file__).parents[1]

@@ -10,7 +10,7 @@ import httpx
 import jwt
 import pytest
 
-from handstamp.core.supabase_cookies import encode_session
+from handstamp.supabase.cookies import encode_session
 from tests.examples.serving import EXAMPLES, SECRET, Example, Server, each, sign_in
 from tests.examples.test_bad_input_over_the_wire import exchange
 

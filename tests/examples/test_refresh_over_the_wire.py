@@ -8,8 +8,8 @@ import time
 import httpx
 import pytest
 
-from handstamp.core.supabase_cookies import decode_session
 from handstamp.core.tokens import Tokens
+from handstamp.supabase.cookies import decode_session
 from tests.examples.serving import EXAMPLES, Example, Server, due, each, sign_in, until
 
 Pair = dict[str, str]

@@ -13,10 +13,10 @@ import asyncpg
 import httpx
 import pytest
 
-from handstamp.core.supabase_cookies import decode_session, encode_session
-from handstamp.core.supabase_rules import SupabaseRules
-from handstamp.stores.supabase.tokens import KeyRing, write_v2
 from handstamp.supabase import SupabaseSessions
+from handstamp.supabase.cookies import decode_session, encode_session
+from handstamp.supabase.rules import SupabaseRules
+from handstamp.supabase.tokens import KeyRing, write_v2
 from tests.conftest import copied
 from tests.examples.serving import SECRET, Example, Server, due, seed, serving
 from tests.support.supabase import assert_gotrue_can_read

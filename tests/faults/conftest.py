@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from anyio import to_thread
 
-from handstamp.stores.sql.install import install
+from handstamp.stores.install import install
 from handstamp.testing.postgres import EmbeddedPostgres, ephemeral
 from tests.faults.fleet import Fleet, fleet
 from tests.faults.proxy import Proxy, proxy
@@ -122,7 +122,7 @@ def wired_workers(
             tmp_path_factory.mktemp("fleet"),
             count=4,
             by_way_of=wires.questions.before(dsn),
-            listen_dsn=wires.bus.before(dsn),
+            listen_dsn=wires.listener.before(dsn),
             max_staleness=STALENESS,
             touch_every=0.2,
             flush_every=0.5,
@@ -146,4 +146,4 @@ def wires(wired_workers: Wired) -> Iterator[Wires]:
     """The proxies before them; they pass again in the end."""
     yield wired_workers.wires
     wired_workers.wires.questions.heal()
-    wired_workers.wires.bus.heal()
+    wired_workers.wires.listener.heal()

@@ -26,8 +26,8 @@ from ulid import ULID
 from websockets.asyncio.client import ClientConnection, connect
 
 from handstamp import Policy, Sessions
-from handstamp.clock import uptime
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
+from handstamp.engine.clocks import uptime
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "the secret of the fault tests: 32 bytes and more"

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from anyio import to_thread
 
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
 from handstamp.testing.postgres import EmbeddedPostgres
 from tests.faults.conftest import Wires
 from tests.faults.fleet import (
@@ -39,7 +39,7 @@ async def terminated(
     """The listening backends are ended, and the way back is closed (N4)."""
     pids = await fleet.listeners()
     await fleet.sql(_TERMINATE, pids)
-    wires.bus.cut()
+    wires.listener.cut()
     yield
 
 
@@ -48,7 +48,7 @@ async def silent(
     fleet: Fleet, wires: Wires, server: EmbeddedPostgres
 ) -> AsyncIterator[None]:
     """The listening connections stay open and nothing gets through (N6)."""
-    wires.bus.stall()
+    wires.listener.stall()
     yield
 
 
@@ -57,7 +57,7 @@ async def half_silent(
     fleet: Fleet, wires: Wires, server: EmbeddedPostgres
 ) -> AsyncIterator[None]:
     """The server hears the workers, and they hear nothing (N6)."""
-    wires.bus.withhold_answers()
+    wires.listener.withhold_answers()
     yield
 
 
@@ -66,7 +66,7 @@ async def reset(
     fleet: Fleet, wires: Wires, server: EmbeddedPostgres
 ) -> AsyncIterator[None]:
     """The listening connections are reset, and so is every new one (N8)."""
-    wires.bus.reset()
+    wires.listener.reset()
     yield
 
 
@@ -84,7 +84,7 @@ async def restarted(
     fleet: Fleet, wires: Wires, server: EmbeddedPostgres
 ) -> AsyncIterator[None]:
     """The server crashed and runs again, before anybody listens again (N1)."""
-    wires.bus.cut()
+    wires.listener.cut()
     await to_thread.run_sync(server.restart, "immediate")
     yield
 
@@ -107,7 +107,7 @@ async def test_P4_C53_C54_C55_without_the_bus_the_staleness_bound_holds(
             committed = await wired.revoke_by_sql(ended)
             await everywhere(wired.workers, Worker.refuses, "to refuse", ended)
             await flow.flows_on()
-        wires.bus.heal()
+        wires.listener.heal()
         await wired.listening()
         assert await _statuses(wired, quiet) == {401}
         await flow.flows_on()

@@ -10,12 +10,10 @@ from datetime import timedelta
 import pytest
 
 from handstamp import Policy, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Invalid, Reason
-from handstamp.core.records import Client
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Answer, Client, Invalid, Issued, Reason
 from handstamp.core.tokens import ENTROPY, Tokens
-from handstamp.engine.answers import Answer, Issued
-from handstamp.engine.strangers import LIFE, MOST
+from handstamp.engine.cache import LIFE, MOST
 from handstamp.stores.shapes import UUID_PLAIN
 from tests.faults.fleet import until
 from tests.support.tables import PostgresTable, postgres_table
@@ -62,7 +60,7 @@ async def sessions(
 
 
 async def _listens(sessions: Sessions) -> bool:
-    return sessions.stats().bus == "listening"
+    return sessions.stats().listener == "listening"
 
 
 async def _live(sessions: Sessions, table: PostgresTable) -> list[Issued]:
@@ -125,7 +123,7 @@ async def test_P2_C37_N18_a_flood_of_unknown_tokens_evicts_no_live_session(
     after = sessions.stats()
     assert after.misses - before.misses == FLOOD
     assert after.queries - before.queries < FLOOD / 100
-    assert len(sessions._authentication._strangers) == MOST
+    assert len(sessions._authenticator._negative_cache) == MOST
     assert after.cached == LIVE
     assert _hits(sessions, live) == LIVE
 
@@ -160,8 +158,8 @@ async def test_P2_C37_a_flood_of_made_up_tokens_in_clear_leaves_no_text_behind(
             asked = (sessions.authenticate(each, Client()) for each in sent)
             assert {Invalid(Reason.NOT_FOUND)} == set(await asyncio.gather(*asked))
         sent_texts = {text.decode() for text in texts}
-        assert sent_texts & set(_reachable(sessions._authentication._lookup)) == set()
-        assert len(sessions._authentication._strangers) == MOST
+        assert sent_texts & set(_reachable(sessions._authenticator._loader)) == set()
+        assert len(sessions._authenticator._negative_cache) == MOST
 
 
 def _reachable(root: object) -> list[str]:

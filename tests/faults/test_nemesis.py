@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 from anyio import to_thread
 
-from handstamp.clock import uptime
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
+from handstamp.engine.clocks import uptime
 from handstamp.testing.postgres import EmbeddedPostgres
 from tests.faults.conftest import Wires
 from tests.faults.fleet import (
@@ -77,7 +77,7 @@ class Nemesis:
     def heal(self) -> None:
         """Let the network pass again."""
         self.wires.questions.heal()
-        self.wires.bus.heal()
+        self.wires.listener.heal()
 
     async def lose_listeners(self) -> None:
         await self.fleet.sql(f"{_TERMINATE} = $1", LISTENER)
@@ -86,7 +86,7 @@ class Nemesis:
         await self.fleet.sql(f"{_TERMINATE} <> $1", LISTENER)
 
     async def silence_the_bus(self) -> None:
-        self.wires.bus.stall()
+        self.wires.listener.stall()
         await self.some_time()
 
     async def silence_answers(self) -> None:
@@ -95,13 +95,13 @@ class Nemesis:
 
     async def reset_everything(self) -> None:
         self.wires.questions.reset()
-        self.wires.bus.reset()
+        self.wires.listener.reset()
         await self.some_time()
         self.heal()
 
     async def slow_down(self) -> None:
         self.wires.questions.delay(0.1)
-        self.wires.bus.delay(0.1)
+        self.wires.listener.delay(0.1)
         await self.some_time()
 
     async def freeze_the_server(self) -> None:

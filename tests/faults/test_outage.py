@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 from anyio import to_thread
 
-from handstamp.clock import uptime
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
+from handstamp.engine.clocks import uptime
 from handstamp.testing.postgres import EmbeddedPostgres
 from tests.faults.conftest import Wires
 from tests.faults.fleet import Fleet, Worker, everywhere, frozen, traffic, until
@@ -251,7 +251,7 @@ async def test_N7_a_slow_network_costs_time_and_nothing_else(
     session = await wired.sign_in()
     await wired.warm(session)  # a new connection takes six round trips of its second
     wires.questions.delay(0.05)
-    wires.bus.delay(0.05)
+    wires.listener.delay(0.05)
     async with traffic(wired.workers, session, None) as flow:
         await flow.flows_on(5)
     assert {seen.status for seen in flow.everything()} == {200}

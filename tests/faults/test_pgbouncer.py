@@ -11,11 +11,10 @@ import pytest
 from ulid import ULID
 
 from handstamp.config import Policy
-from handstamp.core.records import Touch
-from handstamp.engine.answers import Authenticated
+from handstamp.core.models import Authenticated, Touch
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import LoginRefused
-from handstamp.stores.sql.install import install
+from handstamp.stores.install import install
 from handstamp.stores.table import TableStore
 from tests.faults.pooler import pooled, program
 from tests.support.engines import LAPTOP, SECRET, seconds, shown
@@ -117,10 +116,10 @@ def sessions(address: str, listen_dsn: str | None = None) -> Sessions:
 async def test_c56_listening_through_a_pooler_is_mute(pooled_dsn: str, user: str) -> None:
     """LISTEN succeeds there and nothing arrives: it is said, and nothing is trusted."""
     async with sessions(pooled_dsn) as engine:
-        await until(lambda: engine.stats().bus == "mute")
+        await until(lambda: engine.stats().listener == "mute")
         issued = await engine.create(user, client=LAPTOP)
         assert engine.hit(issued.session_token.encode()) is not None
-        assert engine._bus.trusted_until < engine.clock()
+        assert engine._listener.trusted_until < engine.clock()
         assert engine.stats().foreign_writers_heard is False
 
 
@@ -130,7 +129,7 @@ async def test_with_an_address_of_the_server_it_hears(
     """`listen_dsn` past the pooler: what is revoked through it is heard, by whomever."""
     async with sessions(pooled_dsn, dsn) as here, sessions(pooled_dsn, dsn) as there:
         for engine in (here, there):
-            await until(lambda engine=engine: engine.stats().bus == "listening")
+            await until(lambda engine=engine: engine.stats().listener == "listening")
             assert engine.stats().foreign_writers_heard is True
         issued = await there.create(user, client=LAPTOP)
         token = issued.session_token

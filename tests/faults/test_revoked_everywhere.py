@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from handstamp.clock import uptime
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
+from handstamp.engine.clocks import uptime
 from tests.faults.conftest import Launch, Wires
 from tests.faults.fleet import Fleet, Worker, everywhere, traffic, until
 

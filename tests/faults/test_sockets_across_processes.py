@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from handstamp.engine.answers import Issued
-from handstamp.sockets import SESSION_ENDED
+from handstamp._connections import SESSION_ENDED
+from handstamp.core.models import Issued
 from tests.faults.conftest import Launch
 from tests.faults.fleet import PATIENCE, Fleet
 from tests.faults.test_revoked_everywhere import WAYS

@@ -13,10 +13,9 @@ from socketserver import ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from handstamp.core.supabase_records import AmrEntry, AuthSession, AuthUser
-from handstamp.stores.supabase.jwt import AccessTokens
-from handstamp.stores.supabase.keys import Keys
-from handstamp.stores.supabase.tokens import read_v2, write_v2
+from handstamp.supabase.jwt import AccessTokens, Keys
+from handstamp.supabase.rules import AmrEntry, AuthSession, AuthUser
+from handstamp.supabase.tokens import read_v2, write_v2
 from tests.support.supabase_keys import private_key, public_key
 
 SECRET = "super-secret-jwt-token-with-at-least-32-characters-long"

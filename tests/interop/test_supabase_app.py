@@ -20,14 +20,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from handstamp.core.supabase_cookies import (
+from handstamp.starlette import session_auth, wrap
+from handstamp.supabase import SupabaseSessions
+from handstamp.supabase.cookies import (
     SupabaseCookie,
     SupabaseCookieWriter,
     decode_session,
     storage_key,
 )
-from handstamp.starlette import session_auth, wrap
-from handstamp.supabase import SupabaseSessions
 from tests.interop.package_client import Missing, PackageClient, install, run_client
 from tests.support.supabase_site import Held, World, living
 from tests.support.waiting import until

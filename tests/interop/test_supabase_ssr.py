@@ -16,16 +16,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from handstamp.core.supabase_cookies import (
+from handstamp.supabase.cookies import (
     NO_STORE,
     SupabaseCookie,
+    SupabaseCookieReader,
     SupabaseCookieWriter,
+    SupabaseCredentials,
     cut,
     encode_session,
     storage_key,
 )
-from handstamp.core.supabase_credentials import SupabaseCookieReader, SupabaseCredentials
-from handstamp.stores.supabase.tokens import read_v2
+from handstamp.supabase.tokens import read_v2
 from tests.interop.auth_server import SESSION, SHORT, AuthServer, run_auth_server
 from tests.interop.package_client import Missing, PackageClient, install, run_client
 

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from handstamp import Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Invalid, Unknown
-from handstamp.engine.answers import Answer, Authenticated, Issued
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Answer, Authenticated, Invalid, Issued, Unknown
 from handstamp.errors import LoginRefused
 from tests.rotation.families import BLUR, Family, Fate, Pair
 from tests.rotation.worlds import USERS, Base, Row, World, client, forgers_tokens, sha256

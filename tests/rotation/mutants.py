@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from handstamp.core import rotation
-from handstamp.core.lifetime import Invalid, Reason
-from handstamp.core.records import Record, StepUp, Successor, Touch
+from handstamp.core.models import Invalid, Reason, Record, Rotation, StepUp, Touch
 from handstamp.core.rotation import Reissue
 from handstamp.core.tokens import RefreshToken, TokenPair, Tokens
-from handstamp.engine import refreshing
+from handstamp.engine import refresh as refreshing
 from handstamp.engine.cache import Cache, _Fence
-from handstamp.engine.refreshing import Refreshing
+from handstamp.engine.refresh import Refresher
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.memory import MemoryStore
 from tests.rotation.worlds import patched
@@ -73,7 +72,7 @@ class LastWriteWins(MemoryStore):
 class ReadThenWrite(MemoryStore):
     """A rotation reads the row, thinks, and writes it back whole."""
 
-    async def rotate(self, step: Successor) -> Record | None:
+    async def rotate(self, step: Rotation) -> Record | None:
         row = self._current(step)
         if row is None:
             return None
@@ -96,7 +95,7 @@ class DatedBack(MemoryStore):
 class Unending(MemoryStore):
     """A rotation extends a session beyond its absolute limit."""
 
-    async def rotate(self, step: Successor) -> Record | None:
+    async def rotate(self, step: Rotation) -> Record | None:
         return await super().rotate(replace(step, longest=step.longest * 10))
 
 
@@ -115,12 +114,12 @@ class KeepsToken(MemoryStore):
         return raised
 
 
-async def _no_revocation(self: Refreshing, record: Record, client: Any) -> Invalid:
+async def _no_revocation(self: Refresher, record: Record, client: Any) -> Invalid:
     return Invalid(Reason.REPLAYED)
 
 
 _judge = refreshing.judge_refresh
-_reissue = Refreshing._reissue
+_reissue = Refresher._reissue
 _reads = Tokens.read_refresh
 _draws = itertools.count()
 
@@ -131,7 +130,7 @@ def _without_redating(*arguments: Any, **options: Any) -> Any:
 
 
 async def _stepping_again(
-    self: Refreshing, finding: Any, pair: TokenPair, client: Any, redate: bool
+    self: Refresher, finding: Any, pair: TokenPair, client: Any, redate: bool
 ) -> Any:
     if not redate:
         return await _reissue(self, finding, pair, client, redate)
@@ -180,7 +179,7 @@ MUTANTS = (
     Mutant(
         name="unproven_poll",
         story="a thief who only polls is never seen",
-        patch=lambda: patched(Refreshing, "_mark_seen", _proves_nothing),
+        patch=lambda: patched(Refresher, "_mark_seen", _proves_nothing),
     ),
     Mutant(
         name="unproven_frame",
@@ -205,7 +204,7 @@ MUTANTS = (
     Mutant(
         name="no_replay_detection",
         story="a replay is refused and nobody is told",
-        patch=lambda: patched(Refreshing, "_revoke", _no_revocation),
+        patch=lambda: patched(Refresher, "_revoke", _no_revocation),
     ),
     Mutant(
         name="random_successors",
@@ -215,7 +214,7 @@ MUTANTS = (
     Mutant(
         name="step_again",
         story="a lost response is answered with a second step",
-        patch=lambda: patched(Refreshing, "_reissue", _stepping_again),
+        patch=lambda: patched(Refresher, "_reissue", _stepping_again),
     ),
     Mutant(
         name="no_redating",

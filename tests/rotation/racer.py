@@ -11,9 +11,8 @@ from typing import Any
 import asyncpg
 
 from handstamp import Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Client
 
 ME = Client(address="198.51.100.1", user_agent="racer")
 CONNECTIONS = 10

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
 from handstamp.errors import LoginRefused
 from handstamp.events import Revoked
 from tests.rotation.supabase_families import MARGIN, AuthFamily, Fate, Settings, is_row

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from handstamp.core import supabase_rotation, supabase_rules
-from handstamp.core.supabase_rotation import Count, Misused, Swap
-from handstamp.engine.supabase import SupabaseAuthentication
-from handstamp.stores.supabase import statements, v1, v2, work
+from handstamp.supabase import refresh as v1
+from handstamp.supabase import refresh as v2
+from handstamp.supabase import rules as supabase_rotation
+from handstamp.supabase import rules as supabase_rules
+from handstamp.supabase import statements, work
+from handstamp.supabase.engine import SupabaseAuthenticator
+from handstamp.supabase.rules import Count, Misused, Swap
 from tests.rotation.supabase_machine import Deployment
 from tests.rotation.supabase_stage import SETTINGS
 from tests.rotation.worlds import patched
@@ -125,7 +128,7 @@ SUPABASE_MUTANTS = (
         name="nobody_is_told",
         deployment=ROWS,
         story="a misuse ends a session, and there is no event",
-        patch=_rule(SupabaseAuthentication, "_report_replay", lambda *_: None),
+        patch=_rule(SupabaseAuthenticator, "_report_replay", lambda *_: None),
     ),
     SupabaseMutant(
         name="bans_overlooked",

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jwt
 from hypothesis.stateful import RuleBasedStateMachine
 
-from handstamp.engine.answers import Authenticated, Issued
+from handstamp.core.models import Authenticated, Issued
 from handstamp.events import (
     Event,
     LateRefresh,

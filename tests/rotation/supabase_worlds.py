@@ -12,12 +12,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from handstamp import Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
-from handstamp.core.supabase_rules import SupabaseRules
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Client
 from handstamp.events import Event
-from handstamp.stores.supabase.store import SupabaseStore
 from handstamp.supabase import SupabaseSessions
+from handstamp.supabase.rules import SupabaseRules
+from handstamp.supabase.store import SupabaseStore
 from tests.rotation.supabase_families import STALENESS, TTL, Settings
 from tests.support.clock import FakeClock
 from tests.support.frozen_postgres import FrozenPostgres, frozen_postgres
@@ -175,9 +175,9 @@ class AuthProcess:
         )
         sessions.store.auth = store  # type: ignore[attr-defined]
         # The bus keeps a time of its own: what others end is heard of by reading.
-        sessions._bus._channel = None
+        sessions._listener._channel = None
         # Before the first answer it would go by the system's clock, which is elsewhere.
-        sessions._parts.database_clock.saw(clock.now(), clock())
+        sessions._state.database_clock.saw(clock.now(), clock())
         sessions.on(Event, self.events.append)
 
     async def close(self) -> None:
@@ -187,7 +187,7 @@ class AuthProcess:
     def read(self, body: Mapping[str, object]) -> Credentials:
         """What a request carries whose cookie holds this session."""
         line = as_header(body, NAME)["cookie"].encode()
-        return self.sessions.speech(None).reader.read([(b"cookie", line)])
+        return self.sessions.cookie_transport(None).reader.read([(b"cookie", line)])
 
 
 def client(number: int) -> Client:

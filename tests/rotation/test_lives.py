@@ -21,10 +21,8 @@ from datetime import timedelta
 import pytest
 
 from handstamp import Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Invalid
-from handstamp.core.records import Client
-from handstamp.engine.answers import Authenticated, Issued
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Client, Invalid, Issued
 from tests.rotation.worlds import USERS, MemoryBase, World, client
 from tests.support.clock import FakeClock
 

@@ -23,10 +23,16 @@ import asyncpg
 import pytest
 
 from handstamp import Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Invalid, Reason
-from handstamp.core.records import Client, Record, Successor
-from handstamp.engine.answers import Authenticated, Issued
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import (
+    Authenticated,
+    Client,
+    Invalid,
+    Issued,
+    Reason,
+    Record,
+    Rotation,
+)
 from handstamp.events import Replayed
 from handstamp.stores.table import TableStore
 
@@ -278,12 +284,12 @@ class Hesitant(TableStore):
         super().__init__(dsn)
         self.arrived, self.proceed = asyncio.Event(), asyncio.Event()
 
-    async def rotate(self, step: Successor) -> Record | None:
+    async def rotate(self, step: Rotation) -> Record | None:
         """As the table store, once it is told to proceed."""
         await self._hesitate()
         return await super().rotate(step)
 
-    async def redate(self, step: Successor) -> Record | None:
+    async def redate(self, step: Rotation) -> Record | None:
         """As the table store, once it is told to proceed."""
         await self._hesitate()
         return await super().redate(step)
@@ -371,14 +377,14 @@ async def test_c82_a_replay_is_caught_right_after_every_process_was_killed(
             seen = {"do": "use", "session": session, "refresh": refresh}
             await in_thread([(p, seen) for p in processes])
         await age(connection, timedelta(minutes=1))
-        reports: list[Replayed] = []
+        dispatcher: list[Replayed] = []
         async with Sessions(dsn, secret=SECRET) as fresh:
-            fresh.on(Replayed, reports.append)
+            fresh.on(Replayed, dispatcher.append)
             stale = Credentials(refresh=(issued.refresh_token.encode(),))
             answer = await fresh.authenticate(stale, ELSEWHERE)
             assert isinstance(answer, Invalid)
             assert await refused(fresh, session, refresh)
-        assert [(r.session_id, r.presented_by) for r in reports] == [
+        assert [(r.session_id, r.presented_by) for r in dispatcher] == [
             (issued.session.id, ELSEWHERE)
         ]
 

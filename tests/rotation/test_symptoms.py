@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from handstamp.config import Policy
-from handstamp.core.records import NewSession
+from handstamp.core.models import NewSession
 from handstamp.stores.table import TableStore
 from tests.rotation.worlds import PostgresBase, client, sha256
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 from handstamp import Policy, Sessions
-from handstamp.core.records import Client
+from handstamp.core.models import Client
 from handstamp.core.tokens import Tokens
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import Event, Refreshed, Replayed
@@ -270,9 +270,9 @@ class Wire:
 
         return through
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         """No question, so it takes no time: every engine that is left is told of a fork."""
-        self._store.start_over()
+        self._store.reset_after_fork()
 
     async def new_id(self) -> None:
         """The world gives the ids, the same in each."""

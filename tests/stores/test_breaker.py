@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores import breaker as breaker_module
-from handstamp.stores.breaker import Breaker
+from handstamp.stores import connection as breaker_module
+from handstamp.stores.connection import CircuitBreaker
 from tests.support.waiting import turns, until
 
 
@@ -40,7 +40,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_closed_breaker_lets_everybody_pass(probe: Probe) -> None:
     """And probes nothing."""
-    breaker = Breaker(probe)
+    breaker = CircuitBreaker(probe)
     for _ in range(3):
         breaker.admit()
     await turns()
@@ -49,7 +49,7 @@ async def test_a_closed_breaker_lets_everybody_pass(probe: Probe) -> None:
 
 async def test_p16_an_open_breaker_answers_at_once(probe: Probe) -> None:
     """The very next question after a fault is refused, without a turn of the loop."""
-    breaker = Breaker(probe)
+    breaker = CircuitBreaker(probe)
     breaker.trip()
     with pytest.raises(SessionsUnavailable):
         breaker.admit()
@@ -59,7 +59,7 @@ async def test_p16_an_open_breaker_answers_at_once(probe: Probe) -> None:
 
 async def test_only_a_probe_closes_it(probe: Probe, hasty: None) -> None:
     """It stays open for as long as probes fail, and closes with the first that does not."""
-    breaker = Breaker(probe)
+    breaker = CircuitBreaker(probe)
     breaker.trip()
     await until(lambda: probe.asked > 10)
     assert breaker.is_open
@@ -70,7 +70,7 @@ async def test_only_a_probe_closes_it(probe: Probe, hasty: None) -> None:
 
 async def test_many_faults_at_once_are_one_trip(probe: Probe, hasty: None) -> None:
     """A hundred requests that fail together start one prober, and count once."""
-    breaker = Breaker(probe)
+    breaker = CircuitBreaker(probe)
     before = len(asyncio.all_tasks())
     for _ in range(100):
         breaker.trip()
@@ -88,7 +88,7 @@ async def test_a_bug_in_a_probe_keeps_nobody_out_for_good(
 ) -> None:
     """Whatever a probe raises, it is followed by another one."""
     probe.fault = RuntimeError("a bug")
-    breaker = Breaker(probe)
+    breaker = CircuitBreaker(probe)
     breaker.trip()
     await until(lambda: probe.asked > 2)
     probe.fault = None
@@ -107,7 +107,7 @@ async def test_probes_do_not_spin(probe: Probe, monkeypatch: pytest.MonkeyPatch)
         await real(0)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    breaker = Breaker(probe)
+    breaker = CircuitBreaker(probe)
     breaker.trip()
     while len(pauses) < 7:
         await real(0)
@@ -117,7 +117,7 @@ async def test_probes_do_not_spin(probe: Probe, monkeypatch: pytest.MonkeyPatch)
 
 async def test_closing_ends_the_probes(probe: Probe) -> None:
     """No task is left, and nobody is refused any more."""
-    breaker = Breaker(probe)
+    breaker = CircuitBreaker(probe)
     before = asyncio.all_tasks()
     breaker.trip()
     await breaker.close()

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import pytest
 
-from handstamp.core.ids import LONGEST_ID
+from handstamp.core.tokens import LONGEST_ID
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.channel import Canary, Notice, read_payload
+from handstamp.stores.base import Notification
 from handstamp.stores.memory import MemoryStore
+from handstamp.stores.notify import Canary, read_payload
 
 
 @pytest.mark.parametrize(
     ("payload", "notice"),
     [
-        ("s:01J", Notice(session_id="01J")),
-        ("u:01J", Notice(user_id="01J")),
-        ("u:a:b", Notice(user_id="a:b")),
-        ("d:01J", Notice(session_id="01J")),
-        ("s:a:b", Notice(session_id="a:b")),
-        ("s: ", Notice(session_id=" ")),
-        ("s:" + LONGEST_ID * "x", Notice(session_id=LONGEST_ID * "x")),
-        ("all", Notice()),
+        ("s:01J", Notification(session_id="01J")),
+        ("u:01J", Notification(user_id="01J")),
+        ("u:a:b", Notification(user_id="a:b")),
+        ("d:01J", Notification(session_id="01J")),
+        ("s:a:b", Notification(session_id="a:b")),
+        ("s: ", Notification(session_id=" ")),
+        ("s:" + LONGEST_ID * "x", Notification(session_id=LONGEST_ID * "x")),
+        ("all", Notification()),
         ("c:nonce", Canary("nonce")),
         ("c:", Canary("")),
         ("c:a:b", Canary("a:b")),
         ("c", Canary("")),
     ],
 )
-def test_a_payload_is_a_kind_and_an_id(payload: str, notice: Notice | Canary) -> None:
+def test_a_payload_is_a_kind_and_an_id(payload: str, notice: Notification | Canary) -> None:
     """Only the first colon separates, and a canary is no notice."""
     assert read_payload(payload) == notice
 
@@ -42,7 +43,7 @@ def test_a_payload_is_a_kind_and_an_id(payload: str, notice: Notice | Canary) ->
 )
 def test_c68_what_is_malformed_means_anything(payload: str) -> None:
     """To read too much again is the harmless mistake, and it is known to be one."""
-    assert read_payload(payload) == Notice(understood=False)
+    assert read_payload(payload) == Notification(understood=False)
 
 
 async def test_a_channel_in_memory_is_lost_as_the_store_is_down() -> None:
@@ -54,7 +55,7 @@ async def test_a_channel_in_memory_is_lost_as_the_store_is_down() -> None:
     with pytest.raises(SessionsUnavailable):
         await store.channel.listen(said.append, lambda: None)
     with pytest.raises(SessionsUnavailable):
-        await store.channel.speak("s:1")
+        await store.channel.notify("s:1")
     with pytest.raises(SessionsUnavailable):
         await link.prove()
     assert said == []
@@ -69,5 +70,5 @@ async def test_a_cut_channel_in_memory_tells_each_listener_once() -> None:
         await store.channel.listen(said.append, lambda n=n: lost.append(n))
     store._channel.cut()
     store._channel.cut()
-    await store.channel.speak("s:1")
+    await store.channel.notify("s:1")
     assert (lost, said) == ([0, 1], [])

@@ -8,9 +8,8 @@ import asyncpg
 import pytest
 
 from handstamp import UUID_PLAIN, Sessions, TableShape
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
-from handstamp.engine.answers import Authenticated, Issued
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Client, Issued
 from handstamp.stores.shapes import ULID_HASHED
 from tests.support.tables import ULID_TABLE
 

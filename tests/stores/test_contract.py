@@ -19,12 +19,11 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import Invalid, Valid, judge_family, slid
-from handstamp.core.records import Client, NewSession, Record, Touch
+from handstamp.core.lifetime import judge_family, slid
+from handstamp.core.models import Client, Invalid, NewSession, Record, Touch, Valid
 from handstamp.core.rotation import rotated_at, was_seen
 from handstamp.errors import LoginRefused, SessionsUnavailable
-from handstamp.stores.base import Ended
-from handstamp.stores.channel import Link
+from handstamp.stores.base import Ended, ListenConnection
 from tests.support.foreign_tables import FOREIGN
 from tests.support.tables import (
     DAY,
@@ -47,7 +46,7 @@ from tests.support.tables import (
 
 MINUTE = timedelta(minutes=1)
 TTL = POLICY.session_ttl
-Question = Callable[[], Awaitable[object]]
+AuthRequest = Callable[[], Awaitable[object]]
 ABSURD_IDS = [
     "",
     "x",
@@ -1291,11 +1290,11 @@ async def test_a_dead_session_is_found_by_its_id_too(table: Table, user: str) ->
     assert not found.is_active
 
 
-def questions(table: Table, record: Record, new: NewSession) -> list[Question]:
+def questions(table: Table, record: Record, new: NewSession) -> list[AuthRequest]:
     """One call of every method that this table has an answer to."""
     store, id, user = table.store, record.id, record.user_id
     step = successor(id, record.refresh_digest)
-    asked: list[Question] = [
+    asked: list[AuthRequest] = [
         lambda: store.find([record.token_digest]),
         lambda: store.find_by_id(id),
         lambda: store.find_many([id]),
@@ -1337,7 +1336,7 @@ async def test_a_store_starts_over(table: Table, user: str) -> None:
     """As in a forked child: it uses no connection from before, and closes none."""
     record = await created(table, user)
     before = await table.others()
-    table.store.start_over()
+    table.store.reset_after_fork()
     assert await table.store.find_by_id(record.id) == record
     after = await table.others()
     assert after >= before
@@ -1354,7 +1353,7 @@ class Listener:
 
     def __init__(self) -> None:
         self._said: list[str] = []
-        self.link: Link | None = None
+        self.link: ListenConnection | None = None
 
     async def heard(self) -> list[str]:
         """What was said since the last call."""
@@ -1483,7 +1482,7 @@ async def test_pruning_says_nothing(table: Table, user: str, listener: Listener)
 async def test_what_is_spoken_is_heard(table: Table, listener: Listener) -> None:
     """A canary comes as it was said."""
     assert table.store.channel is not None
-    await table.store.channel.speak("c:0123")
+    await table.store.channel.notify("c:0123")
     assert await listener.heard() == ["c:0123"]
 
 
@@ -1496,7 +1495,7 @@ async def test_a_dropped_link_hears_nothing(
     other = await table.store.channel.listen(said.append, lambda: None)
     other.drop()
     other.drop()
-    await table.store.channel.speak("c:0123")
+    await table.store.channel.notify("c:0123")
     assert await listener.heard() == ["c:0123"]
     assert said == []
 

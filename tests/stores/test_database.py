@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores import breaker as breaker_module
-from handstamp.stores.database import READ_LANES, Database
+from handstamp.stores import connection as breaker_module
+from handstamp.stores.connection import READ_POOL_SIZE, Database
 from tests.support.waiting import until
 from tests.support.wire import Wire, wired
 
@@ -91,7 +91,7 @@ async def test_p16_handshakes_that_hang_are_a_few(database: Database, wire: Wire
         most = max(most, len(database._connecting))
 
     await asyncio.gather(*(ask(number) for number in range(200)))
-    assert 0 < most <= 2 * (READ_LANES + database._width)
+    assert 0 < most <= 2 * (READ_POOL_SIZE + database._width)
 
 
 async def test_c122_waiting_for_a_lane_is_inside_the_budget(
@@ -196,9 +196,9 @@ async def test_c125_a_lost_connection_is_asked_for_once_more(
     database: Database, wire: Wire
 ) -> None:
     """Every held connection is dead, and every look-up still has its answer."""
-    await asyncio.gather(*(database.look_up("select 1") for _ in range(READ_LANES)))
+    await asyncio.gather(*(database.look_up("select 1") for _ in range(READ_POOL_SIZE)))
     wire.cut()
-    for _ in range(2 * READ_LANES):
+    for _ in range(2 * READ_POOL_SIZE):
         assert await database.look_up("select 1 as one") == [(1,)]
     assert not database.breaker.is_open
 

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from handstamp import ConfigError, Sessions
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.database import Database
-from handstamp.stores.dsn import checked_dsn
+from handstamp.stores.connection import Database, checked_dsn
 from handstamp.supabase import SupabaseSessions
 from tests.conftest import execute
 from tests.support.commands import handstamp

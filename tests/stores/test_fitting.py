@@ -36,7 +36,7 @@ class Bench:
         self._dsn = dsn
         self.psql = psql
 
-    async def fitted(self, shape: TableShape) -> TableStore:
+    async def resolved(self, shape: TableShape) -> TableStore:
         """A store that has looked at the table, closed."""
         store = TableStore(self._dsn, shape=shape)
         try:
@@ -48,7 +48,7 @@ class Bench:
     async def refusal(self, shape: TableShape) -> str:
         """Why the table must not be used."""
         with pytest.raises(ConfigError) as refusal:
-            await self.fitted(shape)
+            await self.resolved(shape)
         return str(refusal.value)
 
 
@@ -194,7 +194,7 @@ async def test_a_dangerous_table_is_refused_until_it_is_mended(
     assert f"{SHAPES[name].table}." in refusal
     (ddl,) = remedies(refusal)
     await bench.psql.execute(ddl)
-    await bench.fitted(SHAPES[name])
+    await bench.resolved(SHAPES[name])
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ async def test_a_collation_that_ignores_case_is_refused_until_it_is_mended(
         refusal = await bench.refusal(SHAPES[name])
         assert "takes different texts for equal" in refusal
         await psql.execute(remedies(refusal)[0])
-        await bench.fitted(SHAPES[name])
+        await bench.resolved(SHAPES[name])
     finally:
         await psql.close()
 
@@ -243,7 +243,7 @@ async def test_citext_is_refused_until_it_is_text(bench: Bench, name: str) -> No
     refusal = await bench.refusal(UUID_PLAIN)
     assert "is of type citext" in refusal
     await bench.psql.execute(remedies(refusal)[0])
-    await bench.fitted(UUID_PLAIN)
+    await bench.resolved(UUID_PLAIN)
 
 
 @pytest.mark.parametrize("name", ["ulid"])
@@ -324,10 +324,10 @@ async def test_a_missing_column_switches_its_feature_off(
 ) -> None:
     """Visibly: in the capabilities, in the log, and nothing else is off."""
     await bench.psql.execute(f"alter table user_sessions drop column {column} cascade")
-    store = await bench.fitted(UUID_PLAIN)
+    store = await bench.resolved(UUID_PLAIN)
     field, ability = OFF[column]
     assert not getattr(store.capabilities, ability)
-    assert (await store.statements()).fitted.missing == (field,)
+    assert (await store.statements()).resolved.missing == (field,)
     assert f"no column for {field}" in caplog.text
     await store.close()
 
@@ -342,11 +342,11 @@ async def test_without_what_rotation_needs_nothing_rotates(
 ) -> None:
     """Rather than rotate and never notice a theft."""
     await bench.psql.execute(f"alter table user_sessions drop column {column} cascade")
-    store = await bench.fitted(ULID_HASHED)
+    store = await bench.resolved(ULID_HASHED)
     assert not store.capabilities.refresh
     sql = await store.statements()
     assert (sql.rotate, sql.redate) == (None, None)
-    assert "refresh_token" in sql.fitted.missing
+    assert "refresh_token" in sql.resolved.missing
     await store.close()
 
 
@@ -357,9 +357,9 @@ async def test_a_missing_column_of_a_user_is_reported(
 ) -> None:
     """By the word of the shape, with the table in front."""
     await bench.psql.execute(f"alter table users drop column {column} cascade")
-    store = await bench.fitted(ULID_HASHED)
+    store = await bench.resolved(ULID_HASHED)
     field = {"last_password_change": "password_changed_at"}.get(column, column)
-    assert (await store.statements()).fitted.missing == (f"users.{field}",)
+    assert (await store.statements()).resolved.missing == (f"users.{field}",)
     await store.close()
 
 
@@ -367,8 +367,8 @@ async def test_a_missing_column_of_a_user_is_reported(
 async def test_users_that_are_not_there_are_reported(bench: Bench, name: str) -> None:
     """Their rules are off, and the sessions work."""
     shape = replace(DJANGO.shape, users=UsersTable(table="nobody"))
-    store = await bench.fitted(shape)
-    assert (await store.statements()).fitted.missing == ("users",)
+    store = await bench.resolved(shape)
+    assert (await store.statements()).resolved.missing == ("users",)
     assert not store.capabilities.user_status
     await store.close()
 

@@ -15,12 +15,11 @@ import asyncpg
 import pytest
 
 from handstamp import Client, Policy, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Record, Touch
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Record, Touch
 from handstamp.errors import LoginRefused
 from handstamp.stores.base import Capabilities
-from handstamp.stores.upgrading import MOST
+from handstamp.stores.plaintext import MOST
 from tests.support.foreign_tables import FOREIGN
 from tests.support.tables import (
     DAY,
@@ -183,7 +182,7 @@ async def test_each_table_can_do_what_is_said_of_it(
 ) -> None:
     """So no rule of the contract is skipped that the table could have kept."""
     assert await table.store.ready() == ABLE[name]
-    assert (await table.store.statements()).fitted.missing == ()
+    assert (await table.store.statements()).resolved.missing == ()
 
 
 # P14: the table stays theirs.
@@ -230,7 +229,7 @@ async def test_p14_every_column_of_a_row_is_named_or_kept(
     table: PostgresTable, name: str
 ) -> None:
     """The list of what is not ours, above, is whole."""
-    columns = (await table.store.statements()).fitted.columns.values()
+    columns = (await table.store.statements()).resolved.columns.values()
     ours = {spelling.name.strip('"') for spelling in columns}
     rows = await table.frozen.connection.fetch(
         "select attname::text from pg_attribute where attrelid = to_regclass($1)"
@@ -335,7 +334,7 @@ async def test_a_session_from_login_to_logout(
         Sessions(dsn, secret=SECRET, shape=definition.shape) as other,
     ):
         user = await table.add_user()
-        await until(lambda: other.stats().bus == "listening")
+        await until(lambda: other.stats().listener == "listening")
         issued = await sessions.create(user, client=CLIENT, remember=True)
         stored = await table.frozen.connection.fetch(
             f'select * from "{definition.shape.table}"'
@@ -485,10 +484,10 @@ async def test_a_read_only_database_serves_tokens_in_clear(table: PostgresTable)
     for _ in range(3):
         (seen,) = await table.store.find([digest_of(token)], [token])
         assert seen.is_active
-        await until(lambda: not table.store._upgrading)
+        await until(lambda: not table.store._upgrader)
     assert faults == []
     with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
-        async with table.store._database._writes.lane() as connection:
+        async with table.store._database._writes.acquire() as connection:
             await connection.execute("create table x ()")
 
 
@@ -503,10 +502,10 @@ async def test_p2_a_locked_table_holds_up_a_few_upgrades(table: PostgresTable) -
         for _ in range(20):
             (seen,) = await table.store.find([digest_of(token)], [token])
             assert seen.id == record.id
-        assert len(table.store._upgrading) == MOST
-    await until(lambda: not table.store._upgrading)
+        assert len(table.store._upgrader) == MOST
+    await until(lambda: not table.store._upgrader)
     await table.store.find([digest_of(token)], [token])
-    await until(lambda: not table.store._upgrading)
+    await until(lambda: not table.store._upgrader)
     (seen,) = await table.store.find([digest_of(token)])
     assert seen.id == record.id
 
@@ -517,7 +516,7 @@ async def test_closing_stops_an_upgrade(table: PostgresTable) -> None:
     _, token = await planted(table, await table.add_user())
     await table.store.find([digest_of(token)], [token])
     await table.store.close()
-    assert not table.store._upgrading
+    assert not table.store._upgrader
     assert table.store._database._writes is None
 
 

@@ -13,11 +13,11 @@ import asyncpg
 import pytest
 
 from handstamp import Client, Policy, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Table, read_table
-from handstamp.stores.hashing import Hashing
+from handstamp.stores.plaintext import TokenMigration
 from handstamp.stores.shapes import UUID_PLAIN, TableShape, quoted
 
 SECRET = "the secret of the tests of hashing: 32 bytes and more"
@@ -43,8 +43,8 @@ async def table_of(database: asyncpg.Connection, shape: TableShape) -> Table:
 
 async def hashing_of(
     database: asyncpg.Connection, shape: TableShape = UUID_PLAIN
-) -> Hashing:
-    return Hashing(shape, await table_of(database, shape), ["other"])
+) -> TokenMigration:
+    return TokenMigration(shape, await table_of(database, shape), ["other"])
 
 
 def digest_of(token: str) -> str:
@@ -57,7 +57,7 @@ async def stored(database: asyncpg.Connection) -> dict[int, str]:
     return {row["id"].int: row["session_token"] for row in rows}
 
 
-async def run(hashing: Hashing, database: asyncpg.Connection, size: int = 7) -> int:
+async def run(hashing: TokenMigration, database: asyncpg.Connection, size: int = 7) -> int:
     return sum([batch.hashed async for batch in hashing.run(database, size=size)])
 
 

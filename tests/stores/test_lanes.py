@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from handstamp.errors import LoginRefused, SessionsUnavailable
-from handstamp.stores.lanes import Lanes
+from handstamp.stores.connection import ConnectionPool
 from handstamp.stores.table import TableStore
 from tests.support.tables import POLICY, new_session, postgres_table
 from tests.support.waiting import until
@@ -21,11 +21,11 @@ SLEEPING = """
 
 
 @pytest.fixture
-async def lanes(dsn: str) -> AsyncIterator[Lanes]:
+async def pool(dsn: str) -> AsyncIterator[ConnectionPool]:
     """Two lanes to a database."""
-    lanes = Lanes(lambda: asyncpg.connect(dsn), 2)
-    yield lanes
-    await lanes.close()
+    pool = ConnectionPool(lambda: asyncpg.connect(dsn), 2)
+    yield pool
+    await pool.close()
 
 
 @pytest.fixture
@@ -36,31 +36,31 @@ async def watching(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-async def pid(lanes: Lanes, *, fresh: bool = False) -> int:
-    async with lanes.lane(fresh=fresh) as connection:
+async def pid(pool: ConnectionPool, *, fresh: bool = False) -> int:
+    async with pool.acquire(fresh=fresh) as connection:
         return connection.get_server_pid()
 
 
-async def test_a_lane_is_kept(lanes: Lanes) -> None:
+async def test_a_lane_is_kept(pool: ConnectionPool) -> None:
     """One after another uses the same connection, as it was left."""
-    assert len({await pid(lanes) for _ in range(5)}) == 1
+    assert len({await pid(pool) for _ in range(5)}) == 1
 
 
-async def test_nothing_is_opened_before_it_is_needed(lanes: Lanes) -> None:
+async def test_nothing_is_opened_before_it_is_needed(pool: ConnectionPool) -> None:
     """No connection at first, and one for one piece of work."""
-    assert len(lanes._all) == 0
-    await pid(lanes)
-    assert len(lanes._all) == 1
+    assert len(pool._all) == 0
+    await pid(pool)
+    assert len(pool._all) == 1
 
 
-async def test_no_more_lanes_than_the_width(lanes: Lanes) -> None:
+async def test_no_more_lanes_than_the_width(pool: ConnectionPool) -> None:
     """Twenty at once use two connections, two at a time, and all come through."""
     inside, most, pids = 0, 0, set()
     two = asyncio.Event()
 
     async def work() -> None:
         nonlocal inside, most
-        async with lanes.lane() as connection:
+        async with pool.acquire() as connection:
             inside += 1
             most = max(most, inside)
             if inside == 2:
@@ -70,97 +70,97 @@ async def test_no_more_lanes_than_the_width(lanes: Lanes) -> None:
             inside -= 1
 
     await asyncio.gather(*(work() for _ in range(20)))
-    assert (most, len(pids), len(lanes._all)) == (2, 2, 2)
+    assert (most, len(pids), len(pool._all)) == (2, 2, 2)
 
 
-async def test_whoever_gives_up_waiting_takes_no_lane(lanes: Lanes) -> None:
+async def test_whoever_gives_up_waiting_takes_no_lane(pool: ConnectionPool) -> None:
     """Both lanes are there again, whatever became of those who waited for them."""
-    async with lanes.lane(), lanes.lane():
-        waiting = [asyncio.ensure_future(pid(lanes)) for _ in range(10)]
+    async with pool.acquire(), pool.acquire():
+        waiting = [asyncio.ensure_future(pid(pool)) for _ in range(10)]
         await asyncio.sleep(0)
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
-    await asyncio.gather(pid(lanes), pid(lanes))
+    await asyncio.gather(pid(pool), pid(pool))
     async with asyncio.timeout(15):
-        async with lanes.lane(), lanes.lane():
-            assert len(lanes._all) == 2
+        async with pool.acquire(), pool.acquire():
+            assert len(pool._all) == 2
 
 
 async def test_c123_a_lane_left_in_the_middle_of_a_query_is_dropped(
-    lanes: Lanes, watching: asyncpg.Connection
+    pool: ConnectionPool, watching: asyncpg.Connection
 ) -> None:
     """It is never used again, and its server process ends."""
 
     async def sleep() -> None:
-        async with lanes.lane() as connection:
+        async with pool.acquire() as connection:
             await connection.execute("select pg_sleep(600)")
 
-    first = await pid(lanes)
+    first = await pid(pool)
     task = asyncio.ensure_future(sleep())
     while not await watching.fetchval(SLEEPING):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.wait([task])
-    assert len(lanes._all) == 0
-    assert await pid(lanes) != first
+    assert len(pool._all) == 0
+    assert await pid(pool) != first
 
 
 async def test_a_closed_connection_is_not_handed_out(
-    lanes: Lanes, watching: asyncpg.Connection
+    pool: ConnectionPool, watching: asyncpg.Connection
 ) -> None:
     """One that the server ended while it lay there is replaced."""
-    first = await pid(lanes)
-    (connection,) = lanes._free
+    first = await pid(pool)
+    (connection,) = pool._free
     await watching.execute("select pg_terminate_backend($1)", first)
     await until(connection.is_closed)
-    assert await pid(lanes) != first
-    assert len(lanes._all) == 1
+    assert await pid(pool) != first
+    assert len(pool._all) == 1
 
 
-async def test_a_fresh_lane_is_a_new_connection(lanes: Lanes) -> None:
+async def test_a_fresh_lane_is_a_new_connection(pool: ConnectionPool) -> None:
     """Though a kept one is free; it counts against the width while it is used."""
-    first = await pid(lanes)
-    async with lanes.lane(fresh=True) as connection:
+    first = await pid(pool)
+    async with pool.acquire(fresh=True) as connection:
         assert connection.get_server_pid() != first
 
 
 @pytest.mark.parametrize("fault", [ValueError, asyncio.CancelledError, KeyboardInterrupt])
 async def test_whatever_else_goes_wrong_drops_the_lane(
-    lanes: Lanes, fault: type[BaseException]
+    pool: ConnectionPool, fault: type[BaseException]
 ) -> None:
     """Nobody knows what state such a connection is in."""
     with pytest.raises(fault):
-        async with lanes.lane():
+        async with pool.acquire():
             raise fault
-    assert len(lanes._all) == 0
+    assert len(pool._all) == 0
 
 
-async def test_a_refusal_keeps_the_lane(lanes: Lanes) -> None:
+async def test_a_refusal_keeps_the_lane(pool: ConnectionPool) -> None:
     """An error of ours or of the server's is an answer: the connection is good."""
-    first = await pid(lanes)
+    first = await pid(pool)
     for fault in (LoginRefused("too_many"), SessionsUnavailable("no")):
         with pytest.raises(type(fault)):
-            async with lanes.lane():
+            async with pool.acquire():
                 raise fault
     with pytest.raises(asyncpg.DivisionByZeroError):
-        async with lanes.lane() as connection:
+        async with pool.acquire() as connection:
             await connection.execute("select 1 / 0")
-    assert await pid(lanes) == first
+    assert await pid(pool) == first
 
 
-async def test_an_open_transaction_is_not_kept(lanes: Lanes) -> None:
+async def test_an_open_transaction_is_not_kept(pool: ConnectionPool) -> None:
     """Its locks go with the connection."""
-    first = await pid(lanes)
+    first = await pid(pool)
 
     async def fail() -> None:
-        async with lanes.lane() as connection:
+        async with pool.acquire() as connection:
             await connection.execute("begin")
             raise SessionsUnavailable("no")
 
     with pytest.raises(SessionsUnavailable):
         await fail()
-    assert await pid(lanes) != first
+    assert await pid(pool) != first
 
 
 async def test_a_refused_login_keeps_its_connection(dsn: str) -> None:
@@ -175,13 +175,13 @@ async def test_a_refused_login_keeps_its_connection(dsn: str) -> None:
         assert table.store._database._writes._free == [before]
 
 
-async def test_closing_leaves_no_connection(lanes: Lanes, dsn: str) -> None:
+async def test_closing_leaves_no_connection(pool: ConnectionPool, dsn: str) -> None:
     """Neither a free one nor one that is being used."""
-    async with lanes.lane() as used:
-        await pid(lanes)
-        await lanes.close()
+    async with pool.acquire() as used:
+        await pid(pool)
+        await pool.close()
         assert used.is_closed()
-    assert (lanes._all, [c for c in lanes._free if not c.is_closed()]) == (set(), [])
+    assert (pool._all, [c for c in pool._free if not c.is_closed()]) == (set(), [])
 
 
 async def test_c124_cancelled_queries_mix_up_nobody(dsn: str) -> None:

@@ -9,10 +9,11 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from handstamp.clock import uptime
-from handstamp.engine.bus import Bus, Hearing
+from handstamp.engine.clocks import uptime
+from handstamp.engine.dispatch import ListenerState
+from handstamp.engine.invalidation import NotificationListener
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.channel import CHANNEL, Link, Notice
+from handstamp.stores.base import CHANNEL, ListenConnection, Notification
 from handstamp.stores.table import TableStore
 from tests.support.waiting import until
 from tests.support.wire import Wire, wired
@@ -43,7 +44,9 @@ async def psql(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-async def listen(store: TableStore, said: list[str], lost: list[int] | None = None) -> Link:
+async def listen(
+    store: TableStore, said: list[str], lost: list[int] | None = None
+) -> ListenConnection:
     ends = [] if lost is None else lost
     return await store.channel.listen(said.append, lambda: ends.append(1))
 
@@ -132,7 +135,7 @@ async def test_nobody_to_listen_to_is_no_answer() -> None:
     with pytest.raises(SessionsUnavailable):
         await listen(store, [])
     with pytest.raises(SessionsUnavailable):
-        await store.channel.speak("s:1")
+        await store.channel.notify("s:1")
     await store.close()
 
 
@@ -142,9 +145,9 @@ class Hearer:
     def __init__(self, wire: Wire, dsn: str) -> None:
         # It speaks past the wire, as other processes do.
         self.store = TableStore(dsn, listen_dsn=wire.dsn, budget=timedelta(seconds=1))
-        self.notices: list[Notice] = []
+        self.notices: list[Notification] = []
         self.resets: list[int] = []
-        self.bus = Bus(
+        self.listener = NotificationListener(
             self.store.channel,
             heard=self.notices.append,
             reset=lambda: self.resets.append(1),
@@ -164,11 +167,11 @@ async def wire(dsn: str) -> AsyncIterator[Wire]:
 async def hearer(wire: Wire, dsn: str) -> AsyncIterator[Hearer]:
     """A bus that listens."""
     hearer = Hearer(wire, dsn)
-    hearer.bus.start()
-    await until(lambda: hearer.bus.hearing is Hearing.LISTENING)
+    hearer.listener.start()
+    await until(lambda: hearer.listener.hearing is ListenerState.LISTENING)
     yield hearer
     wire.thaw()
-    await hearer.bus.stop()
+    await hearer.listener.stop()
     await hearer.store.close()
 
 
@@ -177,14 +180,14 @@ async def test_c53_c55_a_cut_wire_is_noticed_and_doubts_everything(
 ) -> None:
     """Deaf at once, listening again by itself, and everything doubted once more."""
     await wire.unplug()
-    await until(lambda: hearer.bus.hearing is Hearing.DEAF)
-    await hearer.store.channel.speak("s:unheard")
+    await until(lambda: hearer.listener.hearing is ListenerState.DEAF)
+    await hearer.store.channel.notify("s:unheard")
     await wire.plug_in()
-    await until(lambda: hearer.bus.hearing is Hearing.LISTENING)
+    await until(lambda: hearer.listener.hearing is ListenerState.LISTENING)
     assert len(hearer.resets) == 2
-    await hearer.store.channel.speak("s:heard")
+    await hearer.store.channel.notify("s:heard")
     await until(lambda: hearer.notices)
-    assert hearer.notices == [Notice(session_id="heard")]
+    assert hearer.notices == [Notification(session_id="heard")]
 
 
 async def test_c54_a_wire_that_is_silent_and_open_is_noticed(
@@ -192,9 +195,9 @@ async def test_c54_a_wire_that_is_silent_and_open_is_noticed(
 ) -> None:
     """No callback comes and no error: the missing proof alone says it."""
     wire.freeze()
-    await until(lambda: hearer.bus.hearing is Hearing.DEAF)
+    await until(lambda: hearer.listener.hearing is ListenerState.DEAF)
     wire.thaw()
-    await until(lambda: hearer.bus.hearing is Hearing.LISTENING)
+    await until(lambda: hearer.listener.hearing is ListenerState.LISTENING)
     assert len(hearer.resets) >= 2
 
 
@@ -202,11 +205,13 @@ async def test_c56_a_channel_that_leads_elsewhere_is_mute(
     dsn: str, empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Listening to another database than the one that is written to is noticed."""
-    monkeypatch.setattr("handstamp.engine.bus.CANARY_BUDGET", 0.1)
+    monkeypatch.setattr("handstamp.engine.invalidation.CANARY_BUDGET", 0.1)
     store = TableStore(dsn, listen_dsn=empty_dsn, budget=timedelta(seconds=20))
-    bus = Bus(store.channel, heard=print, reset=print, max_staleness=5.0, clock=uptime)
+    bus = NotificationListener(
+        store.channel, heard=print, reset=print, max_staleness=5.0, clock=uptime
+    )
     bus.start()
-    await until(lambda: bus.hearing is Hearing.MUTE)
+    await until(lambda: bus.hearing is ListenerState.MUTE)
     assert bus.trusted_until < uptime()
     await bus.stop()
     await store.close()

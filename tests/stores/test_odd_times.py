@@ -18,13 +18,12 @@ import asyncpg
 import pytest
 
 from handstamp import UUID_PLAIN, Client, Policy, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Unknown, judge, judge_family
-from handstamp.core.records import Record, Session, Touch
+from handstamp.core.cookies import Credentials
+from handstamp.core.lifetime import judge, judge_family
+from handstamp.core.models import Authenticated, Issued, Record, Session, Touch, Unknown
 from handstamp.core.rotation import judge_refresh
 from handstamp.core.tokens import TokenPair
-from handstamp.engine.answers import Authenticated, Issued
-from handstamp.engine.entries import Read, make_entry
+from handstamp.engine.cache import Read, make_entry
 from handstamp.stores.shapes import ULID_HASHED, quoted
 from tests.stores.conftest import Templates
 from tests.support.engines import SECRET, shown
@@ -345,7 +344,7 @@ async def test_requests_and_sockets_beside_an_odd_row_are_not_its_business(
                     closer = partial(closed.append, each.session.id)
                     sessions.connections.add(each.session, closer)
                 await deleted(table, gone.session.id)
-                await sessions._watch.look(everyone=True)
+                await sessions._invalidator.look(everyone=True)
                 assert gone.session.id in closed
                 assert good.session.id not in closed
                 await sessions.list_for_user(users[0])

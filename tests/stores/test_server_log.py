@@ -10,11 +10,10 @@ import pytest
 from ulid import ULID
 
 from handstamp import Client, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.core.lifetime import Invalid
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Invalid
 from handstamp.core.tokens import Tokens
-from handstamp.engine.answers import Authenticated
-from handstamp.stores.sql.install import install
+from handstamp.stores.install import install
 from handstamp.testing.postgres import ephemeral
 
 SECRET = "a secret of the tests, and of nothing else"
@@ -102,7 +101,7 @@ async def test_c40_every_refusal_looks_alike(dsn: str, state: str) -> None:
             await sessions.revoke(issued.session.id)
         if state == "unknown":
             await connection.execute("delete from user_sessions")
-            sessions._parts.cache.forget_session(issued.session.id)
+            sessions._state.cache.forget_session(issued.session.id)
         await connection.close()
         text = "malformed" if state == "malformed" else issued.session_token
         answer = await sessions.authenticate(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from handstamp.core.calendar import EARLIEST, LATEST
+from handstamp.core.models import EARLIEST, LATEST
 from handstamp.errors import ConfigError
 from handstamp.stores.shapes import (
     ULID_HASHED,

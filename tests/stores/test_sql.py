@@ -12,8 +12,7 @@ import asyncpg
 import pytest
 from ulid import ULID
 
-from handstamp.stores.sql import shapes, statements
-from handstamp.stores.sql.install import install, script
+from handstamp.stores.install import install, script, shapes, statements
 
 # The documentation of the table, word for word: name, type, default, nullable.
 COLUMNS = [

@@ -18,11 +18,11 @@ import pytest
 
 from handstamp import Sessions
 from handstamp.core.lifetime import is_remembered
-from handstamp.core.records import Record
+from handstamp.core.models import Record
 from handstamp.core.rotation import rotated_at, was_seen
 from handstamp.errors import ConfigError
 from handstamp.stores.base import Store
-from handstamp.stores.sql.install import install
+from handstamp.stores.install import install
 from handstamp.stores.table import TableStore
 from tests.conftest import Server, execute
 from tests.conftest import created as new_database

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from handstamp.config import Policy
-from handstamp.core.records import Client, Record, Touch
+from handstamp.core.models import Client, Record, Touch
 from handstamp.core.rotation import was_seen
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
 from handstamp.stores.shapes import TableShape, UsersTable

@@ -13,11 +13,11 @@ import pytest
 from ulid import ULID
 
 from handstamp.config import Policy
-from handstamp.core.records import Record, Touch
-from handstamp.stores.binding import digest_of
+from handstamp.core.models import Record, Touch
+from handstamp.stores.install import install
 from handstamp.stores.notify_trigger import QUIETLY
 from handstamp.stores.shapes import UUID_PLAIN
-from handstamp.stores.sql.install import install
+from handstamp.stores.sql import digest_of
 from handstamp.stores.table import TableStore
 from tests.support.tables import DAY, POLICY, new_session, successor
 from tests.support.waiting import until
@@ -594,7 +594,7 @@ async def test_c129_a_living_uuid_session_never_fires_it(hamlet: Hamlet) -> None
     clear = "update user_sessions set session_token = 'in clear'"
     assert await hamlet.run(clear) == [f"s:{record.id}"]
     await hamlet.store.find([digest_of("in clear")], ["in clear"])
-    await until(lambda: not hamlet.store._upgrading)
+    await until(lambda: not hamlet.store._upgrader)
     row = await hamlet.psql.fetchrow("select session_token from user_sessions")
     assert (row[0], await hamlet.heard()) == (f"sha256:{digest_of('in clear')}", [])
 

@@ -12,16 +12,16 @@ import asyncpg
 import pytest
 
 from handstamp.errors import ConfigError
-from handstamp.stores.channel import Link
-from handstamp.stores.notify_check import canonical, check_triggers, read_version
-from handstamp.stores.notify_trigger import function_sql, triggers_of
-from handstamp.stores.shapes import TableShape
-from handstamp.stores.sql.install import (
+from handstamp.stores.base import ListenConnection
+from handstamp.stores.install import (
     documented_triggers,
     install,
     install_trigger,
     script,
 )
+from handstamp.stores.notify_check import canonical, check_triggers, read_version
+from handstamp.stores.notify_trigger import function_sql, triggers_of
+from handstamp.stores.shapes import TableShape
 from handstamp.stores.table import TableStore
 from tests.support.foreign_tables import FOREIGN
 
@@ -111,7 +111,7 @@ async def place(dsn: str) -> AsyncIterator[Place]:
     await psql.close()
 
 
-async def listen(dsn: str) -> tuple[TableStore, Link]:
+async def listen(dsn: str) -> tuple[TableStore, ListenConnection]:
     store = TableStore(dsn)
     return store, await store.channel.listen(lambda _: None, lambda: None)
 
@@ -504,7 +504,7 @@ async def test_a_partition_without_the_trigger_is_told(
     connection = await asyncpg.connect(dsn)
     await install_trigger(connection, shape)
     store = TableStore(dsn, shape=shape)
-    triggers = triggers_of((await store.statements()).fitted)
+    triggers = triggers_of((await store.statements()).resolved)
     assert (await check_triggers(connection, triggers)).complete
     before = await read_version(connection, triggers)
     await connection.execute(

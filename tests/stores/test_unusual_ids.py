@@ -36,7 +36,7 @@ from handstamp import (
     Sessions,
 )
 from handstamp.blocking import call
-from handstamp.engine.answers import Authenticated, Issued
+from handstamp.core.models import Authenticated, Issued
 from handstamp.events import Revoked
 from handstamp.starlette import session_auth, wrap
 from handstamp.wsgi import ENVIRON_KEY, SessionAuthMiddleware
@@ -110,7 +110,7 @@ async def processes(dsn: str, *ids: str, **options: Any) -> AsyncIterator[list[S
     one = Sessions(dsn, new_id=lambda: next(given), **options)
     other = Sessions(dsn, **options)
     async with one, other:
-        await until(lambda: {one.stats().bus, other.stats().bus} == {"listening"})
+        await until(lambda: {one.stats().listener, other.stats().listener} == {"listening"})
         yield [one, other]
 
 
@@ -538,7 +538,7 @@ async def test_a_row_that_comes_with_too_long_an_id_is_no_session(text_dsn: str)
         await execute(text_dsn, "update user_sessions set id = repeat('x', 256)")
         await here.create(user)
         for process in (here, there):
-            process._parts.cache.doubt()
+            process._state.cache.doubt()
             assert not await is_in(process, issued, refresh=True)
             assert not await process.revoke("x" * 256)
         assert [s.id for s in await here.list_for_user(user)] == ["new"]

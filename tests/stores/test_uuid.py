@@ -14,11 +14,11 @@ import asyncpg
 import pytest
 
 from handstamp import Client, Policy, Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated
 from handstamp.errors import ConfigError
+from handstamp.stores.install import install
 from handstamp.stores.shapes import UUID_PLAIN, TableShape
-from handstamp.stores.sql.install import install
 from tests.support.waiting import until
 
 SECRET = "the secret of the tests of the uuid table: 32 bytes"
@@ -168,7 +168,7 @@ async def test_an_old_copy_of_the_cookie_never_has_the_new_level(
     hears of it."""
     issued = await sessions.create(str(uuid.uuid4()), remember=True)
     async with Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN) as other:
-        await until(lambda: other.stats().bus == "listening")
+        await until(lambda: other.stats().listener == "listening")
         answer = await other.authenticate(presented(issued.session_token), LAPTOP)
         assert isinstance(answer, Authenticated)
         assert answer.session.level == 0

@@ -10,9 +10,8 @@ import asyncpg
 import pytest
 
 from handstamp import Sessions
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client
-from handstamp.engine.answers import Authenticated
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Authenticated, Client
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.shapes import UUID_PLAIN, UsersTable
 from tests.stores.test_table import role

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.channel import Link
+from handstamp.stores.base import ListenConnection
 
 
 class Air:
@@ -24,7 +24,9 @@ class Air:
         self.listening = asyncio.Event()
         self.listening.set()
 
-    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> Link:
+    async def listen(
+        self, heard: Callable[[str], None], lost: Callable[[], None]
+    ) -> ListenConnection:
         self.listens += 1
         await self.listening.wait()
         if self.fault is not None:
@@ -33,7 +35,7 @@ class Air:
         self.links.append(link)
         return link
 
-    async def speak(self, payload: str) -> None:
+    async def notify(self, payload: str) -> None:
         if not self.mute:
             self.say(payload)
 

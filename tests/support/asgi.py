@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from handstamp.types import ASGIApp, Message, Scope
+from handstamp._connections import ASGIApp, Message, Scope
 
 Headers = Sequence[tuple[bytes, bytes]]
 

@@ -10,9 +10,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from handstamp.config import Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.records import Client, Record, Session
-from handstamp.engine.answers import Answer, Authenticated, Issued
+from handstamp.core.cookies import Credentials
+from handstamp.core.models import Answer, Authenticated, Client, Issued, Record, Session
 from handstamp.engine.sessions import Sessions
 from handstamp.events import Event
 from handstamp.stores.memory import MemoryStore
@@ -132,7 +131,7 @@ async def running(**options: Any) -> AsyncIterator[Engine]:
 
 async def listening(engine: Engine) -> None:
     """Return when the bus has proven itself, where the store answers at all."""
-    while not engine.store.down and engine.sessions.stats().bus != "listening":  # noqa: ASYNC110
+    while not engine.store.down and engine.sessions.stats().listener != "listening":  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
@@ -141,7 +140,7 @@ async def looked(engine: Engine) -> None:
     session = (await engine.login()).session
     marker, gone = replace(session, id="without a row"), asyncio.Event()
     engine.sessions.connections.add(marker, gone.set)
-    engine.sessions._watch.look_soon(marker.id)
+    engine.sessions._invalidator.look_soon(marker.id)
     async with asyncio.timeout(PATIENCE):
         await gone.wait()
 

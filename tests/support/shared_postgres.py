@@ -5,7 +5,7 @@ starts a keeper: one more process, which runs the server, leaves its address in 
 waits for the last worker to end. Each worker holds a shared lock for as long as it lives,
 and the keeper waits for an exclusive one: the system gives up the lock of a process that
 crashes, so the server ends in any case. If the keeper is killed, the server ends with it
-(:mod:`handstamp.testing.guard`).
+(:mod:`handstamp.testing.postgres`).
 """
 
 from __future__ import annotations

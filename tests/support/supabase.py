@@ -15,15 +15,15 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from handstamp.core.records import Client
-from handstamp.core.supabase_rules import SupabaseRules
-from handstamp.stores.supabase.outcomes import (
+from handstamp.core.models import Client
+from handstamp.supabase.rows import (
     CreatedAuthSession,
     NewAuthSession,
     Refreshed,
     Refused,
 )
-from handstamp.stores.supabase.store import SupabaseStore
+from handstamp.supabase.rules import SupabaseRules
+from handstamp.supabase.store import SupabaseStore
 from tests.support.frozen_postgres import FrozenPostgres, frozen_postgres
 
 OWNER = "supabase_auth_admin"

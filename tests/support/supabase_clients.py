@@ -9,11 +9,11 @@ from uuid import UUID
 
 import asyncpg
 
-from handstamp.core.supabase_cookies import SupabaseCookie, decode_session
-from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.supabase import SupabaseSessions
+from handstamp.supabase.cookies import SupabaseCookie, decode_session
+from handstamp.supabase.rules import SupabaseRules
 from handstamp.testing import add_user
-from handstamp.testing.jars import jar_of
+from handstamp.testing.cookies import jar_of
 from tests.support.supabase_site import JWT_SECRET, NAME, URL
 
 SHORT = timedelta(seconds=60)

@@ -18,11 +18,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from handstamp import Cookies
-from handstamp.core.supabase_cookies import cut, encode_session
-from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.events import Event
 from handstamp.starlette import session_auth, wrap
 from handstamp.supabase import SupabaseSessions
+from handstamp.supabase.cookies import cut, encode_session
+from handstamp.supabase.rules import SupabaseRules
 from tests.support.waiting import until
 
 JWT_SECRET = "the secret of a project of the tests: 32 bytes and more"
@@ -156,7 +156,7 @@ class World:
         sessions = SupabaseSessions(self.dsn, **options)
         sessions.on(Event, self.events.append)
         await self._stack.enter_async_context(sessions)
-        await until(lambda: sessions.stats().bus == "listening")
+        await until(lambda: sessions.stats().listener == "listening")
         return sessions
 
     async def browser(

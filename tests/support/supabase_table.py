@@ -13,12 +13,12 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from handstamp.config import Policy
-from handstamp.core.records import NewSession
+from handstamp.core.models import NewSession
 from handstamp.stores.base import Created
 from handstamp.stores.shapes import TableShape, UsersTable
-from handstamp.stores.supabase.outcomes import NewAuthSession
-from handstamp.stores.supabase.store import SupabaseStore
-from handstamp.stores.supabase.table import SupabaseTable, record_of
+from handstamp.supabase.rows import NewAuthSession
+from handstamp.supabase.store import SupabaseStore
+from handstamp.supabase.table import SupabaseTable, record_of
 from tests.support.foreign_tables import ForeignTable
 from tests.support.frozen_postgres import SEARCH_PATH
 from tests.support.supabase import Supabase, supabase

@@ -16,10 +16,10 @@ import pytest
 from ulid import ULID
 
 from handstamp.config import Policy
-from handstamp.core.records import Client, NewSession, StepUp, Successor
+from handstamp.core.models import Client, NewSession, Rotation, StepUp
 from handstamp.stores.base import Created, Store
-from handstamp.stores.fitting import Spelling, capabilities_of
 from handstamp.stores.memory import MemoryStore, MemoryUser
+from handstamp.stores.resolve import ColumnRef, capabilities_of
 from handstamp.stores.shapes import PREFIX, ULID_HASHED, UUID_PLAIN, TableShape, quoted
 from handstamp.stores.table import TableStore
 from tests.support.clock import FakeClock
@@ -223,12 +223,12 @@ class PostgresTable:
         await self._update("users", user_id, values)
 
     async def _update(self, where: str, key: str, values: dict[str, object]) -> None:
-        fitted = (await self.store.statements()).fitted
-        columns, table = fitted.columns, self.shape.table
+        resolved = (await self.store.statements()).resolved
+        columns, table = resolved.columns, self.shape.table
         if where == "users":
-            assert fitted.users is not None
+            assert resolved.users is not None
             assert self.shape.users is not None
-            columns, table = fitted.users, self.shape.users.table
+            columns, table = resolved.users, self.shape.users.table
         spelled = [columns[FIELDS.get(name, name)] for name in values]
         sets = ", ".join(_assignment(one, n) for n, one in enumerate(spelled, 2))
         sql = f"update {quoted(table)} set {sets} where {columns['id'].name}::text = $1"
@@ -267,7 +267,7 @@ class _AsItIs(str):
     __slots__ = ()
 
 
-def _assignment(column: Spelling, n: int) -> str:
+def _assignment(column: ColumnRef, n: int) -> str:
     if column.naive:
         return f"{column.name} = ${n}::timestamptz at time zone 'utc'"
     typed = "" if column.cast in ("timestamptz", "bool") else "::text"
@@ -372,7 +372,7 @@ def step_up(session_id: str, level: int | None, **changes: Any) -> StepUp:
     return StepUp(**{**values, **changes})
 
 
-def successor(session_id: str, presented: str | None, **changes: Any) -> Successor:
+def successor(session_id: str, presented: str | None, **changes: Any) -> Rotation:
     """One rotation as the engine asks a store to write it."""
     values: dict[str, Any] = {
         "id": session_id,
@@ -383,4 +383,4 @@ def successor(session_id: str, presented: str | None, **changes: Any) -> Success
         "refresh_ttl": POLICY.refresh_ttl,
         "longest": POLICY.absolute_ttl,
     }
-    return Successor(**{**values, **changes})
+    return Rotation(**{**values, **changes})

@@ -14,7 +14,7 @@ from typing import Any
 from handstamp.asgi import SCOPE_KEY
 from handstamp.asgi import SessionAuthMiddleware as AsgiMiddleware
 from handstamp.blocking import call
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
 from handstamp.errors import HandstampError
 from handstamp.stores.memory import MemoryUser
 from handstamp.wsgi import ENVIRON_KEY
@@ -77,7 +77,7 @@ async def happen(engine: Engine, what: str, issued: Issued) -> None:
     """One of the things that happen to a session."""
     match what:
         case "forget":
-            engine.sessions._parts.cache.start_over()
+            engine.sessions._state.cache.reset_after_fork()
         case "expire":
             await engine.expire()
         case "revoke":

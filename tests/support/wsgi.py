@@ -15,7 +15,7 @@ import asyncpg
 from ulid import ULID
 
 from handstamp.blocking import call
-from handstamp.engine.answers import Issued
+from handstamp.core.models import Issued
 from handstamp.wsgi import ENVIRON_KEY
 from tests.support.engines import Engine, listening
 

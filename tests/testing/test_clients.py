@@ -144,7 +144,7 @@ async def test_litestar_s_async_client_is_signed_in_without_a_lifespan(
     """Each of its requests has a loop of its own, and none of them is the test's."""
     client = litestar_async(handstamp_sessions)
     await alogin_as(client, "alice")
-    handstamp_sessions._parts.cache.doubt()  # so that the engine has to open
+    handstamp_sessions._state.cache.doubt()  # so that the engine has to open
     assert await aget(client) == Seen(200, "alice")
 
 

@@ -11,7 +11,7 @@ from werkzeug.test import Client as WerkzeugClient
 
 from handstamp import ConfigError, Session, Sessions
 from handstamp.testing import acall, call, concurrently, login_as
-from handstamp.testing.crossing import cross
+from handstamp.testing.concurrency import cross
 from tests.support.browsers import browser
 from tests.support.served import over_asgi, over_wsgi
 
@@ -44,7 +44,7 @@ def test_an_engine_on_the_loop_of_a_wsgi_process_is_asked_there(
     """Where its requests are answered."""
     client = WerkzeugClient(over_wsgi(handstamp_sessions))
     login_as(client, "alice")
-    handstamp_sessions._parts.cache.doubt()
+    handstamp_sessions._state.cache.doubt()
     client.get("/me")  # opens it
     loop = handstamp_sessions._loop
     call(handstamp_sessions.revoke_user, "alice")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from handstamp import MemoryStore, Sessions
-from handstamp.clock import uptime
+from handstamp.engine.clocks import uptime
 from handstamp.testing import (
     FrozenClock,
     add_user,
@@ -102,7 +102,9 @@ def test_no_part_of_the_engine_is_forgotten() -> None:
     """Whatever keeps the clock keeps the frozen one, in every part there is."""
     sessions = Sessions(MemoryStore(), secret=SECRET)
     keepers = holders(sessions, uptime)
-    assert {"Sessions", "Parts", "Bus", "DatabaseClock"} <= set(keepers)
+    assert {"Sessions", "EngineState", "NotificationListener", "DatabaseClock"} <= set(
+        keepers
+    )
     with frozen_clock(sessions) as clock:
         assert holders(sessions, uptime) == []
         assert holders(sessions, clock) == keepers

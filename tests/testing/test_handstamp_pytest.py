@@ -99,7 +99,7 @@ def test_an_engine_in_the_thread_of_wsgi_is_closed_at_the_end(
     """It would otherwise listen and flush until the end of the whole run."""
     client = WerkzeugClient(over_wsgi(handstamp_sessions))
     login_as(client, "alice")
-    handstamp_sessions._parts.cache.doubt()
+    handstamp_sessions._state.cache.doubt()
     assert client.get("/me").text == "alice"
     assert handstamp_sessions._loop is not None
     request.node.held.append(handstamp_sessions)

@@ -10,7 +10,7 @@ import pytest
 from werkzeug.test import Client as WerkzeugClient
 
 from handstamp import Client, ConfigError, Sessions, SessionsUnavailable
-from handstamp.core.lifetime import Unknown
+from handstamp.core.models import Unknown
 from handstamp.testing import (
     FrozenClock,
     Recorded,
@@ -94,14 +94,14 @@ async def test_a_real_table_gives_no_answer_either(handstamp_dsn: str) -> None:
         base_url = "https://testserver.local"
         async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
             await alogin_as(client, user)
-            await until(lambda: sessions.stats().bus == "listening")
+            await until(lambda: sessions.stats().listener == "listening")
             with outage(sessions):
                 assert (await client.get("/me")).status_code == 503
                 with pytest.raises(SessionsUnavailable):
                     await sessions.create(user, client=Client(address="192.0.2.1"))
-                await until(lambda: sessions.stats().bus == "deaf")
+                await until(lambda: sessions.stats().listener == "deaf")
             assert (await client.get("/me")).text == user
-            await until(lambda: sessions.stats().bus == "listening")
+            await until(lambda: sessions.stats().listener == "listening")
 
 
 async def test_a_real_table_is_down_on_any_loop(handstamp_dsn: str) -> None:
@@ -133,7 +133,7 @@ def test_a_store_of_another_kind_is_an_error() -> None:
         def __init__(self) -> None:
             self.channel = None
 
-        def start_over(self) -> None:
+        def reset_after_fork(self) -> None:
             pass
 
     other: Any = Other()

@@ -12,7 +12,7 @@ import pytest
 from werkzeug.test import Client as WerkzeugClient
 
 from handstamp import ConfigError, Cookies, LoginRefused, MemoryStore, Sessions
-from handstamp.core.records import Client
+from handstamp.core.models import Client
 from handstamp.events import LoggedIn
 from handstamp.stores.memory import MemoryUser
 from handstamp.testing import (

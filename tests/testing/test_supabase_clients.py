@@ -18,10 +18,10 @@ import pytest
 from werkzeug.test import Client as WerkzeugClient
 
 from handstamp import ConfigError, Cookies, LoginRefused, MemoryStore
-from handstamp.core.supabase_cookies import SupabaseCookie, decode_session
-from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.events import Reissued, Replayed, Revoked
 from handstamp.supabase import SupabaseSessions
+from handstamp.supabase.cookies import SupabaseCookie, decode_session
+from handstamp.supabase.rules import SupabaseRules
 from handstamp.testing import (
     Recorded,
     aassert_revoked,
@@ -35,7 +35,7 @@ from handstamp.testing import (
     outage,
     steal,
 )
-from handstamp.testing.crossing import let_go
+from handstamp.testing.concurrency import let_go
 from handstamp.testing.databases import database_like, template_database
 from tests.support.browsers import TestClient, browser
 from tests.support.clients import (

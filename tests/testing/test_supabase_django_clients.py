@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from handstamp import Cookies
-from handstamp.core.supabase_cookies import SupabaseCookie
 from handstamp.supabase import SupabaseSessions
+from handstamp.supabase.cookies import SupabaseCookie
 from handstamp.testing import alogin_as, assert_revoked, login_as, steal
-from handstamp.testing.crossing import let_go
+from handstamp.testing.concurrency import let_go
 from handstamp.testing.databases import database_like
 from tests.support.supabase_clients import READABLE, add, held, in_jar, pieces, sessions_on
 from tests.support.supabase_site import NAME

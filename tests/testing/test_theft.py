@@ -20,7 +20,7 @@ from handstamp.testing import (
     login_as,
     steal,
 )
-from handstamp.testing.crossing import let_go
+from handstamp.testing.concurrency import let_go
 from tests.support.browsers import TestClient, browser
 from tests.support.engines import SECRET
 from tests.support.served import over_asgi, over_wsgi

@@ -32,6 +32,7 @@ from handstamp import (
     fastapi,
     starlette,
 )
+from handstamp._connections import ASGIApp, Receive, Scope, Send
 from handstamp.asgi import Handle
 from handstamp.events import Event, Replayed, SessionEvent
 from handstamp.fastapi import CurrentSession, SessionAuth
@@ -52,7 +53,6 @@ from handstamp.testing import (
     outage,
     steal,
 )
-from handstamp.types import ASGIApp, Receive, Scope, Send
 
 SECRET = os.environ["HANDSTAMP_SECRET"]
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs
 from handstamp.blocking import call
 from handstamp.config import Cookies, Policy
 from handstamp.engine.sessions import Sessions
-from handstamp.stores.listening import PostgresLink
+from handstamp.stores.notify import PostgresListenConnection
 from handstamp.wsgi import ENVIRON_KEY, SessionAuthMiddleware
 
 sessions = Sessions(
@@ -35,14 +35,16 @@ def held() -> dict[str, Any]:
     async def find() -> list[int]:
         await sessions.ping()
         database: Any = sessions.store._database  # type: ignore[attr-defined]
-        lanes = [*database._reads._all, *database._writes._all]
+        pool = [*database._reads._all, *database._writes._all]
         links = [
-            link._connection for link in gc.get_objects() if isinstance(link, PostgresLink)
+            link._connection
+            for link in gc.get_objects()
+            if isinstance(link, PostgresListenConnection)
         ]
-        mine = [c for c in (*lanes, *links) if c._loop is sessions._loop]
+        mine = [c for c in (*pool, *links) if c._loop is sessions._loop]
         return [c.get_server_pid() for c in mine if not c.is_closed()]
 
-    return {"pid": os.getpid(), "backends": call(find), "bus": sessions.stats().bus}
+    return {"pid": os.getpid(), "backends": call(find), "bus": sessions.stats().listener}
 
 
 def site(environ: dict[str, Any], start_response: Any) -> Any:
@@ -85,7 +87,7 @@ def use() -> dict[str, Any]:
     issued = call(sessions.create, os.environ["SITE_USER"])
     sent = environ("/me", HTTP_COOKIE=f"session={issued.session_token}")
     assert serve(app, sent).status == 200
-    while sessions.stats().bus != "listening":
+    while sessions.stats().listener != "listening":
         time.sleep(0.01)
     return {**held(), "session": issued.session.id}
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from handstamp.stores.sql.install import install
+from handstamp.stores.install import install
 from tests.examples.serving import PATIENCE, until
 from tests.support.wsgi import new_user, rows
 from tests.wsgi.serving import Server, gunicorn, serving, started, uwsgi, wsgiref

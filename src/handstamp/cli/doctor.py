@@ -11,18 +11,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from handstamp.cli.connecting import complain, connected, reason
-from handstamp.cli.diagnosis import Diagnosis, diagnose, in_order
-from handstamp.cli.supabase_diagnosis import diagnose_supabase
+from handstamp.cli._shared import complain, connected, reason
+from handstamp.doctor.check import candidates
+from handstamp.doctor.columns import Finding, Level
+from handstamp.doctor.infer import PRESETS
+from handstamp.doctor.report import Diagnosis, diagnose, in_order
 from handstamp.errors import ConfigError
-from handstamp.stores.database import FAULTS
-from handstamp.stores.doctor.examining import candidates
-from handstamp.stores.doctor.findings import Finding, Level
-from handstamp.stores.doctor.proposing import PRESETS
+from handstamp.stores.connection import FAULTS
 from handstamp.stores.shapes import AtRest, TableShape
+from handstamp.supabase.doctor import diagnose_supabase
 
 if TYPE_CHECKING:
-    from handstamp.cli.connecting import Connection
+    from handstamp.cli._shared import Connection
 
 _STYLES = {
     Level.OK: "green",

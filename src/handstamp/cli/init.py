@@ -10,11 +10,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from handstamp.cli.connecting import complain, connected
+from handstamp.cli._shared import complain, connected
 from handstamp.errors import ConfigError
-from handstamp.stores.database import FAULTS
-from handstamp.stores.sql import shapes
-from handstamp.stores.sql.install import Outcome, install, script
+from handstamp.stores.connection import FAULTS
+from handstamp.stores.install import Outcome, install, script, shapes
 
 _STYLES = {"created": "green", "found": "dim", "skipped": "yellow"}
 

@@ -20,12 +20,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from handstamp.cli.connecting import complain, connected, reason
+from handstamp.cli._shared import complain, connected, reason
+from handstamp.doctor.infer import propose
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Table, read_table
-from handstamp.stores.database import FAULTS
-from handstamp.stores.doctor.proposing import propose
-from handstamp.stores.hashing import Hashing, check_columns
+from handstamp.stores.connection import FAULTS
+from handstamp.stores.plaintext import TokenMigration, check_columns
 from handstamp.stores.shapes import UUID_PLAIN, TableShape, quoted
 from handstamp.stores.token_forms import (
     MARKED,
@@ -39,7 +39,7 @@ from handstamp.stores.token_forms import (
 )
 
 if TYPE_CHECKING:
-    from handstamp.cli.connecting import Connection
+    from handstamp.cli._shared import Connection
 
 HASHED = replace(UUID_PLAIN, at_rest="prefixed")
 """Where nothing is proposed, because every name was given."""
@@ -138,7 +138,7 @@ async def _run(dsn: str, given: dict[str, str], asked: Asked) -> None:
             rows = await _listed(connection, shape)
             if rows.unhashed and asked.apply:
                 _refuse(shape, rows, asked)
-            hashing = Hashing(shape, table, asked.forms) if asked.forms else None
+            hashing = TokenMigration(shape, table, asked.forms) if asked.forms else None
             if rows.unhashed and asked.apply and hashing is not None:
                 await _hash(connection, hashing, asked.batch)
                 rows = await _listed(connection, shape, quiet=True)
@@ -202,7 +202,7 @@ def _refuse(shape: TableShape, rows: Rows, asked: Asked) -> None:
         raise ConfigError(f"no row of {shape.table} has this form: nothing was changed")
 
 
-async def _hash(connection: Connection, hashing: Hashing, size: int) -> None:
+async def _hash(connection: Connection, hashing: TokenMigration, size: int) -> None:
     moved, left = monotonic(), await hashing.count(connection)
     with _progress() as progress:
         bar = progress.add_task("", total=left)

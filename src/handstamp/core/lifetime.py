@@ -1,7 +1,7 @@
 """Every rule about how long a session lives, and nowhere else.
 
 Rule 1. Times are the database's: a record carries its clock at the read, and nothing
-here reads another one. No sum leaves the calendar (:mod:`handstamp.core.calendar`), so
+here reads another one. No sum leaves the calendar (:mod:`handstamp.core.models`), so
 that no record, whatever stands in its row, raises where it is judged beside others.
 Rule 2. A family (a session and all tokens it will ever have) stands while it is not
 revoked, its user may sign in, and no limit of its own has passed: the absolute limit
@@ -22,34 +22,13 @@ Rule 7. To be refused is not to be over: a logout and a login end what may live 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 from handstamp.config import Policy
-from handstamp.core.calendar import shift
-from handstamp.core.records import Record
+from handstamp.core.models import Invalid, Reason, Record, Valid, shift
 
 _ROUNDING = timedelta(seconds=1)
 """What two columns that keep different fractions of a second may be apart."""
-
-
-class Reason(StrEnum):
-    """Why a session is invalid. For events and metrics, never for the client."""
-
-    ABSENT = "absent"
-    FORGED = "forged"
-    NOT_FOUND = "not_found"
-    REVOKED = "revoked"
-    USER_DISABLED = "user_disabled"
-    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - a reason, no password
-    EXPIRED = "expired"
-    IDLE = "idle"
-    ABSOLUTE = "absolute"
-    REFRESH_EXPIRED = "refresh_expired"
-    REPLAYED = "replayed"
-    LATE = "late"
-    CONFLICT = "conflict"
 
 
 FINAL = frozenset(
@@ -69,31 +48,6 @@ _FOR_GOOD = frozenset(
     {Reason.REVOKED, Reason.EXPIRED, Reason.REFRESH_EXPIRED, Reason.ABSOLUTE}
 )
 """Ends of a family from which nothing leads back at all (rule 7)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Valid:
-    """Valid for ``remaining``; ``idle_remaining`` is None without an idle limit."""
-
-    remaining: timedelta
-    idle_remaining: timedelta | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Invalid:
-    """Denied, on fresh data."""
-
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """No answer: neither allowed nor denied."""
-
-    cause: str
-
-
-Verdict = Valid | Invalid | Unknown
 
 
 def judge(

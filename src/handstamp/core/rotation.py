@@ -35,9 +35,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from handstamp.config import Policy
-from handstamp.core.calendar import shift
-from handstamp.core.lifetime import Invalid, Reason, judge_family
-from handstamp.core.records import Record
+from handstamp.core.lifetime import judge_family
+from handstamp.core.models import Invalid, Reason, Record, shift
 from handstamp.core.tokens import TokenPair
 
 _STEP = timedelta(microseconds=1)

@@ -1,4 +1,14 @@
-"""Tokens: how they are minted, recognised without I/O, and how one leads to the next.
+"""Ids: what a column of each type can hold, and how a token carries the id of a session.
+
+A value has one spelling here, which is the database's: a uuid in lower case with its
+hyphens, a number without needless zeros. Ids are compared in that spelling only.
+
+A column of ids may hold any text. An id of at most 64 letters, digits, hyphens and
+underscores stands in a token as it is; any other one as ``~`` and the base64url of its
+UTF-8, without padding. No id of the first kind has a ``~``, so no two ids have one text,
+and every id has exactly one: whatever :func:`encode_id` would not have made is refused.
+
+Tokens: how they are minted, recognised without I/O, and how one leads to the next.
 
 Rule 1. A token is opaque and signed. The signature is no credential, it is a gate: a
 value we never made is refused before anything is looked up.
@@ -6,7 +16,7 @@ Rule 2. The table stores SHA-256 digests of the cookie's text as sent, nothing e
 256-bit random value needs no salt and no slow hash.
 Rule 3. A token has exactly one text. Base64 as a codec accepts many spellings of the
 same bytes, so both parts are matched as text and a stray spelling is refused. The id
-of a session has one text as well (:mod:`handstamp.core.ids`).
+of a session has one text as well (:mod:`handstamp.core.tokens`).
 Rule 4. The successor of a refresh token is a function of it and of a key (a keyed
 ratchet), so every process that is shown R(n) arrives at the same R(n+1) and S(n+1)
 without a word between them, and the table needs no column for a previous token.
@@ -31,16 +41,99 @@ import hashlib
 import hmac
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from itsdangerous import Signer
 from itsdangerous.signer import SigningAlgorithm
 
-from handstamp.core import ids
-from handstamp.core.ids import LONGEST_ENCODED
 from handstamp.errors import ConfigError
+
+LONGEST_ID = 255
+"""Characters in an id of a session or of a user."""
+LONGEST_ENCODED = 1 + -(-LONGEST_ID * 4 * 4 // 3)
+"""Characters of the longest text that :func:`encode_id` makes of an id: a character has at
+most four bytes, and three bytes are four characters of base64."""
+
+_UUID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_BITS = {"int2": 15, "int4": 31, "int8": 63}
+_PLAIN = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_MARK = "~"
+_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
+
+
+def normalize(type: str, text: str) -> str | None:
+    """``text`` as a column of this type of PostgreSQL spells it; None if the column could
+    not hold it, or not as an id."""
+    if type == "uuid":
+        return normalize_uuid(text)
+    if type in _BITS:
+        return _normalize_integer(text, most=1 << _BITS[type])
+    # Blanks at the end of a character(n) are no part of the value.
+    return normalize_text(text.rstrip(" ") if type == "bpchar" else text)
+
+
+def normalize_text(text: str) -> str | None:
+    """``text`` itself, or None if no column of texts could hold it as an id.
+
+    PostgreSQL takes no NUL and no half of a surrogate pair in any text.
+    """
+    return None if len(text) > LONGEST_ID or _UNSTORABLE.search(text) else text
+
+
+def normalize_uuid(text: str) -> str | None:
+    """A uuid in lower case with its hyphens, or None for what is no uuid.
+
+    Capitals are allowed, and so are 32 digits without any hyphen.
+    """
+    if not text.isascii() or not _UUID.fullmatch(text.lower()):
+        return None
+    digits = text.lower().replace("-", "")
+    cuts = ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
+    return "-".join(digits[start:end] for start, end in cuts)
+
+
+def _normalize_integer(text: str, *, most: int) -> str | None:
+    if not _INTEGER.fullmatch(text):
+        return None
+    number = int(text)
+    return str(number) if -most <= number < most else None
+
+
+def encode_id(session_id: str) -> str:
+    """The text of an id in a token.
+
+    Raises ``ValueError`` for what is no id, without quoting it.
+    """
+    if _PLAIN.fullmatch(session_id):
+        return session_id
+    if normalize_text(session_id) is None:
+        raise ValueError("this text cannot be the id of a session")
+    return _MARK + urlsafe_b64encode(session_id.encode()).rstrip(b"=").decode()
+
+
+def decode_id(text: str) -> str | None:
+    """The id of which ``text`` is the one encoding, or None if there is none."""
+    if _PLAIN.fullmatch(text):
+        return text
+    if not text.startswith(_MARK):
+        return None
+    raw = text[len(_MARK) :]
+    try:
+        session_id = urlsafe_b64decode(raw + "=" * (-len(raw) % 4)).decode()
+        return session_id if encode_id(session_id) == text else None
+    except ValueError:  # no base64, no UTF-8, or no id
+        return None
+
+
+def ids_of(given: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One id, several or none, as a tuple."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) else tuple(given)
+
 
 ENTROPY = 32
 """Bytes of randomness in a token."""
@@ -68,7 +161,7 @@ def digest(text: bytes) -> bytes:
 @lru_cache(maxsize=1024)  # a hit asks, where cookies have no __Host- names
 def refresh_prefix(session_id: str) -> bytes:
     """What every refresh token of this session begins with."""
-    return f"{ids.encode(session_id)}.".encode()
+    return f"{encode_id(session_id)}.".encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +260,7 @@ class Tokens:
     def read_refresh(self, text: bytes) -> RefreshToken | None:
         """What this refresh token says, or None if we did not make it. No I/O."""
         match = _REFRESH.fullmatch(text) if len(text) <= LONGEST_REFRESH else None
-        session_id = None if match is None else ids.decode(match[1].decode())
+        session_id = None if match is None else decode_id(match[1].decode())
         if match is None or session_id is None:
             return None
         value, _, signature = text.rpartition(b".")
@@ -209,7 +302,7 @@ class _Key:
         text = _b64(session) + (f".{claim}" if claim else "")
         return TokenPair(
             session=self.session.sign(text).decode(),
-            refresh=self.refresh.sign(f"{ids.encode(sid)}.{kind}.{_b64(refresh)}").decode(),
+            refresh=self.refresh.sign(f"{encode_id(sid)}.{kind}.{_b64(refresh)}").decode(),
             claim=claim,
         )
 

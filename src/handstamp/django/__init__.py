@@ -11,22 +11,22 @@ when somebody asks; ``request.session_auth`` lists and revokes; :func:`login` an
 
 from __future__ import annotations
 
-from handstamp.django.access import SessionAuth as SessionAuth
-from handstamp.django.loops import acall as acall
-from handstamp.django.loops import call as call
+from handstamp.django.auth import alogin as alogin
+from handstamp.django.auth import alogout as alogout
+from handstamp.django.auth import login as login
+from handstamp.django.auth import logout as logout
+from handstamp.django.handles import SessionAuth as SessionAuth
+from handstamp.django.handles import acall as acall
+from handstamp.django.handles import call as call
 from handstamp.django.middleware import SessionAuthMiddleware as SessionAuthMiddleware
+from handstamp.django.middleware import wrap as wrap
 from handstamp.django.passwords import (
     aupdate_session_auth_hash as aupdate_session_auth_hash,
 )
 from handstamp.django.passwords import update_session_auth_hash as update_session_auth_hash
 from handstamp.django.settings import get_sessions as get_sessions
-from handstamp.django.signing import alogin as alogin
-from handstamp.django.signing import alogout as alogout
-from handstamp.django.signing import login as login
-from handstamp.django.signing import logout as logout
 from handstamp.django.users import AnonymousSessionUser as AnonymousSessionUser
 from handstamp.django.users import SessionUser as SessionUser
-from handstamp.django.wrapping import wrap as wrap
 
 __all__ = (
     "AnonymousSessionUser",

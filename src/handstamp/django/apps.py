@@ -1,11 +1,131 @@
-"""The application that Django knows: system checks and ``manage.py handstamp``."""
+"""``manage.py check``: what would otherwise be found out by users.
+
+The application that Django knows: system checks and ``manage.py handstamp``.
+"""
 
 from __future__ import annotations
 
-from django.apps import AppConfig
-from django.core import checks
+from collections.abc import Iterator
+from typing import Any
 
-from handstamp.django.checks import TAG, check_for_production, check_setup
+from django.apps import AppConfig
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core import checks
+from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
+
+from handstamp.django.settings import Configuration, read
+from handstamp.django.users import is_checked
+from handstamp.errors import ConfigError
+
+TAG = "handstamp"
+_PACKAGE = "handstamp.django"
+_OURS = (
+    f"{_PACKAGE}.SessionAuthMiddleware",
+    f"{_PACKAGE}.middleware.SessionAuthMiddleware",
+)
+_AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
+_LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+_CACHE = "django.middleware.cache.UpdateCacheMiddleware"
+_CSRF = "django.middleware.csrf.CsrfViewMiddleware"
+_COOKIE_SETTINGS = ("SESSION_COOKIE_NAME", "CSRF_COOKIE_NAME", "LANGUAGE_COOKIE_NAME")
+
+
+def check_setup(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """The settings themselves, the order of MIDDLEWARE and the names of cookies."""
+    try:
+        configuration = read(getattr(settings, "HANDSTAMP", None))
+    except ConfigError as exc:
+        return [Error(str(exc), id="handstamp.E001")]
+    order = _order(list(settings.MIDDLEWARE))
+    return [*order, *_names(configuration), *_passwords(configuration)]
+
+
+def check_for_production(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """What is right on your own machine only: ``manage.py check --deploy``."""
+    try:
+        configuration = read(getattr(settings, "HANDSTAMP", None))
+    except ConfigError:
+        return []  # E001 says it
+    return list(_deployed(configuration))
+
+
+def _order(middleware: list[str]) -> Iterator[CheckMessage]:
+    ours = next((middleware.index(path) for path in _OURS if path in middleware), None)
+    if ours is None:
+        hint = f'Add "{_OURS[0]}" near the top.'
+        yield Warning("MIDDLEWARE has no session middleware.", hint, id="handstamp.W001")
+        return
+    if _AUTHENTICATION in middleware[ours:]:
+        yield Error(
+            "AuthenticationMiddleware comes later and replaces request.user.",
+            f'Put "{_OURS[0]}" below it, or remove it.',
+            id="handstamp.E002",
+        )
+    if _LOGIN_REQUIRED in middleware[:ours]:
+        yield Error(
+            "LoginRequiredMiddleware comes earlier and asks for a user too soon.",
+            f'Put it below "{_OURS[0]}".',
+            id="handstamp.E003",
+        )
+    if _CACHE in middleware[ours:]:
+        yield Error(
+            "UpdateCacheMiddleware comes later and stores pages before they say Vary.",
+            "Put it at the top.",
+            id="handstamp.E004",
+        )
+
+
+def _names(configuration: Configuration) -> Iterator[CheckMessage]:
+    cookies = configuration.cookies
+    for setting in _COOKIE_SETTINGS:
+        name = getattr(settings, setting)
+        if name in (cookies.session_name, cookies.refresh_name):
+            yield Error(
+                f"{setting} is {name!r}, which is the name of a cookie of handstamp.",
+                "Give one of them another name.",
+                id="handstamp.E005",
+            )
+
+
+def _passwords(configuration: Configuration) -> Iterator[CheckMessage]:
+    try:
+        model = get_user_model()
+    except ImproperlyConfigured:
+        return  # passwords are not Django's here
+    if not is_checked(model):
+        yield Warning(
+            f"A change of password ends no session: {settings.AUTH_USER_MODEL} has no "
+            "get_session_auth_hash.",
+            "Inherit from AbstractBaseUser, or call get_sessions().revoke_user where a "
+            "password changes.",
+            id="handstamp.W006",
+        )
+    elif not configuration.sessions.carries_claims:
+        yield Warning(
+            "A change of password ends sessions only where the user is saved: tokens of "
+            "these sessions carry no hash to compare.",
+            "Where a password changes by update() or outside of Django, call "
+            "get_sessions().revoke_user.",
+            id="handstamp.W007",
+        )
+
+
+def _deployed(configuration: Configuration) -> Iterator[CheckMessage]:
+    given = getattr(settings, "HANDSTAMP", {})
+    if not configuration.cookies.secure:
+        hint = "Leave COOKIES as they are, and serve over https."
+        yield Warning("Cookies have no Secure.", hint, id="handstamp.W002")
+    if not {settings.SECRET_KEY}.isdisjoint(given.get("SECRETS", ())):
+        hint = "Who learns one of them should not have both."
+        yield Warning("SECRETS holds SECRET_KEY.", hint, id="handstamp.W003")
+    if given.get("CROSS_SITE") == "allow" and _CSRF not in settings.MIDDLEWARE:
+        hint = "Remove CROSS_SITE, or add CsrfViewMiddleware."
+        yield Warning("Nothing refuses cross-site writes.", hint, id="handstamp.W004")
+    if settings.USE_X_FORWARDED_HOST and not given.get("TRUSTED_PROXIES"):
+        hint = "List your proxies in TRUSTED_PROXIES."
+        yield Warning("Every client has a proxy's address.", hint, id="handstamp.W005")
 
 
 class HandstampConfig(AppConfig):

@@ -1,4 +1,6 @@
-"""The entry of MIDDLEWARE, for both transports and both of Django's modes.
+"""Our part of a response of Django: its headers, and the answer to an error of ours.
+
+The entry of MIDDLEWARE, for both transports and both of Django's modes.
 
 Rule 1. Near the top, and below ``UpdateCacheMiddleware``: what is below may ask, and a
 failing view still delivers a rotated cookie, for its 500 is made below as well.
@@ -6,6 +8,8 @@ Rule 2. Nothing is asked of the user model before somebody asks ``request.user``
 Rule 3. An error of ours is answered here. A ``process_exception`` further down in
 MIDDLEWARE sees it first and may answer it in another way.
 Rule 4. Where a middleware wraps the whole application, its handle is the request's.
+
+Around Django's ASGI application: the server's lifespan, and WebSockets beside Django.
 """
 
 from __future__ import annotations
@@ -13,20 +17,110 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, cast
+from http.cookies import Morsel
+from typing import TYPE_CHECKING, Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.signals import got_request_exception
+from django.http import HttpResponse
+from django.utils.cache import patch_vary_headers
 from django.utils.functional import SimpleLazyObject
 
-from handstamp.django.access import SessionAuth
-from handstamp.django.current_user import aget_user, get_user
+from handstamp._connections import ASGIApp
+from handstamp._request import BaseHandle
+from handstamp.asgi import SessionAuthMiddleware as ASGIMiddleware
+from handstamp.django.handles import AnyHandle, SessionAuth, Transports
 from handstamp.django.passwords import asettle, connect, serving, settle
-from handstamp.django.responses import answer, seal, vary
 from handstamp.django.settings import configuration
-from handstamp.django.transports import AnyHandle, Transports
+from handstamp.django.users import aget_user, get_user
 from handstamp.errors import CrossSiteRequest, HandstampError, SessionsUnavailable
+
+if TYPE_CHECKING:
+    _Morsel = Morsel[str]
+else:
+    _Morsel = Morsel
+
+
+class CookieLine(_Morsel):
+    """A Set-Cookie that leaves as it is, to the byte, and can be looked at as usual."""
+
+    line = ""
+
+    @classmethod
+    def of(cls, line: str) -> CookieLine:
+        """A morsel of the value of a Set-Cookie header."""
+        pair, *attributes = line.split("; ")
+        name, _, value = pair.partition("=")
+        morsel = cls()
+        morsel.set(name, value, value)
+        for attribute in attributes:
+            key, is_text, text = attribute.partition("=")
+            morsel[key.lower()] = text if is_text else True
+        morsel.line = line
+        return morsel
+
+    def OutputString(self, attrs: Any = None) -> str:
+        """The line."""
+        return self.line
+
+    def output(self, attrs: Any = None, header: str = "Set-Cookie:") -> str:
+        """The line behind a name, and without the blank where that is empty."""
+        return f"{header} {self.line}".lstrip()
+
+
+def answer(exc: HandstampError) -> Any:
+    """An error of ours as a response: its status, and its text where that is the
+    client's business."""
+    plain = "text/plain; charset=utf-8"
+    response = HttpResponse(
+        f"{exc.public_message}\n".encode(), status=exc.status, content_type=plain
+    )
+    for name, value in exc.headers.items():
+        response[name] = value
+    return response
+
+
+def seal(handle: BaseHandle, response: Any) -> Any:
+    """The response with what this request's session adds; its body is not touched."""
+    before = [(key.lower().encode(), value.encode()) for key, value in response.items()]
+    before += [
+        (b"set-cookie", morsel.OutputString().encode())
+        for morsel in response.cookies.values()
+    ]
+    after = handle.response_headers(list(before))
+    for name in {name for name, _ in before} - {name for name, _ in after}:
+        del response[name.decode()]
+    for key, morsel in list(response.cookies.items()):
+        if (b"set-cookie", morsel.OutputString().encode()) not in after:
+            del response.cookies[key]
+    for name, value in after:
+        if (name, value) in before:
+            continue
+        if name == b"set-cookie":
+            _add(response.cookies, CookieLine.of(value.decode()))
+        else:
+            response[name.decode().title()] = value.decode()
+    return response
+
+
+def _add(cookies: Any, morsel: CookieLine) -> None:
+    """Also a second one of a name, for another domain: Django looks at morsels alone."""
+    key = morsel.key
+    while key in cookies:
+        key += "'"
+    # Not by [], which would make a plain morsel of it.
+    dict.__setitem__(cookies, key, morsel)
+
+
+def vary(handle: BaseHandle, response: Any) -> Any:
+    """The response with its Vary, where a middleware around us adds the rest: Django's
+    cache must know before it."""
+    if handle._sent or handle._looked:
+        bearer = ["Authorization"] if handle._bearer else []
+        patch_vary_headers(response, [*bearer, "Cookie"])
+    return response
+
 
 GetResponse = Callable[[Any], Any]
 
@@ -46,7 +140,7 @@ class SessionAuthMiddleware:
         self.get_response = get_response
         connect()
         self._transports = Transports(configuration())
-        self._door = self._transports.door
+        self._options = self._transports.door
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(cast(Any, self))
@@ -139,3 +233,15 @@ def _explained(request: Any, response: Any) -> Any:
     if error is None or response.status_code != 500 or error.status == 500:
         return response
     return answer(error)
+
+
+def wrap(application: ASGIApp) -> ASGIMiddleware:
+    """``get_asgi_application()``, or Channels' ``ProtocolTypeRouter``, with the sessions
+    of the settings around it.
+
+    Django knows neither the lifespan nor WebSockets. With this, the engine opens and
+    closes with the server, and a WebSocket has its handle in ``scope["handstamp"]``. Keep
+    the entry in MIDDLEWARE: it gives each request its user.
+    """
+    found = configuration()
+    return ASGIMiddleware(application, found.sessions, **found.options)

@@ -2,7 +2,7 @@
 
 Rule 1. A change that is saved through the user model ends the sessions when it is
 committed: also those that carry no hash, and where nobody asks for the user. What no save
-tells is noticed by :mod:`handstamp.django.current_user`.
+tells is noticed by :mod:`handstamp.django.users`.
 Rule 2. The session in which ``update_session_auth_hash`` is called goes on. It gets new
 tokens, as Django gives it another session key: a copy of the old ones is dead.
 Rule 3. Django's own ``update_session_auth_hash`` leaves its trace in ``request.session``,
@@ -25,20 +25,20 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 from django.db.models.signals import post_save, pre_save
 
-from handstamp.core.records import Session
-from handstamp.django.access import adone, done
-from handstamp.django.auth_hash import (
+from handstamp.core.models import Session
+from handstamp.django.handles import acall, adone, call, done, later
+from handstamp.django.settings import configuration, get_sessions
+from handstamp.django.users import (
+    PASSWORD_CHANGED,
+    auser_of,
     claim_of,
     differs,
     has_own_hash,
     is_checked,
     is_of,
     is_upgrade,
+    user_of,
 )
-from handstamp.django.current_user import PASSWORD_CHANGED
-from handstamp.django.loops import acall, call, later
-from handstamp.django.settings import configuration, get_sessions
-from handstamp.django.users import auser_of, user_of
 
 _BEFORE = "_handstamp_before"
 _request: ContextVar[Any] = ContextVar("handstamp_request", default=None)

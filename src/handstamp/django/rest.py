@@ -62,4 +62,4 @@ class SessionAuthentication(authentication.SessionAuthentication):
     def _needs_token(self, handle: Any) -> bool:
         if handle._bearer:
             return False  # no browser attaches this by itself
-        return self.csrf_token or not handle._door.refuse_cross_site
+        return self.csrf_token or not handle._options.refuse_cross_site

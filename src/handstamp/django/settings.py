@@ -91,7 +91,7 @@ def read(given: object) -> Configuration:
     options["trusted_proxies"] = TrustedProxies(*proxies)
     found = Configuration(
         sessions=sessions,
-        cookies=sessions.speech(options["cookies"]).cookies,
+        cookies=sessions.cookie_transport(options["cookies"]).cookies,
         options=options,
         get_user=get_user,
     )

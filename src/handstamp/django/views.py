@@ -16,8 +16,8 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
+from handstamp.django.auth import login, logout
 from handstamp.django.passwords import update_session_auth_hash
-from handstamp.django.signing import login, logout
 from handstamp.errors import LoginRefused
 
 

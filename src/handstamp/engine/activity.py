@@ -3,6 +3,11 @@
 One UPDATE a flush, whatever the number of requests; the newest time per session and
 token counts. A batch that could not be written goes back, under whatever was noted since.
 The collection is bounded: beyond that the oldest go first, and are counted.
+
+Pruning: rows that died long enough ago leave the table, a small batch at a time.
+
+Dead is what the lifetime rules call invalid for good, and nothing else: a session whose
+token has expired but whose refresh token stands is alive, however long its owner is away.
 """
 
 from __future__ import annotations
@@ -11,14 +16,14 @@ from datetime import datetime
 from threading import Lock
 
 from handstamp.config import Policy
-from handstamp.core.records import Touch
-from handstamp.engine.cache import Entry
+from handstamp.core.models import Touch
+from handstamp.engine.cache import CacheEntry
 from handstamp.stores.base import Store
 
 Key = tuple[str, str]
 
 
-class Activity:
+class ActivityBuffer:
     """The touches that are not written yet.
 
     ``notice`` may be called from any thread; ``flush`` belongs to the event loop.
@@ -35,18 +40,18 @@ class Activity:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget everything, in a forked child: its parent writes it."""
         self._lock = Lock()
         self._pending = {}
 
-    def notice(self, entry: Entry, now: float) -> None:
+    def notice(self, entry: CacheEntry, now: float) -> None:
         """This session was active at ``now``."""
         entry.touched = now
         entry.seen = True
         self._keep(entry.session.id, entry.digest, entry.database_time(now))
 
-    def notice_seen(self, entry: Entry, now: float) -> None:
+    def notice_seen(self, entry: CacheEntry, now: float) -> None:
         """A passive request was the first to use this token: seen, and no more."""
         entry.seen = True
         self.mark_seen(entry.session.id, entry.digest)
@@ -109,3 +114,20 @@ def _newer(one: Touch | None, other: Touch) -> Touch:
     if one is None or one.at is None:
         return other
     return other if other.at is not None and other.at >= one.at else one
+
+
+BATCH = 500
+
+
+async def prune_in_batches(store: Store, policy: Policy, *, batch: int = BATCH) -> int:
+    """Delete every row dead for longer than ``policy.retention``; how many there were.
+
+    Each batch is a transaction of its own and skips rows that others hold, so logins and
+    flushes never wait for it. Raises :class:`SessionsUnavailable`.
+    """
+    total = 0
+    while True:
+        deleted = await store.prune(policy, batch=batch)
+        total += deleted
+        if deleted < batch:
+            return total

@@ -1,7 +1,7 @@
 """What runs beside the requests of one process: flushing, listening, watching.
 
-Nothing starts before :meth:`Background.start`, and :meth:`Background.stop` leaves nothing
-running. A loop that has gone took its tasks along; they are forgotten, not awaited.
+Nothing starts before :meth:`BackgroundTasks.start`. :meth:`BackgroundTasks.stop` leaves
+nothing running. The tasks of an event loop that is closed are forgotten, not awaited.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import logging
 from collections.abc import Coroutine
 from contextvars import Context
 
-from handstamp.engine.bus import Bus
-from handstamp.engine.parts import Parts
-from handstamp.engine.watch import Watch
+from handstamp.engine.invalidation import Invalidator, NotificationListener
+from handstamp.engine.state import EngineState
 from handstamp.errors import SessionsUnavailable
 
 logger = logging.getLogger("handstamp")
@@ -22,25 +21,27 @@ FLUSH_BUDGET = 2.0
 """Seconds that a graceful stop may spend on the last flush."""
 
 
-class Background:
+class BackgroundTasks:
     """The tasks of one process, on one event loop."""
 
-    def __init__(self, parts: Parts, bus: Bus, watch: Watch) -> None:
-        self._store = parts.store
-        self._policy = parts.policy
-        self._activity = parts.activity
-        self._bus = bus
-        self._watch = watch
+    def __init__(
+        self, state: EngineState, listener: NotificationListener, invalidator: Invalidator
+    ) -> None:
+        self._store = state.store
+        self._policy = state.policy
+        self._activity = state.activity
+        self._listener = listener
+        self._invalidator = invalidator
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin on the running loop."""
-        self._bus.abandon()
-        self._bus.start()
+        self._listener.abandon()
+        self._listener.start()
         work = (
             self._keep_flushing(),
-            self._watch.keep_looking(),
-            self._watch.keep_rounds(self._bus),
+            self._invalidator.keep_looking(),
+            self._invalidator.keep_rounds(self._listener),
         )
         self._tasks = [self._begin(each) for each in work]
 
@@ -48,10 +49,10 @@ class Background:
         # Of no request: whose request happened to be the first is not to be remembered.
         return asyncio.get_running_loop().create_task(work, context=Context())
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a forked child: the tasks are the parent's."""
         self._tasks = []
-        self._bus.abandon()
+        self._listener.abandon()
 
     async def stop(self) -> None:
         """End everything, and write what is pending within ``FLUSH_BUDGET``."""
@@ -60,7 +61,7 @@ class Background:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        await self._bus.stop()
+        await self._listener.stop()
         await self._flush_at_last()
 
     async def _flush_at_last(self) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from threading import Lock
 from typing import Protocol
 
-from handstamp.core.records import Client, Session, masked
+from handstamp.core.models import Client, Session, masked
 from handstamp.events import BindingChanged, Event
 
 INTERVAL = 1.0
@@ -53,7 +53,7 @@ class Bindings:
     def __len__(self) -> int:
         return len(self._last)
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget everything, in a forked child."""
         self._lock = Lock()
         self._last = {}

@@ -21,24 +21,43 @@ A hit is one lookup in a plain dict, without a lock. The LRU behind it learns of
 most once a second and entry (:meth:`Cache.freshen`): asking it every time would cost as
 much as the hash of the token. One lock guards every change, because another thread may
 revoke.
+
+From a row to a cache entry: where database time becomes time on our clock.
+
+``before`` and ``after`` are readings of our clock around the query. What is left of a
+life is counted from ``before``, so an entry ends early by a round trip, never late.
+Activity is dated from ``after``, so it lies behind the database's clock by a round trip,
+never ahead: use of an old token is never dated after the rotation that replaced it.
+
+However long notifications are trusted, an entry is read again within ``longest_trust``: a
+trigger can miss a change. That is a reason to ask and no limit of the session, so it does
+not shorten what may be believed while there is nobody to ask.
+
+Tokens that open nothing, remembered briefly with the reason: the table does not know
+them, or their session is over.
+
+The tokens of a signed-out user would cost a query for each request otherwise. A genuine
+signature without a row is rare (a pruned session, a stale tab), so a client that sends many
+of them is up to something. They live apart from the cache and can evict nothing there. They
+are few, and they live so shortly that a session that appears later (a slow commit, a
+lagging replica, a row that an operator makes valid again) is not shadowed for long.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from threading import Lock
-from typing import NewType
 
 from cachetools import LRUCache
 
-from handstamp.core.records import Client, Session
+from handstamp.config import Policy
+from handstamp.core.lifetime import judge
+from handstamp.core.models import Client, Invalid, Reason, Record, Session, Ticket, Valid
+from handstamp.core.rotation import was_seen
 from handstamp.errors import ConfigError
-
-Ticket = NewType("Ticket", int)
-"""The moment a read began, in invalidations."""
 
 NEVER = float("-inf")
 FOREVER = float("inf")
@@ -50,7 +69,7 @@ that its holder writes around one access token."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Entry:
+class CacheEntry:
     """A session that was judged valid, and until when that may be believed.
 
     Times are readings of the engine's clock, in seconds. ``hard`` is the end that
@@ -98,8 +117,8 @@ class Cache:
 
     def _empty(self) -> None:
         self._lock = Lock()
-        self._live: dict[bytes, Entry] = {}
-        self._doubted: dict[bytes, Entry] = {}
+        self._live: dict[bytes, CacheEntry] = {}
+        self._doubted: dict[bytes, CacheEntry] = {}
         self._order = _Order(self._maxsize, self._leave)
         self._by_session: _Index = defaultdict(dict)
         # Of a user's entries, those that may be live: doubt them once and they leave it.
@@ -117,11 +136,11 @@ class Cache:
         """How many entries are not in doubt."""
         return len(self._live)
 
-    def get_any(self, key: bytes) -> Entry | None:
+    def get_any(self, key: bytes) -> CacheEntry | None:
         """The entry of a digest, in doubt or not: for what it knows of activity."""
         return self._live.get(key) or self._doubted.get(key)
 
-    def freshen(self, entry: Entry) -> None:
+    def mark_used(self, entry: CacheEntry) -> None:
         """Tell the LRU that this entry is in use; worth it once in ``RECENCY`` seconds."""
         with self._lock:
             self._order.get(entry.key)
@@ -141,7 +160,7 @@ class Cache:
         with self._lock:
             return ticket is not None and self._fence.has_mark(ticket, session_id)
 
-    def put(self, ticket: Ticket, entry: Entry) -> bool:
+    def put(self, ticket: Ticket, entry: CacheEntry) -> bool:
         """Store what a read found, unless it raced an invalidation; whether it did."""
         session = entry.session
         with self._lock:
@@ -155,7 +174,7 @@ class Cache:
             self._by_user[session.user_id][entry.key] = None
             return True
 
-    def _make_room(self, entry: Entry) -> None:
+    def _make_room(self, entry: CacheEntry) -> None:
         """Have one session's oldest entry leave for a new one, or one of another owner."""
         known, session = self.get_any(entry.key), entry.session
         if known is not None:
@@ -215,7 +234,7 @@ class Cache:
             else:
                 self._doubted = live
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget everything, in a forked child: its parent hears of revocations, and may
         have held the lock at that moment. A read that began before the fork is void."""
         self._empty()
@@ -294,3 +313,140 @@ class _Order(LRUCache[bytes, None]):
     def __delitem__(self, key: bytes) -> None:
         super().__delitem__(key)
         self._leave(key)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """When, on our clock, a query was made and answered."""
+
+    before: float
+    after: float
+
+
+def make_entry(
+    record: Record,
+    policy: Policy,
+    key: bytes,
+    read: Read,
+    known: CacheEntry | None = None,
+    noted: datetime | None = None,
+) -> CacheEntry | Invalid:
+    """Judge a fresh record and put the verdict into seconds.
+
+    ``known`` is the entry that this one replaces, ``noted`` the time of activity that is
+    not written yet: both count before an idle limit denies.
+    """
+    verdict = judge(record, policy, active_at=_active_at(record, known, noted))
+    if isinstance(verdict, Invalid):
+        return verdict
+    hard = read.before + verdict.remaining.total_seconds()
+    idle = _idle_limit(verdict, read.before)
+    # Without a refresh token there is no predecessor for which it could matter.
+    seen = record.refresh_digest is None or was_seen(record, policy.session_ttl)
+    entry = CacheEntry(
+        key=key,
+        digest=record.token_digest,
+        session=Session.of(record),
+        hard=hard,
+        idle=idle,
+        deadline=min(hard, idle, read.before + trusted_for(key, policy)),
+        confirmed=read.before + policy.max_staleness.total_seconds(),
+        read=read.after,
+        read_at=record.read_at,
+        touched=_touched(record, read.after) if seen else NEVER,
+        used=NEVER,
+        seen=seen,
+        signed_in=record.client,
+    )
+    if known is not None:
+        entry.touched = max(entry.touched, known.touched)
+        entry.used = known.used
+        entry.seen = entry.seen or known.seen
+        entry.observed, entry.client_key = known.observed, known.client_key
+    return entry
+
+
+def _idle_limit(verdict: Valid, before: float) -> float:
+    if verdict.idle_remaining is None:
+        return FOREVER
+    return before + verdict.idle_remaining.total_seconds()
+
+
+def trusted_for(key: bytes, policy: Policy) -> float:
+    """Seconds for which notifications are trusted in place of another read: at most
+    ``longest_trust``, at least half of it, and never less than ``max_staleness``.
+
+    ``key`` is a digest, whose first bytes decide where in between: so sessions that were
+    read together are not read again together.
+    """
+    longest = policy.longest_trust.total_seconds()
+    shortest = max(longest / 2, policy.max_staleness.total_seconds())
+    return shortest + (longest - shortest) * (int.from_bytes(key[:2]) / 0xFFFF)
+
+
+def _touched(record: Record, after: float) -> float:
+    if record.last_activity_at is None:
+        return NEVER
+    return after - (record.read_at - record.last_activity_at).total_seconds()
+
+
+def _active_at(
+    record: Record, known: CacheEntry | None, noted: datetime | None
+) -> datetime | None:
+    """Activity that the row does not know of yet."""
+    if known is None or known.used == NEVER:
+        return noted
+    used = min(known.database_time(known.used), record.read_at)
+    return used if noted is None else max(used, noted)
+
+
+def refresh_key(digest: bytes) -> bytes:
+    """The cache key under which a refresh token vouches for passive requests: it can
+    never be taken for a session token's."""
+    return digest + b"r"
+
+
+def outlived(record: Record) -> Record:
+    """The record as a passive request sees it: judged by its family alone, for the
+    refresh token stands in for a session token that has expired."""
+    return replace(record, expires_at=record.refresh_expires_at or record.expires_at)
+
+
+LIFE = 2.0
+MOST = 10_000
+
+
+class NegativeCache:
+    """A bounded set of digests, each for ``LIFE`` seconds."""
+
+    def __init__(self, *, life: float = LIFE, most: int = MOST) -> None:
+        self._life = life
+        self._most = most
+        self._lock = Lock()
+        self._known: dict[bytes, tuple[float, Reason]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def reset_after_fork(self) -> None:
+        """Forget everything, in a forked child."""
+        self._lock = Lock()
+        self._known = {}
+
+    def why(self, key: bytes, now: float) -> Reason | None:
+        """Why this token opened nothing a moment ago, or None if that is not known."""
+        until, reason = self._known.get(key, (now, None))
+        return reason if now < until else None
+
+    def meet(self, key: bytes, now: float, reason: Reason = Reason.NOT_FOUND) -> None:
+        """This token opens nothing, as fresh data said."""
+        with self._lock:
+            self._known.pop(key, None)
+            self._known[key] = now + self._life, reason
+            while len(self._known) > self._most:
+                del self._known[next(iter(self._known))]
+
+    def forget(self, key: bytes) -> None:
+        """This digest has just become a session's."""
+        with self._lock:
+            self._known.pop(key, None)

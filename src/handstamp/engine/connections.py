@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
-from handstamp.core.records import Session
+from handstamp.core.models import Session
 
 logger = logging.getLogger("handstamp")
 
@@ -51,7 +51,7 @@ class Connections:
     def __len__(self) -> int:
         return sum(len(watched.closers) for watched in self._watched.values())
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget everything, in a forked child: they are its parent's."""
         self._watched = {}
         self._by_user = defaultdict(set)

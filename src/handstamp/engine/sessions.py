@@ -17,32 +17,35 @@ from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
-from handstamp.clock import Clock, uptime
+from handstamp._fork import pin, reset_in_forked_children
 from handstamp.config import Cookies, Policy
-from handstamp.core.credentials import Credentials
-from handstamp.core.ids import ids_of
-from handstamp.core.lifetime import Invalid, judge_family
-from handstamp.core.records import Client, NewSession, Record, Session
-from handstamp.core.tokens import ENTROPY, Tokens, list_secrets
-from handstamp.engine import janitor
-from handstamp.engine.answers import Answer, Authenticated, Issued
-from handstamp.engine.authentication import Authentication
-from handstamp.engine.background import Background
-from handstamp.engine.bus import Bus
-from handstamp.engine.cache import Cache, Ticket
-from handstamp.engine.database_clock import DatabaseClock
-from handstamp.engine.entries import Read, make_entry
+from handstamp.core.cookies import CookieTransport, Credentials, pair_of
+from handstamp.core.lifetime import judge_family
+from handstamp.core.models import (
+    Answer,
+    Authenticated,
+    Client,
+    Invalid,
+    Issued,
+    NewSession,
+    Record,
+    Session,
+    Ticket,
+)
+from handstamp.core.tokens import ENTROPY, Tokens, ids_of, list_secrets
+from handstamp.engine.activity import prune_in_batches
+from handstamp.engine.authenticate import Authenticator
+from handstamp.engine.background import BackgroundTasks
+from handstamp.engine.cache import Cache, Read, make_entry
+from handstamp.engine.clocks import Clock, DatabaseClock, uptime
+from handstamp.engine.dispatch import EventDispatcher, Stats, Subscriber
+from handstamp.engine.invalidation import Invalidator, NotificationListener
 from handstamp.engine.new_ids import make_id, new_id
-from handstamp.engine.parts import Parts
-from handstamp.engine.refreshing import Refreshing
-from handstamp.engine.reporting import Reports, Subscriber
-from handstamp.engine.speech import Speech, pair_of
-from handstamp.engine.stats import Stats
+from handstamp.engine.refresh import Refresher
+from handstamp.engine.state import EngineState
 from handstamp.engine.step_up import SteppingUp
-from handstamp.engine.watch import Watch
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
-from handstamp.forking import pin, start_over_in_children
 from handstamp.stores.base import Ended, Store
 from handstamp.stores.shapes import ULID_HASHED, TableShape
 from handstamp.stores.table import TableStore
@@ -108,54 +111,54 @@ class Sessions:
         self.clock, self._entropy = clock, entropy
         self._new_id = new_id or partial(make_id, shape.new_id, entropy)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._parts = parts = Parts(
+        self._state = state = EngineState(
             store=self.store,
             tokens=Tokens(list_secrets(secret, secrets)),
             policy=self.policy,
             clock=clock,
             database_clock=DatabaseClock(clock),
             cache=Cache(cache_size),
-            reports=Reports(clock),
+            dispatcher=EventDispatcher(clock),
         )
-        self.connections = parts.connections
-        self._watch = Watch(parts)
-        self.add_connection = self._watch.add_connection
+        self.connections = state.connections
+        self._invalidator = Invalidator(state)
+        self.add_connection = self._invalidator.add_connection
         """For middleware: have a connection closed when its session is over."""
-        self._bus = Bus(
+        self._listener = NotificationListener(
             self.store.channel,
-            heard=self._watch.heard,
-            reset=self._watch.reset,
+            heard=self._invalidator.heard,
+            reset=self._invalidator.reset,
             max_staleness=self.policy.max_staleness.total_seconds(),
             clock=clock,
         )
-        self._background = Background(parts, self._bus, self._watch)
-        self._refreshing = Refreshing(parts, ended=self._ended)
-        self._authentication = self._authenticating(parts)
-        self.hit = self._authentication.hit
+        self._background_tasks = BackgroundTasks(state, self._listener, self._invalidator)
+        self._refresher = Refresher(state, ended=self._ended)
+        self._authenticator = self._authenticating(state)
+        self.hit = self._authenticator.hit
         """The cached entry of a session token, or None: a plain call without I/O."""
-        self.is_forged = self._authentication.is_forged
+        self.is_forged = self._authenticator.is_forged
         """Whether no credential of a request is of our making: another plain call."""
 
-        start_over_in_children(self)
+        reset_in_forked_children(self)
 
-    def _authenticating(self, parts: Parts) -> Authentication:
-        return Authentication(parts, self._refreshing, self._bus)
+    def _authenticating(self, state: EngineState) -> Authenticator:
+        return Authenticator(state, self._refresher, self._listener)
 
-    def speech(self, cookies: Cookies | None) -> Speech:
+    def cookie_transport(self, cookies: Cookies | None) -> CookieTransport:
         """Which cookies carry these sessions; for middleware."""
         return pair_of(cookies or Cookies())
 
     def __repr__(self) -> str:
         return f"Sessions({self.store!r})"
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a forked child: as new, with nothing of the parent's; called by itself."""
         pin(self._loop)
         self._loop = None
-        self._parts.start_over()
-        self._background.start_over()
-        self._refreshing.start_over()
-        self.store.start_over()
+        self._state.reset_after_fork()
+        self._background_tasks.reset_after_fork()
+        self._refresher.reset_after_fork()
+        self.store.reset_after_fork()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -191,7 +194,7 @@ class Sessions:
             self._loop = None
             await self.store.close()
             raise
-        self._background.start()
+        self._background_tasks.start()
 
     def _check_policy(self) -> None:
         """Raise :class:`ConfigError` for a rule that the table cannot keep."""
@@ -210,8 +213,8 @@ class Sessions:
         if self._loop is not asyncio.get_running_loop():
             return
         self._loop = None
-        await self._background.stop()
-        await self._parts.reports.drain()
+        await self._background_tasks.stop()
+        await self._state.dispatcher.drain()
         await self.store.close()
 
     def on(self, kind: type[E], subscriber: Subscriber[E]) -> None:
@@ -220,11 +223,11 @@ class Sessions:
         It may be a coroutine function, which then runs beside the request. What it
         raises is logged and contained.
         """
-        self._parts.reports.on(kind, subscriber)
+        self._state.dispatcher.on(kind, subscriber)
 
     def publish(self, event: Event) -> None:
         """Publish an event of an adapter; for middleware."""
-        self._parts.reports.publish(event)
+        self._state.dispatcher.publish(event)
 
     async def authenticate(
         self, credentials: Credentials, client: Client, *, passive: bool = False
@@ -232,7 +235,7 @@ class Sessions:
         """Whose request this is; rotates where the session token is dead and the refresh
         token stands. Never raises for want of a database: that is ``Unknown``."""
         await self.open()
-        return await self._authentication.authenticate(credentials, client, passive=passive)
+        return await self._authenticator.authenticate(credentials, client, passive=passive)
 
     async def find_presented(
         self, credentials: Credentials, client: Client, known: Session | None = None
@@ -243,7 +246,7 @@ class Sessions:
         them. Raises :class:`SessionsUnavailable`.
         """
         await self.open()
-        return await self._authentication.find_presented(credentials, client, known)
+        return await self._authenticator.find_presented(credentials, client, known)
 
     async def create(
         self,
@@ -264,10 +267,10 @@ class Sessions:
         await self.open()
         able = await self.store.ready()
         session_id = await new_id(self.store, self._new_id)
-        pair = self._parts.tokens.mint(
+        pair = self._state.tokens.mint(
             session_id, self._entropy(2 * ENTROPY), remember=remember, claim=claim
         )
-        ticket, before = self._parts.cache.ticket(), self.clock()
+        ticket, before = self._state.cache.ticket(), self.clock()
         new = NewSession.of(
             (session_id, user_id, client),
             pair,
@@ -299,12 +302,12 @@ class Sessions:
         )
 
     def _keep(self, record: Record, ticket: Ticket, read: Read) -> None:
-        self._parts.database_clock.saw(record.read_at, read.after)
+        self._state.database_clock.saw(record.read_at, read.after)
         key = bytes.fromhex(record.token_digest)
-        self._parts.strangers.forget(key)
+        self._state.negative_cache.forget(key)
         entry = make_entry(record, self.policy, key, read)
         if not isinstance(entry, Invalid):
-            self._parts.cache.put(ticket, entry)
+            self._state.cache.put(ticket, entry)
 
     async def refresh(
         self, refresh_token: str, *, client: Client = _NOBODY
@@ -319,7 +322,7 @@ class Sessions:
             text = refresh_token.encode("ascii")
         except UnicodeEncodeError:
             return None
-        answer = await self._refreshing.refresh([text], client, passive=False)
+        answer = await self._refresher.refresh([text], client, passive=False)
         return answer.issued if isinstance(answer, Authenticated) else None
 
     async def revoke(
@@ -342,11 +345,11 @@ class Sessions:
             # It may have been committed before the answer was lost, or before the caller
             # was cancelled. Ask the table again rather than believe the cache. (A
             # stranger's id costs them a read.)
-            self._watch.doubt_session(known)
+            self._invalidator.doubt_session(known)
             raise
         if ended is None:
             # Perhaps another process was faster, and its notice is still on the way.
-            self._watch.doubt_session(known)
+            self._invalidator.doubt_session(known)
             return False
         self._ended(ended, reason)
         return True
@@ -365,7 +368,7 @@ class Sessions:
         try:
             all_ended = await self.store.revoke_user(known, keep=keep, reason=reason)
         finally:
-            self._watch.doubt_user(known)
+            self._invalidator.doubt_user(known)
         for ended in all_ended:
             self._ended(ended, reason)
         return len(all_ended)
@@ -393,7 +396,7 @@ class Sessions:
         has to sign in again.
         """
         await self.open()
-        stepping_up = SteppingUp(parts=self._parts, entropy=self._entropy)
+        stepping_up = SteppingUp(state=self._state, entropy=self._entropy)
         return await stepping_up.step_up(session_id, level, refresh, claim)
 
     async def renew(
@@ -402,11 +405,11 @@ class Sessions:
         """Replace the tokens of a live session, with another claim; None if there is no
         such session. Everything else is as for :meth:`step_up`."""
         await self.open()
-        stepping_up = SteppingUp(parts=self._parts, entropy=self._entropy)
+        stepping_up = SteppingUp(state=self._state, entropy=self._entropy)
         return await stepping_up.step_up(session_id, None, refresh, claim)
 
     def _ended(self, ended: Ended, reason: str) -> None:
-        self._parts.cache.forget_session(ended.id)
+        self._state.cache.forget_session(ended.id)
         self.connections.close(ended.id)
         self.publish(Revoked(session_id=ended.id, user_id=ended.user_id, reason=reason))
 
@@ -430,14 +433,14 @@ class Sessions:
     async def prune(self) -> int:
         """Delete rows dead for longer than ``Policy.retention``; how many there were."""
         await self.open()
-        return await janitor.prune(self.store, self.policy)
+        return await prune_in_batches(self.store, self.policy)
 
     async def flush(self) -> int:
         """Write pending activity now; how many rows moved.
 
         Raises :class:`SessionsUnavailable`, and keeps what it could not write.
         """
-        return await self._parts.activity.flush(self.store, self.policy)
+        return await self._state.activity.flush(self.store, self.policy)
 
     async def ping(self) -> None:
         """One round trip to the database, or :class:`SessionsUnavailable`."""
@@ -446,7 +449,7 @@ class Sessions:
 
     def database_now(self) -> datetime:
         """The database's clock, as far as its last answer lets us know it."""
-        return self._parts.database_clock.now()
+        return self._state.database_clock.now()
 
     def may_deliver(self, issued: Issued) -> bool:
         """For middleware: whether these tokens may still be sent to the client.
@@ -457,7 +460,7 @@ class Sessions:
         """
         if self.clock() > issued.deliver_until:
             return False
-        return not self._parts.cache.may_have_changed(issued.ticket, issued.session.id)
+        return not self._state.cache.may_have_changed(issued.ticket, issued.session.id)
 
     def mark_seen(self, issued: Issued) -> None:
         """For middleware: record that the client has received these tokens.
@@ -465,28 +468,28 @@ class Sessions:
         Whoever presents what they replaced is a second party then, once grace is over.
         Call it only where the client itself has shown that it read them.
         """
-        self._refreshing.mark_seen(issued)
+        self._refresher.mark_seen(issued)
 
     def ticket(self) -> Ticket:
         """For middleware: take this before authenticating a connection that stays."""
-        return self._parts.cache.ticket()
+        return self._state.cache.ticket()
 
     def stats(self) -> Stats:
         """Figures of this process, for metrics and health pages."""
-        activity, authentication = self._parts.activity, self._authentication
+        activity, authenticator = self._state.activity, self._authenticator
         return Stats(
-            cached=self._parts.cache.believed,
-            hits=authentication.hits,
-            misses=authentication.misses,
+            cached=self._state.cache.believed,
+            hits=authenticator.hits,
+            misses=authenticator.misses,
             queries=self.store.queries,
             pending_touches=len(activity),
             written_touches=activity.written,
             dropped_touches=activity.dropped,
             flushes=activity.flushes,
             open_connections=len(self.connections),
-            bus=self._bus.hearing,
-            notices=self._bus.notices,
-            unknown_notices=self._bus.unknown_notices,
-            foreign_writers_heard=self._bus.covers_foreign_writers,
-            events=dict(self._parts.reports.counts),
+            listener=self._listener.hearing,
+            notices=self._listener.notices,
+            unknown_notices=self._listener.unknown_notices,
+            foreign_writers_heard=self._listener.covers_foreign_writers,
+            events=dict(self._state.dispatcher.counts),
         )

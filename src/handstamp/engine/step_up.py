@@ -18,12 +18,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from handstamp.core.calendar import shift
-from handstamp.core.lifetime import Invalid, is_remembered, judge_family
-from handstamp.core.records import LOWEST, Record, Session, StepUp
+from handstamp.core.lifetime import is_remembered, judge_family
+from handstamp.core.models import (
+    LOWEST,
+    Authenticated,
+    Invalid,
+    Issued,
+    Record,
+    Session,
+    StepUp,
+    shift,
+)
 from handstamp.core.tokens import ENTROPY, TokenPair
-from handstamp.engine.answers import Authenticated, Issued
-from handstamp.engine.parts import Parts
+from handstamp.engine.state import EngineState
 from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.stores.base import Capabilities
 
@@ -39,7 +46,7 @@ _KEPT = (
 class SteppingUp:
     """What replaces the tokens of sessions of one engine."""
 
-    parts: Parts
+    state: EngineState
     entropy: Callable[[int], bytes]
 
     async def step_up(
@@ -50,7 +57,7 @@ class SteppingUp:
         claim: str | None,
     ) -> Authenticated | None:
         """See :meth:`Sessions.step_up`, and :meth:`Sessions.renew` for no level."""
-        able = await self.parts.store.ready()
+        able = await self.state.store.ready()
         if level is not None and not able.level:
             raise ConfigError("this table has no trust level: name it, TableShape(level=…)")
         before: Record | None = None
@@ -72,19 +79,19 @@ class SteppingUp:
 
     async def _find(self, session_id: str) -> Record | None:
         """The row of a session that stands."""
-        record = await self.parts.store.find_by_id(session_id)
+        record = await self.state.store.find_by_id(session_id)
         if record is None:
             return None
-        noted = self.parts.activity.noted(record.id, record.token_digest)
-        verdict = judge_family(record, self.parts.policy, active_at=noted)
+        noted = self.state.activity.noted(record.id, record.token_digest)
+        verdict = judge_family(record, self.state.policy, active_at=noted)
         return None if isinstance(verdict, Invalid) else record
 
     def _is_remembered(self, record: Record, refresh: Sequence[bytes]) -> bool:
         for text in refresh:
-            token = self.parts.tokens.read_refresh(text)
+            token = self.state.tokens.read_refresh(text)
             if token is not None and token.session_id == record.id:
                 return token.remember
-        return is_remembered(record, self.parts.policy)
+        return is_remembered(record, self.state.policy)
 
     async def _raise(
         self,
@@ -95,12 +102,12 @@ class SteppingUp:
         claim: str | None,
     ) -> Issued | None:
         """The session with its new tokens; None if it was changed meanwhile."""
-        parts, policy = self.parts, self.parts.policy
+        state, policy = self.state, self.state.policy
         entropy = self.entropy(2 * ENTROPY)
-        pair = parts.tokens.mint(record.id, entropy, remember=remember, claim=claim)
-        before = parts.clock()
+        pair = state.tokens.mint(record.id, entropy, remember=remember, claim=claim)
+        before = state.clock()
         try:
-            raised = await parts.store.raise_level(
+            raised = await state.store.raise_level(
                 StepUp(
                     id=record.id,
                     level=level,
@@ -113,14 +120,14 @@ class SteppingUp:
             )
         finally:
             # Also if there was no answer: it may have been committed.
-            parts.cache.forget_session(record.id)
+            state.cache.forget_session(record.id)
         if raised is None:
             return None
         is_lower = (raised.level or LOWEST) < (level or LOWEST)
         if raised.token_digest != pair.session_digest or is_lower:
             raise ConfigError(_KEPT)
         if raised.id != record.id:
-            parts.connections.close(record.id)
+            state.connections.close(record.id)
         return self._issued(raised, pair, remember, before, able)
 
     def _issued(
@@ -131,7 +138,7 @@ class SteppingUp:
         before: float,
         able: Capabilities,
     ) -> Issued:
-        policy = self.parts.policy
+        policy = self.state.policy
         longest: timedelta | None = None
         if able.sliding and record.created_at is not None:
             ends = shift(record.created_at, policy.lifetime(remember=remember))

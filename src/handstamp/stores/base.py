@@ -1,4 +1,6 @@
-"""The contract between the engine and a table.
+"""Channel.
+
+The contract between the engine and a table.
 
 A store finds, creates, rotates, revokes and touches; it never decides. What it must
 keep, whatever the table looks like:
@@ -27,14 +29,58 @@ return. Where the database kept its row as it was, they raise :class:`ConfigErro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from handstamp.config import Policy
-from handstamp.core.ids import LONGEST_ID
-from handstamp.core.records import NewSession, Record, StepUp, Successor, Touch
-from handstamp.stores.channel import Channel
+from handstamp.core.models import NewSession, Record, Rotation, StepUp, Touch
+from handstamp.core.tokens import LONGEST_ID
+
+CHANNEL = "handstamp"
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """What to read again: one session, a user's sessions, or everything (both None).
+
+    ``understood`` is False where the payload is none of ours.
+    """
+
+    session_id: str | None = None
+    user_id: str | None = None
+    understood: bool = True
+
+
+class ListenConnection(Protocol):
+    """One listening connection. Faults are :class:`SessionsUnavailable`."""
+
+    async def prove(self) -> None:
+        """A round trip: what was committed before it began is delivered when it ends."""
+        ...
+
+    async def covers_foreign_writers(self) -> bool:
+        """Whether a trigger makes every writer notify."""
+        ...
+
+    def drop(self) -> None:
+        """Let go at once, without a word to a server that may not answer."""
+        ...
+
+
+class Channel(Protocol):
+    """Where notices come from, and where they are said."""
+
+    async def listen(
+        self, heard: Callable[[str], None], lost: Callable[[], None]
+    ) -> ListenConnection:
+        """Listen from now on: ``heard`` gets every payload, ``lost`` is called once."""
+        ...
+
+    async def notify(self, payload: str) -> None:
+        """Say something by the same way on which revocations are said."""
+        ...
+
 
 STANDS = (
     "a session in {table} is still live after it was ended: a policy of row level security"
@@ -111,7 +157,7 @@ class Store(Protocol):
         """Let go of every connection; idempotent."""
         ...
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a forked child: use nothing of the parent's, and close nothing of it."""
 
     async def ready(self) -> Capabilities:
@@ -166,11 +212,11 @@ class Store(Protocol):
         """
         ...
 
-    async def rotate(self, step: Successor) -> Record | None:
+    async def rotate(self, step: Rotation) -> Record | None:
         """Replace both tokens (rule 4), or None."""
         ...
 
-    async def redate(self, step: Successor) -> Record | None:
+    async def redate(self, step: Rotation) -> Record | None:
         """Date the last rotation to now while its tokens are unseen (rule 4), or None.
 
         ``step.presented`` is the current refresh digest here.

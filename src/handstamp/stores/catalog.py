@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from handstamp.stores.lanes import Connection
+from handstamp.stores.connection import Connection
 
 _COLUMNS = """
     select a.attname::text as name, coalesce(b.typname, t.typname)::text as type,

@@ -11,14 +11,21 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from handstamp.config import Policy
-from handstamp.core.calendar import shift
-from handstamp.core.ids import normalize_text
-from handstamp.core.lifetime import Invalid, judge_family
-from handstamp.core.records import LOWEST, NewSession, Record, StepUp, Successor, Touch
+from handstamp.core.lifetime import judge_family
+from handstamp.core.models import (
+    LOWEST,
+    Invalid,
+    NewSession,
+    Record,
+    Rotation,
+    StepUp,
+    Touch,
+    shift,
+)
 from handstamp.core.rotation import seen_at, was_seen
+from handstamp.core.tokens import normalize_text
 from handstamp.errors import LoginRefused, SessionsUnavailable
-from handstamp.stores.base import Capabilities, Created, Ended
-from handstamp.stores.channel import Channel, Link
+from handstamp.stores.base import Capabilities, Channel, Created, Ended, ListenConnection
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -94,7 +101,7 @@ class MemoryStore:
             self._channel.say(f"d:{row.id}")
         return record
 
-    def start_over(self) -> None:
+    def reset_after_fork(self) -> None:
         """See :meth:`Store.start_over`; a child has a copy of everything."""
 
     async def find(
@@ -170,13 +177,13 @@ class MemoryStore:
             level=LOWEST,
         )
 
-    async def rotate(self, step: Successor) -> Record | None:
+    async def rotate(self, step: Rotation) -> Record | None:
         """See :meth:`Store.rotate`."""
         row = self._current(step)
         return None if row is None else self._renew(row, step)
 
     def _renew(
-        self, row: Record, step: Successor | StepUp, **changes: object
+        self, row: Record, step: Rotation | StepUp, **changes: object
     ) -> Record | None:
         """The row with new tokens, dated now, unless it is too old."""
         now = self._now()
@@ -195,7 +202,7 @@ class MemoryStore:
             **changes,
         )
 
-    async def redate(self, step: Successor) -> Record | None:
+    async def redate(self, step: Rotation) -> Record | None:
         """See :meth:`Store.redate`."""
         row = self._current(step)
         if row is None or was_seen(row, step.session_ttl):
@@ -203,7 +210,7 @@ class MemoryStore:
         date = self._date(row)
         return self._write(row, last_activity_at=date, expires_at=date + step.session_ttl)
 
-    def _current(self, step: Successor) -> Record | None:
+    def _current(self, step: Rotation) -> Record | None:
         row = next((r for r in self._read() if r.id == step.id), None)
         if row is None or row.refresh_digest != step.presented or not self._stands(row):
             return None
@@ -311,16 +318,18 @@ class MemoryChannel:
 
     def __init__(self, answer: Callable[[], None]) -> None:
         self._answer = answer
-        self._links: list[MemoryLink] = []
+        self._links: list[MemoryListenConnection] = []
 
-    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> Link:
+    async def listen(
+        self, heard: Callable[[str], None], lost: Callable[[], None]
+    ) -> ListenConnection:
         """See :meth:`Channel.listen`."""
         self._answer()
-        link = MemoryLink(self, heard, lost)
+        link = MemoryListenConnection(self, heard, lost)
         self._links.append(link)
         return link
 
-    async def speak(self, payload: str) -> None:
+    async def notify(self, payload: str) -> None:
         """See :meth:`Channel.speak`."""
         self._answer()
         self.say(payload)
@@ -336,7 +345,7 @@ class MemoryChannel:
             link.drop()
             link.lost()
 
-    def leave(self, link: MemoryLink) -> None:
+    def leave(self, link: MemoryListenConnection) -> None:
         """Deliver nothing to this one any more."""
         if link in self._links:
             self._links.remove(link)
@@ -346,7 +355,7 @@ class MemoryChannel:
         self._answer()
 
 
-class MemoryLink:
+class MemoryListenConnection:
     """One listener."""
 
     def __init__(
@@ -357,7 +366,7 @@ class MemoryLink:
         self.lost = lost
 
     async def prove(self) -> None:
-        """See :meth:`Link.prove`."""
+        """See :meth:`ListenConnection.prove`."""
         self._channel.check()
 
     async def covers_foreign_writers(self) -> bool:
@@ -365,7 +374,7 @@ class MemoryLink:
         return True
 
     def drop(self) -> None:
-        """See :meth:`Link.drop`."""
+        """See :meth:`ListenConnection.drop`."""
         self._channel.leave(self)
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import asyncpg
 
-from handstamp.stores.lanes import Connection
+from handstamp.stores.connection import Connection
 from handstamp.stores.notify_trigger import (
     BODIES,
     ROW,

@@ -23,9 +23,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from handstamp.core.ids import LONGEST_ID
-from handstamp.stores.channel import CHANNEL
-from handstamp.stores.fitting import Fitted, Spelling
+from handstamp.core.tokens import LONGEST_ID
+from handstamp.stores.base import CHANNEL
+from handstamp.stores.resolve import ColumnRef, ResolvedTable
 from handstamp.stores.shapes import PREFIX, quoted
 
 SEARCH_PATH = "pg_catalog, pg_temp"
@@ -182,22 +182,24 @@ def truncation(name: str, table: str) -> NotifyTrigger:
     return NotifyTrigger(name=name, table=table, type=TRUNCATE, function=ALL)
 
 
-def triggers_of(fitted: Fitted) -> tuple[NotifyTrigger, ...]:
+def triggers_of(resolved: ResolvedTable) -> tuple[NotifyTrigger, ...]:
     """Everything for this table and its table of users."""
-    shape, columns = fitted.shape, _names(fitted.columns)
-    changed, lived = any_of(list(_changes(fitted, columns))), _lived(fitted)
+    shape, columns = resolved.shape, _names(resolved.columns)
+    changed, lived = any_of(list(_changes(resolved, columns))), _lived(resolved)
     if shape.id_is_token:  # which is never shown, where it is in clear
-        changed, lived = (f"({_is_digest(fitted)} AND {rule})" for rule in (changed, lived))
+        changed, lived = (
+            f"({_is_digest(resolved)} AND {rule})" for rule in (changed, lived)
+        )
     found = session_triggers(quoted(shape.table), shape.id, changed, lived)
-    if shape.users is not None and fitted.users is not None:
-        known = _names(fitted.users)
+    if shape.users is not None and resolved.users is not None:
+        known = _names(resolved.users)
         changes = [differs(known[name]) for name in _USER_CHANGES if name in known]
         table, id = quoted(shape.users.table), shape.users.id
         found += user_triggers(table, id, any_of(changes))
     return tuple(found)
 
 
-def _changes(fitted: Fitted, columns: Mapping[str, str]) -> Iterator[str]:
+def _changes(resolved: ResolvedTable, columns: Mapping[str, str]) -> Iterator[str]:
     for name in _ANY_CHANGE:
         if name in columns:
             yield differs(columns[name])
@@ -207,32 +209,32 @@ def _changes(fitted: Fitted, columns: Mapping[str, str]) -> Iterator[str]:
     if "level" in columns:
         level = columns["level"]
         yield f"(COALESCE(new.{level}, 0) < COALESCE(old.{level}, 0))"
-    if not fitted.shape.id_is_token:
-        yield _another_token(fitted, columns)
+    if not resolved.shape.id_is_token:
+        yield _another_token(resolved, columns)
 
 
-def _another_token(fitted: Fitted, columns: Mapping[str, str]) -> str:
+def _another_token(resolved: ResolvedTable, columns: Mapping[str, str]) -> str:
     """Whether the token is another one, by no rotation of ours, and not the same in the
     form of its digest."""
     token, expiry = columns["token"], columns["expires_at"]
-    if fitted.shape.rotates:
+    if resolved.shape.rotates:
         same = f"(NOT (old.{expiry} IS DISTINCT FROM new.{expiry}))"
         return f"({differs(token)} AND {same})"
-    if fitted.shape.at_rest != "plain":
+    if resolved.shape.at_rest != "plain":
         return differs(token)
     digest = f"encode(sha256(convert_to(old.{token}, 'UTF8')), 'hex')"
     hashed = f"(new.{token} IS DISTINCT FROM ('{PREFIX}' || {digest}))"
     return f"({differs(token)} AND {hashed})"
 
 
-def _is_digest(fitted: Fitted) -> str:
-    prefix = "" if fitted.shape.at_rest == "digest" else PREFIX
-    return f"(old.{name_of(fitted.columns['id'].name)} ~ '^{prefix}[0-9a-f]{{64}}$')"
+def _is_digest(resolved: ResolvedTable) -> str:
+    prefix = "" if resolved.shape.at_rest == "digest" else PREFIX
+    return f"(old.{name_of(resolved.columns['id'].name)} ~ '^{prefix}[0-9a-f]{{64}}$')"
 
 
-def _lived(fitted: Fitted) -> str:
+def _lived(resolved: ResolvedTable) -> str:
     """Whether a row that goes was alive: pruning says nothing."""
-    columns, names = fitted.columns, _names(fitted.columns)
+    columns, names = resolved.columns, _names(resolved.columns)
     ends = [
         _instant(names[name], columns[name])
         for name in ("refresh_expires_at", "expires_at")
@@ -247,11 +249,11 @@ def _lived(fitted: Fitted) -> str:
     return f"({' AND '.join(rules)})" if len(rules) > 1 else rules[0]
 
 
-def _instant(name: str, column: Spelling) -> str:
+def _instant(name: str, column: ColumnRef) -> str:
     return f"timezone('utc', old.{name})" if column.naive else f"old.{name}"
 
 
-def _names(columns: Mapping[str, Spelling]) -> dict[str, str]:
+def _names(columns: Mapping[str, ColumnRef]) -> dict[str, str]:
     """The columns as they stand behind ``old.``, quoted only where they must be."""
     return {field: name_of(column.name) for field, column in columns.items()}
 

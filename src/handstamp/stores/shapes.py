@@ -3,7 +3,7 @@
 Everything in a shape is an identifier that ends up in SQL text, so all of it is checked
 against a grammar when the shape is made and quoted when it is used. Values are always
 bound. Types, lengths and indexes are the table's own business: they are read from the
-catalog when the table is first used (:mod:`handstamp.stores.fitting`).
+catalog when the table is first used (:mod:`handstamp.stores.resolve`).
 """
 
 from __future__ import annotations

@@ -3,25 +3,31 @@
 ``now()`` stands unqualified everywhere: it is the table's one clock, fixed for the length
 of a statement. Every statement that locks more than one row locks in id order. Ids and
 digests are bound as text and cast to the column's own type, so that its indexes serve.
+
+The first look at a table: its catalog, how the shape fits, a sample of its ids.
 """
 
 from __future__ import annotations
 
-from handstamp.stores.fitting import Fitted
-from handstamp.stores.shapes import PREFIX
-from handstamp.stores.spelling import FIRST, Spelled
+import logging
+
+from handstamp.stores.catalog import read_table
+from handstamp.stores.connection import Connection
+from handstamp.stores.resolve import ResolvedTable, refuse_long_ids, resolve
+from handstamp.stores.shapes import PREFIX, TableShape, quoted
+from handstamp.stores.sql import FIRST, SqlBuilder
 
 
-class Statements(Spelled):
+class Statements(SqlBuilder):
     """Every statement the table store sends, as text with numbered parameters."""
 
-    def __init__(self, fitted: Fitted) -> None:
-        super().__init__(fitted)
+    def __init__(self, resolved: ResolvedTable) -> None:
+        super().__init__(resolved)
         self._read_statements()
         self._login_statements()
         self._end_statements()
-        self.rotate = self._rotate() if fitted.shape.rotates else None
-        self.redate = self._redate() if fitted.shape.rotates else None
+        self.rotate = self._rotate() if resolved.shape.rotates else None
+        self.redate = self._redate() if resolved.shape.rotates else None
         self.upgrade = self._upgrade()
         self.raise_level = self._raise_level()
         self.replace = self._replace("$2::integer is null")
@@ -48,7 +54,7 @@ class Statements(Spelled):
 
     def _longest_ids(self) -> str | None:
         """The length of the longest ids in the first $1 rows, by field."""
-        fields = self.fitted.unbounded_ids
+        fields = self.resolved.unbounded_ids
         if not fields:
             return None
         own = ", ".join(f"{self._columns[name].name} as {name}" for name in fields)
@@ -62,7 +68,7 @@ class Statements(Spelled):
         self.refusal = self._refusal()
         user = f"({self._one(2, 'user_id')})::text"  # "7" and "07" are one user
         self.serialise = f"select pg_advisory_xact_lock(hashtextextended($1 || {user}, 0))"
-        next_id = self.fitted.next_id
+        next_id = self.resolved.next_id
         self.next_id = f"select ({next_id})::text" if next_id else None
         self.live = self._live()
 
@@ -85,7 +91,9 @@ class Statements(Spelled):
         )
 
     def _create(self) -> str:
-        token = "$3::text" if self.fitted.shape.at_rest == "digest" else f"'{PREFIX}' || $3"
+        token = (
+            "$3::text" if self.resolved.shape.at_rest == "digest" else f"'{PREFIX}' || $3"
+        )
         values = {
             "id": "$1::text",
             "user_id": "$2::text",
@@ -103,7 +111,7 @@ class Statements(Spelled):
             "created_at": "now()",
             **{name: value for name, value in FIRST.items() if self._is_required(name)},
         }
-        if self.fitted.shape.id_is_token:
+        if self.resolved.shape.id_is_token:
             del values["id"]  # the digest is the id
         there = {n: v for n, v in values.items() if n in self._columns}
         names = ", ".join(self._columns[name].name for name in there)
@@ -185,7 +193,7 @@ class Statements(Spelled):
     def _new_tokens(self, **more: str) -> str:
         """What a rotation assigns; where nothing rotates, the session token alone."""
         values = {"token": "$3::text" if self._is_digest() else f"'{PREFIX}' || $3"}
-        if self.fitted.shape.rotates:
+        if self.resolved.shape.rotates:
             values |= {
                 "refresh_token": "$4::text",
                 "last_activity_at": "{date}",
@@ -208,7 +216,7 @@ class Statements(Spelled):
 
     def _revoke(self, where: str, said: str | None = None) -> str:
         id = "{id}"
-        if self.fitted.shape.id_is_token:  # which is never shown, where it is in clear
+        if self.resolved.shape.id_is_token:  # which is never shown, where it is in clear
             id = f"case when {self._is_digest_id()} then {{id}} else '' end"
         returned = f"{id} as id, {{user_id}} as user_id" + (
             f", {said} as said" if said else ""
@@ -255,11 +263,11 @@ class Statements(Spelled):
             f"update {{sessions}} s set {self._new_tokens(**more)}"
             f"{self._admitted() or ' where '}{self._bare('id')} = {self._one(1, 'id')}"
             f" and {{live}} and {{end}} > now() and {condition}"
-            f"{limit if self.fitted.shape.rotates else ''} returning {{record}}"
+            f"{limit if self.resolved.shape.rotates else ''} returning {{record}}"
         )
 
     def _touch(self) -> str | None:
-        if self.fitted.shape.rotates and "last_activity_at" in self._columns:
+        if self.resolved.shape.rotates and "last_activity_at" in self._columns:
             return self._touch_seen()
         return self._touch_sliding()
 
@@ -290,7 +298,7 @@ class Statements(Spelled):
         )
 
     def _touch_sliding(self) -> str | None:
-        slides = self.fitted.capabilities.sliding
+        slides = self.resolved.capabilities.sliding
         assign = self._assign(
             last_activity_at="greatest({kept_last_activity_at}, locked.at)",
             **({"expires_at": "greatest({kept_expires_at}, {slid})"} if slides else {}),
@@ -316,7 +324,7 @@ class Statements(Spelled):
         )
 
     def _is_digest(self) -> bool:
-        return self.fitted.shape.at_rest == "digest"
+        return self.resolved.shape.at_rest == "digest"
 
     def _prune(self) -> str:
         ended = [
@@ -335,3 +343,34 @@ class Statements(Spelled):
             " for update skip locked)"
             f" delete from {{sessions}} s using dead where {self._bare('id')} = dead.id"
         )
+
+
+logger = logging.getLogger("handstamp")
+
+SAMPLE = 1000
+"""Rows whose ids are measured, where the column has no limit of its own."""
+
+
+async def look(connection: Connection, shape: TableShape) -> Statements:
+    """The SQL for the table that ``shape`` names.
+
+    Raises :class:`ConfigError` for a table that must not be used. What is missing is
+    logged, and its features are off.
+    """
+    table = await read_table(connection, quoted(shape.table))
+    users = None
+    if shape.users is not None:
+        users = await read_table(connection, quoted(shape.users.table))
+    resolved = resolve(shape, table, users)
+    sql = Statements(resolved)
+    if sql.longest_ids is not None:
+        (longest,) = await connection.fetch(sql.longest_ids, SAMPLE)
+        refuse_long_ids(shape, dict(longest))
+    if resolved.missing:
+        logger.warning(
+            "%s has no column for %s: these features are off",
+            shape.table,
+            ", ".join(resolved.missing),
+            extra={"action": "features_off"},
+        )
+    return sql

@@ -14,12 +14,19 @@ from typing import Any, TypeVar
 import asyncpg
 
 from handstamp.config import Policy
-from handstamp.core.clients import canonical_address
-from handstamp.core.ids import normalize
-from handstamp.core.records import NewSession, Record, StepUp, Successor, Touch
+from handstamp.core.models import NewSession, Record, Rotation, StepUp, Touch
+from handstamp.core.requests import canonical_address
+from handstamp.core.tokens import normalize
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
-from handstamp.stores.base import STANDS, Capabilities, Created, Ended
-from handstamp.stores.binding import (
+from handstamp.stores.base import CHANNEL, STANDS, Capabilities, Created, Ended
+from handstamp.stores.connection import Connection
+from handstamp.stores.notify import NOTIFY, commit_with_notify, retry_if_row_moved
+from handstamp.stores.notify_trigger import QUIETLY, NotifyTrigger, triggers_of
+from handstamp.stores.plaintext import TokenUpgrader
+from handstamp.stores.postgres import PostgresStore
+from handstamp.stores.resolve import capabilities_of
+from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape
+from handstamp.stores.sql import (
     LONGEST_HASH,
     NOWHERE,
     bindable,
@@ -29,22 +36,12 @@ from handstamp.stores.binding import (
     record_of,
     storable,
 )
-from handstamp.stores.channel import CHANNEL
-from handstamp.stores.connected import Connected
-from handstamp.stores.fitting import capabilities_of
-from handstamp.stores.lanes import Connection
-from handstamp.stores.listening import SPEAK
-from handstamp.stores.looking import look
-from handstamp.stores.notify_trigger import QUIETLY, NotifyTrigger, triggers_of
-from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape
-from handstamp.stores.speaking import moved, said
-from handstamp.stores.statements import Statements
-from handstamp.stores.upgrading import Upgrading
+from handstamp.stores.statements import Statements, look
 
 T = TypeVar("T")
 
 
-class TableStore(Connected):
+class TableStore(PostgresStore):
     """The sessions in one PostgreSQL table.
 
     ``dsn`` is a PostgreSQL URI; ``pool_size`` the most connections to hold for writes, to
@@ -75,7 +72,7 @@ class TableStore(Connected):
             connect=connect,
             listen_dsn=listen_dsn,
         )
-        self._upgrading = Upgrading(self._database, self.statements)
+        self._upgrader = TokenUpgrader(self._database, self.statements)
 
     def __repr__(self) -> str:
         return f"TableStore(table={self._shape.table!r})"
@@ -85,7 +82,7 @@ class TableStore(Connected):
         """What the table can do; what the shape says, before the table was looked at."""
         if self._statements is None:
             return capabilities_of(self._shape)
-        return self._statements.fitted.capabilities
+        return self._statements.resolved.capabilities
 
     async def open(self) -> None:
         """Get ready on the running loop. Looks at the table if the database answers.
@@ -98,7 +95,7 @@ class TableStore(Connected):
 
     async def ready(self) -> Capabilities:
         """See :meth:`Store.ready`; reads the catalog, once."""
-        return (await self.statements()).fitted.capabilities
+        return (await self.statements()).resolved.capabilities
 
     async def statements(self) -> Statements:
         """The SQL for this table, once its catalog was read. Raises as :meth:`ready`."""
@@ -108,11 +105,11 @@ class TableStore(Connected):
         return self._statements
 
     async def _triggers(self) -> Sequence[NotifyTrigger]:
-        return triggers_of((await self.statements()).fitted)
+        return triggers_of((await self.statements()).resolved)
 
     async def close(self) -> None:
         """Let go of every connection, after at most a second."""
-        await self._upgrading.stop()
+        await self._upgrader.stop()
         await super().close()
 
     async def find(
@@ -128,7 +125,7 @@ class TableStore(Connected):
             asked += [text for text in texts if not text.startswith(PREFIX)]
         rows = await self._look_up(sql.find, asked)
         if self._shape.at_rest == "plain":
-            self._upgrading.begin(str(row["token_digest"]) for row in rows)
+            self._upgrader.begin(str(row["token_digest"]) for row in rows)
         return list(map(self._record, rows))
 
     async def find_by_id(self, session_id: str) -> Record | None:
@@ -163,7 +160,7 @@ class TableStore(Connected):
     def _normalize(sql: Statements, field: str, text: str | None) -> str | None:
         """Asking for what a column could not hold is an error of the database, and
         whoever sent it is a client."""
-        column = sql.fitted.columns[field]
+        column = sql.resolved.columns[field]
         known = None if text is None else normalize(column.cast, text)
         return known if known is not None and column.takes(known) else None
 
@@ -189,7 +186,7 @@ class TableStore(Connected):
         if self._normalize(sql, "user_id", new.user_id) is None:
             raise LoginRefused("unknown_user")
         async with self._database.working() as connection:
-            return await said(self._database, connection, insert)
+            return await commit_with_notify(self._database, connection, insert)
 
     async def _make_room(
         self, connection: Connection, new: NewSession, policy: Policy, loud: bool
@@ -224,7 +221,7 @@ class TableStore(Connected):
             policy.absolute_ttl,
             policy.idle_ttl,
             policy.end_on_password_change,
-            not sql.fitted.capabilities.absolute,
+            not sql.resolved.capabilities.absolute,
         )
         live = [id for row in rows if (id := str(row["id"])) not in leaving]
         surplus = max(0, len(live) - new.limit + 1)
@@ -236,7 +233,7 @@ class TableStore(Connected):
         self._database.queries += 1
         sql, client = await self.statements(), new.client
         address = canonical_address(client.address)
-        if address is None and sql.fitted.address_is_required:
+        if address is None and sql.resolved.address_is_required:
             address = NOWHERE
         try:
             row = await connection.fetchrow(
@@ -271,7 +268,7 @@ class TableStore(Connected):
             return LoginRefused("unknown_user")
         return LoginRefused("user_locked" if row["active"] else "user_disabled")
 
-    async def rotate(self, step: Successor) -> Record | None:
+    async def rotate(self, step: Rotation) -> Record | None:
         """See :meth:`Store.rotate`."""
         sql = await self.statements()
         if sql.rotate is None or self._normalize(sql, "id", step.id) is None:
@@ -289,7 +286,7 @@ class TableStore(Connected):
             )
         )
 
-    async def redate(self, step: Successor) -> Record | None:
+    async def redate(self, step: Rotation) -> Record | None:
         """See :meth:`Store.redate`."""
         sql = await self.statements()
         if sql.redate is None or self._normalize(sql, "id", step.id) is None:
@@ -305,7 +302,7 @@ class TableStore(Connected):
         if text is None or known is None:
             return None
         values: list[object] = [known, step.level, step.token_digest]
-        if sql.fitted.shape.rotates:
+        if sql.resolved.shape.rotates:
             values += [step.refresh_digest, step.session_ttl, step.refresh_ttl]
             values.append(step.longest)
 
@@ -317,11 +314,11 @@ class TableStore(Connected):
                 rows = await connection.fetch(text, *values)
                 if rows and loud:
                     over = "s" if self._shape.id_is_token else "d"
-                    await connection.execute(SPEAK, CHANNEL, f"{over}:{known}")
+                    await connection.execute(NOTIFY, CHANNEL, f"{over}:{known}")
                 return rows
 
         async with self._database.working() as connection:
-            return self._one(await said(self._database, connection, act))
+            return self._one(await commit_with_notify(self._database, connection, act))
 
     async def revoke(
         self, session_id: str, *, reason: str, user_id: str | None = None
@@ -340,7 +337,7 @@ class TableStore(Connected):
             return await connection.fetch(sql.revoke_own, known, why, loud, owner)
 
         async with self._database.working() as connection:
-            rows = await said(self._database, connection, end)
+            rows = await commit_with_notify(self._database, connection, end)
         if not rows:
             await self._check_ended([known], owner)
             return None
@@ -371,12 +368,12 @@ class TableStore(Connected):
                 rows = await connection.fetch(sql.revoke_user, *values)
                 ended = [ended_of(row) for row in rows]
                 for user in sorted({one.user_id for one in ended}) if loud else ():
-                    await connection.execute(SPEAK, CHANNEL, f"u:{user}")
+                    await connection.execute(NOTIFY, CHANNEL, f"u:{user}")
                 left = {str(row["id"]) for row in live} - {one.id for one in ended}
                 return ended, left
 
         async with self._database.working() as connection:
-            ended, left = await said(self._database, connection, end)
+            ended, left = await commit_with_notify(self._database, connection, end)
         await self._check_ended(sorted(left))
         return ended
 
@@ -398,7 +395,7 @@ class TableStore(Connected):
         ordered = sorted(able, key=lambda touch: touch.session_id)
         limits = (
             [policy.session_ttl]
-            if sql.fitted.capabilities.refresh
+            if sql.resolved.capabilities.refresh
             else [policy.refresh_ttl, policy.browser_ttl, policy.absolute_ttl]
         )
         async with self._database.working() as connection:
@@ -408,7 +405,9 @@ class TableStore(Connected):
                 [storable(touch.token_digest) for touch in ordered],
                 [touch.at for touch in ordered],
             )
-            status = await moved(lambda: connection.execute(text, *values, *limits))
+            status = await retry_if_row_moved(
+                lambda: connection.execute(text, *values, *limits)
+            )
         return count_of(status)
 
     async def prune(self, policy: Policy, *, batch: int) -> int:
@@ -417,7 +416,9 @@ class TableStore(Connected):
         async with self._database.working() as connection:
             self._database.queries += 1
             limits = policy.retention, policy.absolute_ttl, policy.idle_ttl
-            status = await moved(lambda: connection.execute(sql.prune, *limits, batch))
+            status = await retry_if_row_moved(
+                lambda: connection.execute(sql.prune, *limits, batch)
+            )
         return count_of(status)
 
     def _record(self, row: asyncpg.Record) -> Record:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from handstamp.stores.lanes import Connection
+from handstamp.stores.connection import Connection
 from handstamp.stores.shapes import PREFIX, quoted
 
 OURS = "prefixed"

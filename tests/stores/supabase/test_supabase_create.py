@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import pytest
 
-from handstamp.core.records import Client
+from handstamp.core.models import Client
 from handstamp.errors import ConfigError, LoginRefused
-from handstamp.stores.supabase.outcomes import NewAuthSession
-from handstamp.stores.supabase.store import SupabaseStore
-from handstamp.stores.supabase.tokens import is_v1, read_v2
+from handstamp.supabase.rows import NewAuthSession
+from handstamp.supabase.store import SupabaseStore
+from handstamp.supabase.tokens import is_v1, read_v2
 from tests.support.supabase import (
     HOUR,
     LAPTOP,

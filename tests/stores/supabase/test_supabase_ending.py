@@ -11,8 +11,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from handstamp.core.supabase_rules import Refusal
 from handstamp.stores.base import Ended
+from handstamp.supabase.rules import Refusal
 from tests.support.supabase import (
     HOUR,
     LAPTOP,

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handstamp.core.supabase_cookies import LONGEST_ACCESS_TOKEN
-from handstamp.core.supabase_records import AmrEntry, AuthSession, AuthUser
 from handstamp.errors import ConfigError
-from handstamp.stores.supabase.jwt import AccessTokens, assurance_level
-from handstamp.stores.supabase.keys import Keys
+from handstamp.supabase.cookies import LONGEST_ACCESS_TOKEN
+from handstamp.supabase.jwt import AccessTokens, Keys, assurance_level
+from handstamp.supabase.rules import AmrEntry, AuthSession, AuthUser
 from tests.support.supabase_keys import ALGORITHMS, private_key, public_key
 
 SECRET = "super-secret-jwt-token-with-at-least-32-characters-long"

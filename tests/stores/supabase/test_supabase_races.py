@@ -12,11 +12,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from handstamp.core.supabase_rotation import Cause
-from handstamp.core.supabase_rules import Refusal
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.supabase.outcomes import Outcome, Refreshed, Refused
-from handstamp.stores.supabase.store import SupabaseStore
+from handstamp.supabase.rows import Outcome, Refreshed, Refused
+from handstamp.supabase.rules import Cause, Refusal
+from handstamp.supabase.store import SupabaseStore
 from tests.support.supabase import (
     LAPTOP,
     SECOND,

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from handstamp.core.supabase_rules import Refusal
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
-from handstamp.stores.supabase.outcomes import NewAuthSession, Refused
-from handstamp.stores.supabase.store import SupabaseStore
-from handstamp.stores.supabase.tokens import write_v2
+from handstamp.supabase.rows import NewAuthSession, Refused
+from handstamp.supabase.rules import Refusal
+from handstamp.supabase.store import SupabaseStore
+from handstamp.supabase.tokens import write_v2
 from tests.support.supabase import (
     HOUR,
     LAPTOP,

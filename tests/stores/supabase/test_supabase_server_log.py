@@ -7,11 +7,11 @@ import os
 
 import asyncpg
 
-from handstamp.core.supabase_rules import SupabaseRules
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.supabase.outcomes import NewAuthSession, Refreshed
-from handstamp.stores.supabase.store import SupabaseStore
-from handstamp.stores.supabase.tokens import KeyRing
+from handstamp.supabase.rows import NewAuthSession, Refreshed
+from handstamp.supabase.rules import SupabaseRules
+from handstamp.supabase.store import SupabaseStore
+from handstamp.supabase.tokens import KeyRing
 from handstamp.testing.postgres import ephemeral
 from tests.support.supabase import LAPTOP, ZERO, make_tables
 

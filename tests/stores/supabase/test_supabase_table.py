@@ -9,12 +9,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from handstamp.core.lifetime import Valid, judge
-from handstamp.core.records import LONG_AGO, Record, Session, Touch
-from handstamp.engine import janitor
+from handstamp.core.lifetime import judge
+from handstamp.core.models import LONG_AGO, Record, Session, Touch, Valid
+from handstamp.engine.activity import prune_in_batches
 from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.stores.base import Capabilities
-from handstamp.stores.supabase.table import SupabaseTable
+from handstamp.supabase.table import SupabaseTable
 from tests.support.supabase import HOUR, new_store
 from tests.support.supabase_table import CENTURY, SUPABASE, AuthTable, auth_table
 from tests.support.tables import (
@@ -173,7 +173,9 @@ async def test_a_backlog_is_pruned_to_its_end(table: AuthTable) -> None:
     for _ in range(23):
         await table.auth.login(user, not_after=table.now)
     await table.advance(4 * DAY)
-    assert await janitor.prune(table.store, POLICY) == 2 * 23  # the tokens are ended first
+    assert (
+        await prune_in_batches(table.store, POLICY) == 2 * 23
+    )  # the tokens are ended first
     assert await table.count() == 0
 
 

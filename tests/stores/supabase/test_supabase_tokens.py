@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handstamp.errors import ConfigError, SessionsUnavailable
-from handstamp.stores.supabase.tokens import (
+from handstamp.supabase.tokens import (
     HIGHEST_COUNTER,
     LONGEST_TEXT,
     KeyRing,
@@ -401,7 +401,7 @@ WITHOUT = """
 import sys
 sys.modules["cryptography"] = None
 from handstamp.errors import ConfigError
-from handstamp.stores.supabase.tokens import KeyRing, new_key
+from handstamp.supabase.tokens import KeyRing, new_key
 session = "123e4567-e89b-42d3-a456-426614174000"
 assert KeyRing().open(new_key(bytes(32)), session) == bytes(32)
 try:

@@ -10,8 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from handstamp.stores.sql import statements
-from handstamp.stores.sql.install import install, script
+from handstamp.stores.install import install, script, statements
 from tests.support.supabase import HOUR, LAPTOP, OWNER, Supabase, supabase
 
 

@@ -9,10 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from handstamp.core.records import Client
-from handstamp.core.supabase_rotation import Cause
-from handstamp.core.supabase_rules import Refusal
-from handstamp.stores.supabase.tokens import KeyRing, read_v2
+from handstamp.core.models import Client
+from handstamp.supabase.rules import Cause, Refusal
+from handstamp.supabase.tokens import KeyRing, read_v2
 from tests.support.supabase import (
     HOUR,
     LAPTOP,

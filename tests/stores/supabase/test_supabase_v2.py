@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from handstamp.core.records import Client
-from handstamp.core.supabase_rotation import Cause
-from handstamp.core.supabase_rules import Refusal
+from handstamp.core.models import Client
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.base import Ended
-from handstamp.stores.supabase.tokens import KeyRing, read_v2, write_v2
+from handstamp.supabase.rules import Cause, Refusal
+from handstamp.supabase.tokens import KeyRing, read_v2, write_v2
 from tests.support.supabase import (
     HOUR,
     LAPTOP,

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from handstamp.cli.connecting import complain
-from handstamp.cli.demo.address import FIRST_PORT, Address, listen
+from handstamp.cli._shared import complain
+from handstamp.cli.demo.server import FIRST_PORT, Address, listen
 from handstamp.errors import ConfigError
 
 _NEEDED = (
@@ -72,10 +72,14 @@ def _check_surroundings(*, embedded: bool) -> None:
 
 
 def _run(dsn: str | None, address: Address) -> None:
-    from handstamp.cli.demo.database import database
-    from handstamp.cli.demo.example import find_examples, load, set_environment
-    from handstamp.cli.demo.seeding import seed
-    from handstamp.cli.demo.server import serve
+    from handstamp.cli.demo.server import (
+        database,
+        find_examples,
+        load,
+        seed,
+        serve,
+        set_environment,
+    )
 
     sys.path.insert(0, str(find_examples().parent))
     with address.socket, database(dsn) as url:

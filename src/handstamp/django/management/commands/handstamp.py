@@ -7,8 +7,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from handstamp.core.records import masked
-from handstamp.django.loops import call
+from handstamp.core.models import masked
+from handstamp.django.handles import call
 from handstamp.django.settings import get_sessions
 from handstamp.errors import HandstampError
 
@@ -66,11 +66,11 @@ class Command(BaseCommand):
         call(sessions.ping)
         self.stdout.write("database: ok")
         until = time.monotonic() + _PATIENCE
-        while sessions.stats().bus != "listening" and time.monotonic() < until:
+        while sessions.stats().listener != "listening" and time.monotonic() < until:
             time.sleep(0.05)
         stats = sessions.stats()
-        self.stdout.write(f"channel: {stats.bus}")
-        if stats.bus != "listening":
+        self.stdout.write(f"channel: {stats.listener}")
+        if stats.listener != "listening":
             raise CommandError("revocations are noticed late: nothing is heard")
         heard = "heard at once" if stats.foreign_writers_heard else "noticed in time"
         self.stdout.write(f"other writers: {heard}")

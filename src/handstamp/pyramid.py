@@ -1,0 +1,320 @@
+"""The settings of a Pyramid application, for whoever keeps them in an ini file.
+
+handstamp.database = postgresql://…       handstamp.secret = …   (or handstamp.secrets)
+handstamp.session_ttl = 900               and every other field of Policy, in seconds
+handstamp.trusted_proxies = 10.0.0.0/8    and every other option of the middleware
+handstamp.same_site = Strict              and every other field of Cookies
+handstamp.insecure_cookies = true         for plain http on your own machine
+handstamp.shape = myapp.tables.SHAPE      a TableShape of your own
+
+Pyramid: ``config.include("handstamp.pyramid")`` and nothing else to wrap.
+
+    config.include("handstamp.pyramid")        # settings: handstamp.database, .secret, …
+    config.set_session_auth(sessions)          # or with a Sessions of your own
+
+The application that ``config.make_wsgi_app()`` returns then authenticates each request
+before anything of Pyramid runs: the middleware sits around the execution policy, outside
+of all tweens, so its cookies leave with an error page too. ``request.session_auth`` is the
+handle, ``request.current_session`` the session; ``request.session`` stays Pyramid's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from datetime import timedelta
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from pyramid.authorization import ACLHelper, Authenticated, Everyone
+from pyramid.config import PHASE2_CONFIG, Configurator
+from pyramid.events import ApplicationCreated
+from pyramid.exceptions import PredicateMismatch
+from pyramid.httpexceptions import exception_response
+from pyramid.interfaces import ISecurityPolicy, ISessionFactory
+from pyramid.request import Request
+from pyramid.response import Response
+from pyramid.settings import asbool, aslist
+from pyramid.viewderivers import INGRESS
+from zope.interface import implementer
+
+from handstamp.config import Cookies, Policy, TrustedProxies
+from handstamp.core.models import Session
+from handstamp.engine.sessions import Sessions
+from handstamp.errors import ConfigError, HandstampError
+from handstamp.stores.shapes import ULID_HASHED
+from handstamp.wsgi import ENVIRON_KEY, Handle, SessionAuthMiddleware
+
+PREFIX = "handstamp."
+_BOOLEAN = ("accept_unsigned", "end_on_password_change")
+_POLICY = {field.name for field in fields(Policy)}
+_COOKIES = {field.name for field in fields(Cookies)} - {"secure", "insecure_hosts"}
+_SECRETS: Mapping[str, Callable[[Any], Any]] = {"secret": str, "secrets": aslist}
+_OPTIONS: Mapping[str, Callable[[Any], Any]] = {
+    "bearer": asbool,
+    "cross_site": str,
+    "exclude": aslist,
+    "outage": str,
+    "passive": aslist,
+    "trusted_origins": aslist,
+}
+
+
+def read_settings(
+    settings: Mapping[str, Any], resolve: Callable[[Any], Any]
+) -> tuple[Sessions, dict[str, Any]]:
+    """The sessions and the options of the middleware, from ``handstamp.*``.
+
+    Durations are in seconds, lists are separated by white space. Raises
+    :class:`ConfigError`, also for a name that there is not.
+    """
+    given = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
+
+    def take(names: Iterable[str]) -> dict[str, Any]:
+        return {name: given.pop(name) for name in names if name in given}
+
+    if not given.get("database"):
+        raise ConfigError("handstamp.database is not set: postgresql://…")
+    insecure = asbool(given.pop("insecure_cookies", False))
+    cookies = replace(Cookies.insecure() if insecure else Cookies(), **take(_COOKIES))
+    proxies = TrustedProxies(*aslist(given.pop("trusted_proxies", "")))
+    options = {name: _OPTIONS[name](value) for name, value in take(_OPTIONS).items()}
+    secrets = {name: _SECRETS[name](value) for name, value in take(_SECRETS).items()}
+    shape = resolve(given.pop("shape", ULID_HASHED))
+    policy = _policy(take(_POLICY))
+    database = given.pop("database")
+    if given:
+        raise ConfigError(f"no such setting: {', '.join(PREFIX + name for name in given)}")
+    sessions = Sessions(database, shape=shape, policy=policy, **secrets)
+    return sessions, {**options, "cookies": cookies, "trusted_proxies": proxies}
+
+
+def check_names(registry: Any, cookies: Cookies) -> None:
+    """Raise :class:`ConfigError` where Pyramid's own session has a cookie of our names,
+    as far as its factory shows."""
+    name = getattr(registry.queryUtility(ISessionFactory), "_cookie_name", None)
+    if name in (cookies.session_name, cookies.refresh_name):
+        raise ConfigError(
+            f"the cookie {name!r} would be Pyramid's session and ours: give its session "
+            'factory another name, such as cookie_name="app_session"'
+        )
+
+
+def _policy(given: dict[str, Any]) -> Policy:
+    chosen = {name: asbool(given.pop(name)) for name in _BOOLEAN if name in given}
+    if "on_limit" in given:
+        chosen["on_limit"] = given.pop("on_limit")
+    numbers = {PREFIX + name.upper(): str(value) for name, value in given.items()}
+    return replace(Policy.from_env(numbers, prefix=PREFIX), **chosen)
+
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+KEY = "handstamp"
+"""Where the registry keeps what :func:`set_session_auth` was given."""
+
+View = Callable[[Any, Any], Any]
+GroupFinder = Callable[[str, Any], Iterable[str] | None]
+
+
+def includeme(config: Configurator) -> None:
+    """Everything of this module, for ``config.include``; the security policy only where
+    the application sets no other. Raises :class:`ConfigError`."""
+    config.add_directive("set_session_auth", set_session_auth)
+    config.add_request_method(session_auth, reify=True)
+    config.add_request_method(current_session, property=True)
+    config.add_view_deriver(require_session, under=INGRESS, over="secured_view")
+    config.add_exception_view(answer, context=HandstampError)
+    # Later than any other policy of this application, and earlier than its views.
+    config.action(None, partial(_by_default, config.registry), order=PHASE2_CONFIG + 1)
+    config.add_subscriber(_surround, ApplicationCreated)
+    settings = config.get_settings()
+    if any(key.startswith(PREFIX) for key in settings):
+        sessions, options = read_settings(settings, config.maybe_dotted)
+        config.set_session_auth(sessions, **options)
+
+
+def _by_default(registry: Any) -> None:
+    """Ours is the security policy where the application has set no other."""
+    if registry.queryUtility(ISecurityPolicy) is None:
+        registry.registerUtility(SessionSecurityPolicy(), ISecurityPolicy)
+
+
+def set_session_auth(config: Configurator, sessions: Sessions, **options: Any) -> None:
+    """The directive ``config.set_session_auth(sessions, **options)``.
+
+    ``options`` go to :class:`handstamp.wsgi.SessionAuthMiddleware`. Wins over the
+    settings where both are given.
+    """
+    registry: Any = config.registry
+    kept = config.introspectable(KEY, None, repr(sessions), "session auth")
+    register = partial(registry.__setitem__, KEY, (sessions, options))
+    config.action(KEY, register, introspectables=(kept,))
+
+
+def session_auth(request: Request) -> Handle:
+    """``request.session_auth``: the handle, with ``login``, ``logout``, ``revoke`` …
+
+    Raises :class:`ConfigError` for a request that did not come through the application.
+    """
+    handle = request.environ.get(ENVIRON_KEY)
+    if not isinstance(handle, Handle):
+        raise ConfigError(
+            "this request did not pass the middleware: serve what config.make_wsgi_app() "
+            'returns after config.include("handstamp.pyramid"), and give a subrequest '
+            f'its parent\'s environ["{ENVIRON_KEY}"]'
+        )
+    return handle
+
+
+def current_session(request: Request) -> Session | None:
+    """``request.current_session``: the session, or None.
+
+    Raises :class:`SessionsUnavailable` when the database gave no answer.
+    """
+    session: Session | None = request.session_auth.session
+    return session
+
+
+@implementer(ISecurityPolicy)
+class SessionSecurityPolicy:
+    """Pyramid's security by our sessions, with access control lists.
+
+    ``groupfinder(userid, request)`` gives more principals of a user, or None for a user
+    who is gone: then they have none at all. Without it a user has ``Authenticated`` and
+    their id. Subclass it for an ``identity`` of your own.
+    """
+
+    def __init__(self, groupfinder: GroupFinder | None = None) -> None:
+        self._groupfinder = groupfinder
+        self._acl = ACLHelper()
+
+    def identity(self, request: Request) -> Any:
+        """``request.identity``: the session, or None."""
+        return session_auth(request).session
+
+    def authenticated_userid(self, request: Request) -> str | None:
+        """``request.authenticated_userid``: the user's id, or None."""
+        return session_auth(request).user_id
+
+    def permits(self, request: Request, context: Any, permission: str) -> Any:
+        """Whether the access control lists of the context allow it."""
+        principals = _Principals(partial(self.principals, request))
+        return self._acl.permits(context, principals, permission)
+
+    def principals(self, request: Request) -> Sequence[str]:
+        """What the user of a request is, beside ``Everyone``."""
+        user_id = self.authenticated_userid(request)
+        if user_id is None:
+            return ()
+        groups = self._groupfinder(user_id, request) if self._groupfinder else ()
+        return () if groups is None else (Authenticated, user_id, *groups)
+
+    def remember(
+        self, request: Request, userid: object, *, remember: bool = False
+    ) -> list[tuple[str, str]]:
+        """Open a session for a user whose identity is proven.
+
+        The list is empty: the middleware puts the cookies on the response itself, so
+        each leaves once, whichever response that is. Raises what ``login`` raises.
+        """
+        session_auth(request).login(str(userid), remember=remember)
+        return []
+
+    def forget(self, request: Request) -> list[tuple[str, str]]:
+        """End the session of this request and clear its cookies; the list is empty."""
+        session_auth(request).logout()
+        return []
+
+
+class _Principals:
+    """Principals for a list's ``in``: nobody is asked who they are for ``Everyone``."""
+
+    def __init__(self, ask: Callable[[], Sequence[str]]) -> None:
+        self._ask = ask
+
+    @cached_property
+    def _found(self) -> Sequence[str]:
+        return self._ask()
+
+    def __contains__(self, principal: object) -> bool:
+        return principal == Everyone or principal in self._found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((Everyone, *self._found))
+
+    def __repr__(self) -> str:
+        return repr([Everyone, *self.__dict__.get("_found", ())])
+
+
+def require_session(view: View, info: Any) -> View:
+    """The view options ``require_session=True`` and ``fresh_within=timedelta(…)``.
+
+    Checked before the view's permission, so whoever is not signed in is told that. Raises
+    :class:`ConfigError` while the view is configured.
+    """
+    required = info.options.get("require_session", False)
+    within = info.options.get("fresh_within")
+    if not isinstance(required, bool):
+        raise ConfigError(f"require_session must be True or False, not {required!r}")
+    if within is not None and not isinstance(within, timedelta):
+        raise ConfigError(f"fresh_within must be a timedelta, not {within!r}")
+    if not required and within is None:
+        return view
+
+    def with_session(context: Any, request: Request) -> Any:
+        session_auth(request).require(fresh_within=within)
+        return view(context, request)
+
+    return with_session
+
+
+require_session.options = ("require_session", "fresh_within")  # type: ignore[attr-defined]
+
+
+def answer(exc: HandstampError, request: Request) -> Response:
+    """The exception view for what handstamp raises: 401, 403 or 503.
+
+    What is no client's fault, such as :class:`ConfigError`, is left to the application's
+    other exception views, or to the server's log.
+    """
+    if exc.status == 500:
+        raise PredicateMismatch(type(exc).__name__)
+    response = exception_response(exc.status)
+    response.explanation = exc.public_message
+    response.headers.update(exc.headers)
+    return response
+
+
+def _surround(event: ApplicationCreated) -> None:
+    """Put the middleware around the execution policy of a router that was just made."""
+    router, given = event.app, event.app.registry.get(KEY)
+    if given is None:
+        raise ConfigError(
+            "no sessions: set handstamp.database and handstamp.secret, or call "
+            "config.set_session_auth(sessions)"
+        )
+    sessions, options = given
+    check_names(router.registry, sessions.cookie_transport(options.get("cookies")).cookies)
+    policy = router.execution_policy
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        answer: Iterable[bytes] = policy(environ, router)(environ, start_response)
+        return answer
+
+    middleware = SessionAuthMiddleware(serve, sessions, **options)
+    # The router calls what a policy returns with (environ, start_response): the
+    # middleware is just that, and calls the policy that was there before.
+    router.execution_policy = lambda environ, router: middleware
+
+
+__all__ = (
+    "SessionSecurityPolicy",
+    "answer",
+    "current_session",
+    "includeme",
+    "require_session",
+    "session_auth",
+    "set_session_auth",
+)

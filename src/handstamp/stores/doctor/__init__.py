@@ -1,1 +1,0 @@
-"""What the doctor looks at, and how it judges a table."""

@@ -1,1 +1,0 @@
-"""Supabase Auth's tables, and the tokens that are kept in them."""

@@ -1,0 +1,435 @@
+"""The keys of Supabase's access tokens: the secret, or a set of JSON Web Keys.
+
+Rule 1. A key has one algorithm, told by its own type, never by a token. A public key is
+therefore never taken for the secret of an HMAC.
+Rule 2. A token's ``kid`` picks the key. Without one, or with one that is not here, only
+the secret is left, for HS256, as GoTrue has it.
+Rule 3. A key too short for its algorithm is refused at the start.
+
+Supabase's access tokens: checked without asking anybody, and minted as GoTrue does.
+
+A signature says that a token was issued, and no more: whether its session still lives is
+in ``auth.sessions``. Beyond GoTrue's own rules:
+
+Rule 1. ``exp``, ``sub`` and ``session_id`` must be there, the last two uuids. The API
+keys of a project are signed by the same key, and name no session: they are no login.
+Rule 2. A header may choose among our keys, and nothing else. ``alg`` must be the one
+algorithm of the chosen key, ``crit`` is refused, ``jku``, ``jwk`` and ``x5u`` are not
+looked at, and ``none`` is no algorithm.
+Rule 3. Whatever else arrives is None, not an exception, and what is too long is refused
+before any key is touched.
+Rule 4. Reading and time are two things: a signature holds for ever and may be remembered,
+the time is judged at each use, by the caller's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from handstamp.errors import ConfigError
+from handstamp.supabase.cookies import LONGEST_ACCESS_TOKEN
+from handstamp.supabase.rules import AAL1, AAL2, AmrEntry, AuthSession, AuthUser
+from handstamp.supabase.tokens import canonical_uuid
+
+try:
+    from jwt import PyJWK
+    from jwt.exceptions import PyJWTError
+except ImportError as missing:
+    raise ImportError(
+        "Supabase's access tokens need the package PyJWT: pip install 'handstamp[supabase]'"
+    ) from missing
+
+KeySet = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""JSON text, ``{"keys": […]}``, or the list itself, as ``GOTRUE_JWT_KEYS`` has it."""
+
+_ALGORITHMS = {
+    ("oct", None): ("HS256",),
+    ("RSA", None): ("RS256", "RS512"),
+    ("EC", "P-256"): ("ES256",),
+    ("EC", "P-521"): ("ES512",),
+    ("OKP", "Ed25519"): ("EdDSA",),
+}
+_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
+_SHORTEST_SECRET = 32
+_SHORTEST_RSA = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key and its only algorithm; ``signing`` is None where it can only verify."""
+
+    kid: str | None
+    algorithm: str
+    verifying: PyJWK = field(repr=False)
+    signing: PyJWK | None = field(repr=False)
+
+
+class Keys:
+    """All keys that are believed, and the one that signs.
+
+    ``secret`` is ``GOTRUE_JWT_SECRET`` and ``secret_id`` is ``…_JWT_KEY_ID``; ``key_set``
+    is ``…_JWT_KEYS``, or the public set of ``/.well-known/jwks.json`` where another
+    server signs. The key whose ``key_ops`` have ``sign`` signs, else the secret does.
+    Raises :class:`ConfigError` for keys that cannot work.
+    """
+
+    __slots__ = ("_by_kid", "_secret", "signing")
+
+    def __init__(
+        self,
+        *,
+        secret: str | bytes | None = None,
+        secret_id: str | None = None,
+        key_set: KeySet | None = None,
+    ) -> None:
+        self._secret = None if secret is None else _from_secret(secret, secret_id)
+        self._by_kid: dict[str, Key] = {}
+        for key in [*_from_key_set(key_set), *([self._secret] if self._secret else [])]:
+            if key.kid is not None and self._by_kid.setdefault(key.kid, key) is not key:
+                raise ConfigError(f"two keys have the kid {key.kid!r}")
+        if not self._by_kid and self._secret is None:
+            raise ConfigError(
+                "access tokens need keys: give jwt_secret=, the project's JWT secret, or "
+                "jwt_keys=, its JWK set"
+            )
+        self.signing = self._pick_signing()
+
+    def __repr__(self) -> str:
+        return f"Keys({sorted(self._by_kid)}, secret={self._secret is not None})"
+
+    def pick(self, kid: str | None, algorithm: str) -> Key | None:
+        """The key that a token's header points to, if it is of that algorithm."""
+        key = None if kid is None else self._by_kid.get(kid)
+        if key is None:
+            key = self._secret
+        return key if key is not None and key.algorithm == algorithm else None
+
+    def _pick_signing(self) -> Key | None:
+        able = [k for k in self._by_kid.values() if k.signing and k is not self._secret]
+        if len(able) > 1:
+            raise ConfigError("only one key may have the operation sign")
+        return able[0] if able else self._secret
+
+
+def _from_secret(secret: str | bytes, kid: str | None) -> Key:
+    raw = secret.encode() if isinstance(secret, str) else bytes(secret)
+    encoded = urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return _key({"kty": "oct", "k": encoded, "kid": kid, "key_ops": ["sign"]})
+
+
+def _from_key_set(key_set: KeySet | None) -> Iterator[Key]:
+    if key_set is None:
+        return
+    try:
+        read = json.loads(key_set) if isinstance(key_set, str) else key_set
+    except (ValueError, RecursionError):
+        raise ConfigError("the key set is no JSON") from None
+    members = read.get("keys") if isinstance(read, Mapping) else read
+    if not isinstance(members, Sequence) or isinstance(members, str | bytes):
+        raise ConfigError("the key set holds no list of keys")
+    for member in members:
+        if not isinstance(member, Mapping):
+            raise ConfigError("a key in the key set is no object")
+        if not isinstance(member.get("kid"), str) or not member["kid"]:
+            raise ConfigError("a key in the key set has no kid")
+        yield _key(dict(member))
+
+
+def _key(member: dict[str, Any]) -> Key:
+    algorithm = _algorithm(member)
+    public = {name: value for name, value in member.items() if name not in _PRIVATE}
+    verifying = _load(public, algorithm)
+    signs = "sign" in (member.get("key_ops") or ())
+    signing = _load(member, algorithm) if signs else None
+    if signs and member["kty"] != "oct" and "d" not in member:
+        raise ConfigError(f"the key {member['kid']!r} shall sign, but it is a public key")
+    return Key(member.get("kid"), algorithm, verifying, signing)
+
+
+def _algorithm(member: Mapping[str, Any]) -> str:
+    """The key's one algorithm: what it says, if that fits what it is (rule 1)."""
+    kty, named = member.get("kty"), member.get("alg")
+    curve = member.get("crv") if kty in ("EC", "OKP") else None
+    able: tuple[str, ...] = ()
+    if isinstance(kty, str) and isinstance(curve, str | None):
+        able = _ALGORITHMS.get((kty, curve), ())
+    if not able or (named is not None and named not in able):
+        raise ConfigError(
+            f"the key {str(member.get('kid'))[:64]!r} is for none of HS256, RS256, RS512, "
+            "ES256, ES512 and EdDSA, or names one that does not fit its type"
+        )
+    return named or able[0]
+
+
+def _load(member: dict[str, Any], algorithm: str) -> PyJWK:
+    name = str(member.get("kid"))[:64]
+    try:
+        loaded = PyJWK(member, algorithm=algorithm)
+        loaded.Algorithm.prepare_key(loaded.key)
+    except (PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+        # From None: the cause may quote the key.
+        raise ConfigError(f"the key {name!r} cannot be read") from None
+    if algorithm == "HS256" and len(loaded.key) < _SHORTEST_SECRET:
+        raise ConfigError(f"a secret for HS256 needs at least {_SHORTEST_SECRET} bytes")
+    if algorithm in ("RS256", "RS512") and loaded.key.key_size < _SHORTEST_RSA:
+        raise ConfigError(f"the key {name!r} needs at least {_SHORTEST_RSA} bits")
+    return loaded
+
+
+try:
+    from jwt import PyJWS
+    from jwt.exceptions import PyJWTError
+except ImportError as missing:
+    raise ImportError(
+        "Supabase's access tokens need the package PyJWT: pip install 'handstamp[supabase]'"
+    ) from missing
+
+Claims = dict[str, Any]
+
+_FORM = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_LATEST = 253_402_300_799  # the last second a datetime holds
+_NO_SESSION = "00000000-0000-0000-0000-000000000000"
+_SECOND_FACTORS = frozenset({"totp", "mfa/phone", "mfa/webauthn"})
+_FIXED = ("sub", "session_id", "iat", "exp")
+_TEXTS = ("email", "phone", "role", "aal")
+_JWS = PyJWS()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessToken:
+    """What a correctly signed access token says; :meth:`is_live` says whether still.
+
+    ``client_id`` is set for tokens of an OAuth client. ``claims`` are all of them.
+    """
+
+    user_id: str
+    session_id: str
+    expires_at: datetime
+    not_before: datetime | None
+    aal: str
+    client_id: str | None
+    claims: Mapping[str, Any] = field(repr=False)
+
+    def is_live(self, now: datetime) -> bool:
+        """Whether its time has come and is not over: no leeway, the end excluded."""
+        begun = self.not_before is None or self.not_before <= now
+        return begun and now < self.expires_at
+
+
+def assurance_level(methods: Iterable[str]) -> str:
+    """The level that these ways of signing in amount to, ``aal1`` or ``aal2``."""
+    return AAL1 if _SECOND_FACTORS.isdisjoint(methods) else AAL2
+
+
+class AccessTokens:
+    """Reads and mints access tokens under a project's keys.
+
+    ``issuer`` is ``GOTRUE_JWT_ISSUER``. ``claims`` is called with the claims of each
+    token before it is signed, and returns those to sign: what GoTrue's own access token
+    hook does there, for that is not asked when this library mints.
+    """
+
+    __slots__ = ("_claims", "_issuer", "_keys")
+
+    def __init__(
+        self,
+        keys: Keys,
+        *,
+        issuer: str = "",
+        claims: Callable[[Claims], Claims] | None = None,
+    ) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._claims = claims
+
+    @property
+    def can_mint(self) -> bool:
+        """Whether there is a key to sign with."""
+        return self._keys.signing is not None
+
+    def verify(self, token: str, now: datetime) -> AccessToken | None:
+        """What ``token`` says, if it is ours and live at ``now``; otherwise None."""
+        read = self.read(token)
+        return read if read is not None and read.is_live(now) else None
+
+    def read(self, token: str) -> AccessToken | None:
+        """What ``token`` says, if it is ours, whatever the time; otherwise None."""
+        if len(token) > LONGEST_ACCESS_TOKEN:
+            return None
+        match = _FORM.fullmatch(token)
+        header = None if match is None else _read_header(match[1])
+        if header is None:
+            return None
+        key = self._keys.pick(*header)
+        if key is None:
+            return None
+        try:
+            payload = _JWS.decode(token, key.verifying, algorithms=[key.algorithm])
+        except (PyJWTError, ValueError, TypeError, RecursionError):
+            return None  # older versions read the header again, a call deeper than we do
+        return _read_claims(payload)
+
+    def mint(
+        self,
+        session: AuthSession,
+        user: AuthUser,
+        amr: Sequence[AmrEntry],
+        *,
+        issued_at: datetime,
+        expires_at: datetime,
+        provider: str | None = None,
+    ) -> str:
+        """A token with GoTrue's claims, changed by nothing but the hook.
+
+        ``amr`` are the rows of ``auth.mfa_amr_claims`` and decide the level; ``provider``
+        is that of the user's only SSO identity. Raises :class:`ConfigError` where there
+        is no key to sign with, or the hook leaves no token that GoTrue would take, or
+        the token would be too long to be read again.
+        """
+        claims: Claims = {"iss": self._issuer} if self._issuer else {}
+        claims |= {"sub": user.id, "aud": user.aud or ""}
+        claims |= {"iat": _seconds(issued_at), "exp": _seconds(expires_at)}
+        claims |= _of_user(user) | _of_session(session, amr, provider)
+        return self._sign(claims if self._claims is None else self._changed(claims))
+
+    def _changed(self, claims: Claims) -> Claims:
+        assert self._claims is not None  # noqa: S101 - asked by the only caller
+        fixed = {name: claims[name] for name in _FIXED}
+        changed: object = self._claims(claims)
+        if not isinstance(changed, dict) or {n: changed.get(n) for n in _FIXED} != fixed:
+            raise ConfigError(
+                "the claims hook must return the claims, with "
+                f"{', '.join(_FIXED)} as they were"
+            )
+        audience = isinstance(changed.get("aud"), str | list)
+        texts = all(isinstance(changed.get(name), str) for name in _TEXTS)
+        if not audience or not texts or "is_anonymous" not in changed:
+            raise ConfigError(
+                "the claims hook must keep aud and is_anonymous, and the texts "
+                f"{', '.join(_TEXTS)}"
+            )
+        return changed
+
+    def _sign(self, claims: Claims) -> str:
+        key = self._keys.signing
+        if key is None or key.signing is None:
+            raise ConfigError(
+                "no key signs access tokens: one must have the operation sign"
+            )
+        headers = None if key.kid is None else {"kid": key.kid}
+        minted = _JWS.encode(_json(claims), key.signing, key.algorithm, headers)
+        if len(minted) > LONGEST_ACCESS_TOKEN:
+            raise ConfigError(
+                f"an access token has more than {LONGEST_ACCESS_TOKEN} characters: leave "
+                "metadata out by the claims hook"
+            )
+        return minted
+
+
+def _of_user(user: AuthUser) -> Claims:
+    return {
+        "email": user.email,
+        "phone": user.phone,
+        "app_metadata": dict(user.app_metadata),
+        "user_metadata": dict(user.user_metadata),
+        "role": user.role or "",
+        "is_anonymous": user.is_anonymous,
+    }
+
+
+def _of_session(
+    session: AuthSession, amr: Sequence[AmrEntry], provider: str | None
+) -> Claims:
+    newest_first = sorted(amr, key=lambda entry: entry.at, reverse=True)
+    optional = {
+        "amr": [_of_entry(entry, provider) for entry in newest_first],
+        "client_id": session.oauth_client_id,
+        "scope": session.scopes,
+    }
+    level = assurance_level(entry.method for entry in amr)
+    claims: Claims = {"session_id": session.id, "aal": level}
+    return claims | {name: value for name, value in optional.items() if value}
+
+
+def _of_entry(entry: AmrEntry, provider: str | None) -> Claims:
+    claim: Claims = {"method": entry.method, "timestamp": _seconds(entry.at)}
+    if provider and entry.method == "sso/saml":
+        claim["provider"] = provider
+    return claim
+
+
+def _seconds(at: datetime) -> int:
+    return int(at.timestamp() // 1)
+
+
+def _json(claims: Claims) -> bytes:
+    try:
+        text = json.dumps(
+            claims, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+        )
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigError("the claims of an access token are no JSON") from None
+    return text.encode("utf-8", "backslashreplace")  # half a surrogate pair: \udXXX
+
+
+def _read_header(segment: str) -> tuple[str | None, str] | None:
+    """The ``kid`` and the ``alg`` in a token's header, or None for one we do not take."""
+    header = (
+        _read_json(urlsafe_b64decode(segment + "==")) if len(segment) % 4 != 1 else None
+    )
+    if header is None or "crit" in header or "b64" in header:
+        return None
+    kid, algorithm = header.get("kid"), header.get("alg")
+    if not isinstance(kid, str | None) or not isinstance(algorithm, str):
+        return None
+    return kid, algorithm
+
+
+def _read_claims(payload: object) -> AccessToken | None:
+    claims = _read_json(payload) if isinstance(payload, bytes) else None
+    if claims is None:
+        return None
+    user_id, session_id = _uuid(claims.get("sub")), _uuid(claims.get("session_id"))
+    expires_at, not_before = _time(claims.get("exp")), _time(claims.get("nbf"))
+    if user_id is None or session_id is None or expires_at is None:
+        return None
+    if not_before is None and claims.get("nbf") is not None:
+        return None
+    aal, client_id = claims.get("aal"), claims.get("client_id")
+    return AccessToken(
+        user_id=user_id,
+        session_id=session_id,
+        expires_at=expires_at,
+        not_before=not_before,
+        aal=aal if isinstance(aal, str) else AAL1,
+        client_id=client_id if isinstance(client_id, str) and client_id else None,
+        claims=claims,
+    )
+
+
+def _read_json(raw: bytes) -> Claims | None:
+    try:
+        read = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def _uuid(value: object) -> str | None:
+    try:
+        uuid = canonical_uuid(value) if isinstance(value, str) else _NO_SESSION
+    except ValueError:
+        return None
+    return None if uuid == _NO_SESSION else uuid
+
+
+def _time(value: object) -> datetime | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return datetime.fromtimestamp(value, UTC) if 0 <= value <= _LATEST else None

@@ -1,0 +1,282 @@
+"""What a database of Supabase Auth has, and what our role may do with it.
+
+Its tables grew over years, and a column that is missing switches a feature off. Row level
+security is on without a policy: a role that is neither the tables' owner nor BYPASSRLS sees
+empty tables, without any error. To take that for "every session is over" would sign
+everybody out, so it is a complaint of its own, and so is a missing grant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import asyncpg
+
+from handstamp.stores.base import Capabilities
+from handstamp.supabase.rules import SupabaseRules
+
+Columns = tuple[str, ...]
+HIDDEN = "row level security hides the sessions"
+ABSENT = "is missing: this is no database of Supabase Auth since 2022"
+
+REFRESH_INFO: Columns = ("refreshed_at", "user_agent", "ip")
+V2: Columns = ("refresh_token_hmac_key", "refresh_token_counter")
+_SESSION: Columns = ("id", "user_id", "created_at", "updated_at")
+_SESSION_LATER: Columns = (
+    *("factor_id", "aal", "not_after", *REFRESH_INFO),
+    *("tag", "oauth_client_id", "scopes", *V2),
+)
+_TOKEN: Columns = (
+    *("instance_id", "id", "token", "user_id", "revoked"),
+    *("created_at", "updated_at", "parent", "session_id"),
+)
+_USER: Columns = (
+    *("id", "instance_id", "aud", "role", "email", "raw_app_meta_data"),
+    *("raw_user_meta_data", "created_at", "updated_at", "last_sign_in_at"),
+)
+_USER_LATER: Columns = (
+    *("banned_until", "deleted_at", "phone", "is_anonymous", "is_sso_user"),
+)
+AMR: Columns = ("id", "session_id", "created_at", "updated_at", "authentication_method")
+_AUDIT: Columns = ("instance_id", "id", "payload", "created_at", "ip_address")
+_FACTOR: Columns = ("user_id", "status")
+
+WHOLE = Capabilities(activity=False, password_change=False, fingerprint=False, level=True)
+"""What the tables can do where no column is missing."""
+SESSION_COLUMNS = (*_SESSION, *_SESSION_LATER)
+USER_COLUMNS = (*_USER, *_USER_LATER)
+REQUIRED: Mapping[str, Columns] = {
+    "sessions": _SESSION,
+    "refresh_tokens": _TOKEN,
+    "users": _USER,
+}
+TABLES = (*REQUIRED, "mfa_amr_claims", "mfa_factors", "audit_log_entries")
+
+NEWEST: Mapping[str, Columns] = {
+    "sessions": SESSION_COLUMNS,
+    "users": USER_COLUMNS,
+    "mfa_factors": _FACTOR,
+}
+"""The columns of a whole database, as far as a session depends on them."""
+
+_PLAIN = re.compile("[a-z_][a-z0-9_]*")
+
+LOOK = """
+    select c.relname as name, c.oid, current_user::text as role,
+        has_schema_privilege(n.oid, 'usage') as enters,
+        row_security_active(c.oid) as hidden,
+        exists (select from pg_policy p where p.polrelid = c.oid and p.polpermissive
+            and exists (select from unnest(p.polroles) as r (id)
+                where r.id = 0 or pg_has_role(r.id, 'usage'))) as policied,
+        has_table_privilege(c.oid, 'delete') as deletes,
+        coalesce((select has_sequence_privilege(d.objid, 'usage') from pg_depend d
+            join pg_class q on q.oid = d.objid and q.relkind = 'S'
+            where d.refobjid = c.oid and d.classid = 'pg_class'::regclass limit 1),
+            true) as numbers,
+        a.columns, a.select, a.insert, a.update
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace,
+    lateral (select array_agg(attname::text) as columns,
+        array_agg(attname::text) filter
+            (where has_column_privilege(c.oid, attnum, 'select')) as select,
+        array_agg(attname::text) filter
+            (where has_column_privilege(c.oid, attnum, 'insert')) as insert,
+        array_agg(attname::text) filter
+            (where has_column_privilege(c.oid, attnum, 'update')) as update
+        from pg_attribute
+        where attrelid = c.oid and attnum > 0 and not attisdropped) a
+    where n.nspname = $1 and c.relname = any($2::text[]) and c.relkind in ('r', 'p')"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """What is there. ``unreadable`` and ``unwritable`` say what is to be mended before
+    sessions can be read, or written; None where all is well."""
+
+    columns: Mapping[str, frozenset[str]] = field(repr=False)
+    unreadable: str | None
+    unwritable: str | None
+    guarded: bool
+    """Whether row level security is out of the way altogether, so that it may be asked
+    along with each question whether it still is."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is left of the features in a database that lacks the newer columns."""
+        return replace(
+            WHOLE,
+            user_status=any(self.has("users", c) for c in ("banned_until", "deleted_at")),
+            level=self.has("sessions", "aal"),
+        )
+
+    def has(self, table: str, *columns: str) -> bool:
+        """Whether ``table`` exists and has all of these."""
+        return table in self.columns and self.columns[table].issuperset(columns)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The columns and tables a newer Supabase has; each switches something off."""
+        later = {"sessions": _SESSION_LATER, "users": _USER_LATER}
+        lacking = [t for t in TABLES if t not in self.columns]
+        if "mfa_amr_claims" in self.columns:
+            later["mfa_amr_claims"] = AMR
+        for table, columns in later.items():
+            lacking += [f"{table}.{c}" for c in columns if not self.has(table, c)]
+        return tuple(lacking)
+
+
+Needs = dict[str, dict[str, Columns]]
+Found = Mapping[str, asyncpg.Record]
+"""The answer to :data:`LOOK`, by the names of the tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A privilege that the role lacks. ``table`` is "" for the schema itself; without
+    ``columns`` it is for the whole of ``place``."""
+
+    table: str
+    privilege: str
+    place: str
+    columns: Columns = ()
+
+    def __str__(self) -> str:
+        names = f" ({', '.join(self.columns)})" if self.columns else ""
+        return f"{self.privilege}{names} on {self.place}"
+
+
+def grant_sql(grant: Grant, role: str) -> str:
+    """The statement that gives it to ``role``."""
+    return f"grant {grant} to {_always_quoted(role)}"
+
+
+def bypass_sql(role: str) -> str:
+    """The statement after which row level security does not apply to ``role``."""
+    return f"alter role {_always_quoted(role)} bypassrls"
+
+
+def read_schema(name: str, rows: Sequence[asyncpg.Record], rules: SupabaseRules) -> Schema:
+    """The answer to :data:`LOOK`, judged for what ``rules`` make necessary."""
+    found = {row["name"]: row for row in rows}
+    reads, writes = needs(rules)
+    unreadable = _absent(name, found) or _hidden(name, found, reads)
+    unreadable = unreadable or _ungranted(name, found, reads)
+    writes = {**reads, **writes}
+    return Schema(
+        columns={table: frozenset(row["columns"]) for table, row in found.items()},
+        unreadable=unreadable,
+        unwritable=unreadable
+        or _hidden(name, found, writes)
+        or _ungranted(name, found, writes),
+        guarded=not any(row["hidden"] for row in rows),
+    )
+
+
+def needs(rules: SupabaseRules) -> tuple[Needs, Needs]:
+    """Which columns are read, inserted and updated; () for rows that are deleted."""
+    reads: Needs = {
+        "sessions": {"select": SESSION_COLUMNS},
+        "users": {"select": ("id", "instance_id", "banned_until", "deleted_at")},
+    }
+    if rules.allow_low_aal is not None:
+        reads["mfa_factors"] = {"select": _FACTOR}
+    if rules.inactivity is not None:
+        reads["refresh_tokens"] = {"select": ("session_id", "updated_at")}
+    writes: Needs = {
+        "sessions": {
+            "select": SESSION_COLUMNS,
+            "insert": SESSION_COLUMNS,
+            "update": ("updated_at", *REFRESH_INFO, *V2),
+            "delete": (),
+        },
+        "users": {
+            "select": USER_COLUMNS,
+            "update": ("last_sign_in_at", "updated_at"),
+        },
+        "refresh_tokens": {
+            "select": _TOKEN,
+            "insert": tuple(c for c in _TOKEN if c != "id"),
+            "update": ("revoked", "updated_at"),
+            "delete": (),
+        },
+        "mfa_amr_claims": {"select": AMR, "insert": AMR},
+    }
+    if rules.audit:
+        writes["audit_log_entries"] = {"insert": _AUDIT}
+    return reads, writes
+
+
+def absences(name: str, found: Found) -> list[str]:
+    """The tables and columns without which nothing can be done."""
+    return [
+        spelled(name, table) if table not in found else f"{spelled(name, table)}.{column}"
+        for table, columns in REQUIRED.items()
+        for column in (columns if table in found else columns[:1])
+        if table not in found or column not in found[table]["columns"]
+    ]
+
+
+def hidden_tables(found: Found, tables: Iterable[str], *, policied: bool) -> list[str]:
+    """Those to which row level security applies, with policies for the role or without."""
+    rows = {table: found[table] for table in tables if table in found}
+    return [t for t, r in rows.items() if r["hidden"] and r["policied"] is policied]
+
+
+def lacking_grants(name: str, found: Found, wanted: Needs) -> Iterator[Grant]:
+    """What the role may not do of what is wanted."""
+    if not all(row["enters"] for row in found.values()):
+        yield Grant("", "usage", f"schema {spelled(name)}")
+    for table, privileges in wanted.items():
+        for privilege, columns in privileges.items():
+            if table in found:
+                place = spelled(name, table)
+                yield from _grants(table, place, found[table], privilege, columns)
+
+
+def spelled(*names: str) -> str:
+    """A name as people write it, which is quoted only where it must be."""
+    return ".".join(n if _PLAIN.fullmatch(n) else _always_quoted(n) for n in names)
+
+
+def _always_quoted(name: str) -> str:
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
+
+
+def _absent(name: str, found: Found) -> str | None:
+    lacking = absences(name, found)
+    return f"{lacking[0]} {ABSENT}" if lacking else None
+
+
+def _hidden(name: str, found: Found, tables: Iterable[str]) -> str | None:
+    for table in hidden_tables(found, tables, policied=False):
+        role = found[table]["role"]
+        return (
+            f"row level security hides {spelled(name, table)} from the role {role}: "
+            f"connect as the tables' owner, supabase_auth_admin, or run {bypass_sql(role)}"
+        )
+    return None
+
+
+def _ungranted(name: str, found: Found, wanted: Needs) -> str | None:
+    first = next(lacking_grants(name, found, wanted), None)
+    role = next((row["role"] for row in found.values()), "")
+    return None if first is None else grant_sql(first, role)
+
+
+def _grants(
+    table: str, place: str, row: asyncpg.Record, privilege: str, columns: Columns
+) -> Iterator[Grant]:
+    """No more than is wanted: a table may hold what is nobody's business."""
+    if privilege == "delete":
+        if not row["deletes"]:
+            yield Grant(table, privilege, place)
+        return
+    wanted = [c for c in columns if c in row["columns"]]
+    lacking = tuple(c for c in wanted if c not in (row[privilege] or []))
+    if lacking:
+        whole = len(lacking) == len(row["columns"])
+        yield Grant(table, privilege, place, () if whole else lacking)
+    if privilege == "insert" and not row["numbers"]:
+        yield Grant(table, "usage", f"sequence {place}_id_seq")

@@ -1,0 +1,211 @@
+"""Supabase's tables behind the contract of a store, as far as they keep it.
+
+A session of Supabase Auth is found by its id, which its access token names, so a record's
+``token_digest`` is that id. What ends a session is what GoTrue's rules say, and no limit of
+ours. Here the contract gives way, since both servers write one table:
+
+- ``create`` refuses: the tables have tokens of their own, and :meth:`SupabaseStore.create`
+  opens a session. Neither keeps to a number of sessions per user.
+- ``rotate`` and ``redate`` find nothing: :meth:`SupabaseStore.refresh` replaces tokens.
+- ``touch`` writes nothing. ``last_activity_at`` is the last refresh, or else the creation.
+- ``raise_level`` finds nothing, though there are levels: GoTrue raises them.
+- ``prune`` goes by GoTrue's own cleanup and not by ``policy.retention``, and the refresh
+  tokens that it touches count among its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from handstamp.config import Policy
+from handstamp.core.models import LATEST, NewSession, Record, Rotation, StepUp, Touch
+from handstamp.errors import ConfigError, SessionsUnavailable
+from handstamp.stores.base import Capabilities, Channel, Created, Ended
+from handstamp.supabase.rows import uuid_of
+from handstamp.supabase.rules import (
+    Alive,
+    AuthSession,
+    SupabaseRules,
+    judge_session,
+    judge_user,
+)
+from handstamp.supabase.store import SupabaseStore
+
+LEVELS = {"aal1": 1, "aal2": 2, "aal3": 3}
+_NO_LIMIT = timedelta(days=400)
+
+
+def record_of(session: AuthSession, rules: SupabaseRules) -> Record:
+    """A row of ``auth.sessions`` as the engine judges one."""
+    now = session.read_at
+    alive = judge_session(session, rules)
+    return Record(
+        id=session.id,
+        user_id=session.user_id,
+        token_digest=session.id,
+        refresh_digest=None,
+        created_at=session.created_at,
+        expires_at=_end(alive, now),
+        refresh_expires_at=None,
+        last_activity_at=session.refreshed_at or session.created_at,
+        is_active=True,
+        read_at=now,
+        address=session.address,
+        user_agent=session.user_agent,
+        user_is_active=judge_user(session, now) is None,
+        level=LEVELS.get(session.aal or "aal1", 1),
+        dateless=session.created_at is None,
+        unlimited=True,
+    )
+
+
+def _end(alive: object, now: datetime) -> datetime:
+    if not isinstance(alive, Alive):
+        return now
+    remaining = _NO_LIMIT if alive.remaining is None else alive.remaining
+    return now + min(remaining, LATEST - now)
+
+
+class SupabaseTable:
+    """:class:`SupabaseStore` as a :class:`Store`.
+
+    Sessions of an OAuth client are found by their tokens only if it is in
+    ``oauth_clients``: they are no sign-ins of their users'.
+    """
+
+    def __init__(self, auth: SupabaseStore, oauth_clients: Container[str] = ()) -> None:
+        self.auth = auth
+        self._oauth_clients = oauth_clients
+
+    def __repr__(self) -> str:
+        return repr(self.auth)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See :attr:`Store.capabilities`; nothing rotates by our rules."""
+        return replace(self.auth.capabilities, refresh=False)
+
+    @property
+    def queries(self) -> int:
+        """See :attr:`Store.queries`."""
+        return self.auth.queries
+
+    @property
+    def channel(self) -> Channel:
+        """See :attr:`Store.channel`."""
+        return self.auth.channel
+
+    async def open(self) -> None:
+        """See :meth:`Store.open`. Looks at the tables if the database answers.
+
+        Raises :class:`ConfigError` where no session could be read.
+        """
+        await self.auth.open()
+        with suppress(SessionsUnavailable):
+            await self.auth.ready()
+
+    async def close(self) -> None:
+        """See :meth:`Store.close`."""
+        await self.auth.close()
+
+    def reset_after_fork(self) -> None:
+        """See :meth:`Store.start_over`."""
+        self.auth.reset_after_fork()
+
+    async def ready(self) -> Capabilities:
+        """See :meth:`Store.ready`."""
+        await self.auth.ready()
+        return self.capabilities
+
+    async def find(
+        self, digests: Sequence[str], texts: Sequence[str] = ()
+    ) -> Sequence[Record]:
+        """See :meth:`Store.find`; a "digest" is a session's id here, spelled as it is."""
+        found = await self.auth.find_many([d for d in digests if uuid_of(d) == d])
+        return [record_of(s, self.auth.rules) for s in found if self._is_for_us(s)]
+
+    def _is_for_us(self, session: AuthSession) -> bool:
+        client = session.oauth_client_id
+        return client is None or client in self._oauth_clients
+
+    async def normalize_session_id(self, session_id: str) -> str | None:
+        """See :meth:`Store.normalize_session_id`; ids are uuids here."""
+        return uuid_of(session_id)
+
+    async def normalize_user_id(self, user_id: str) -> str | None:
+        """See :meth:`Store.normalize_user_id`."""
+        return uuid_of(user_id)
+
+    async def new_id(self) -> str | None:
+        """See :meth:`Store.new_id`."""
+        return None
+
+    async def find_by_id(self, session_id: str) -> Record | None:
+        """See :meth:`Store.find_by_id`."""
+        found = await self.find_many([session_id])
+        return found[0] if found else None
+
+    async def find_many(self, session_ids: Sequence[str]) -> Sequence[Record]:
+        """See :meth:`Store.find_many`."""
+        rules = self.auth.rules
+        found = await self.auth.find_many(session_ids)
+        return [record_of(session, rules) for session in found]
+
+    async def find_by_refresh(self, digest: str) -> Record | None:
+        """See :meth:`Store.find_by_refresh`; there are no digests."""
+        return None
+
+    async def create(self, new: NewSession, policy: Policy) -> Created:
+        """Not the way here: :meth:`SupabaseStore.create` is."""
+        raise ConfigError("use SupabaseSessions: its tables have tokens of their own")
+
+    async def rotate(self, step: Rotation) -> Record | None:
+        """See :meth:`Store.rotate`; nothing rotates by our rules."""
+        return None
+
+    async def redate(self, step: Rotation) -> Record | None:
+        """See :meth:`Store.redate`."""
+        return None
+
+    async def raise_level(self, step: StepUp) -> Record | None:
+        """See :meth:`Store.raise_level`; a second factor does, at GoTrue."""
+        return None
+
+    async def revoke(
+        self, session_id: str, *, reason: str, user_id: str | None = None
+    ) -> Ended | None:
+        """See :meth:`Store.revoke`."""
+        return await self.auth.revoke(session_id, reason=reason, user_id=user_id)
+
+    async def revoke_user(
+        self, user_id: str, *, reason: str, keep: str | None = None
+    ) -> Sequence[Ended]:
+        """See :meth:`Store.revoke_user`."""
+        return await self.auth.revoke_user(user_id, reason=reason, keep=keep)
+
+    async def list_for_user(self, user_id: str) -> Sequence[Record]:
+        """See :meth:`Store.list_for_user`."""
+        rules = self.auth.rules
+        return [record_of(s, rules) for s in await self.auth.list_for_user(user_id)]
+
+    async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
+        """See :meth:`Store.touch`; the tables have no place for activity."""
+        return 0
+
+    async def prune(self, policy: Policy, *, batch: int) -> int:
+        """See :meth:`Store.prune`; only what GoTrue's own cleanup would do, as often as it
+        takes: fewer than ``batch`` means that nothing is left."""
+        total = 0
+        while total < batch:
+            touched = await self.auth.prune(batch=batch - total)
+            if not touched:
+                break
+            total += touched
+        return total
+
+    async def ping(self) -> None:
+        """See :meth:`Store.ping`."""
+        await self.auth.ping()
