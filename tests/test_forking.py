@@ -6,6 +6,7 @@ Real children of this very process, on PostgreSQL. C-136 and C-137.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import json
 import os
@@ -82,6 +83,8 @@ class Child:
         if self.pid:
             os.close(theirs)
             return
+        # Where it hangs is what the parent reads in place of an answer.
+        faulthandler.dump_traceback_later(PATIENCE, file=theirs, exit=True)
         try:
             os.write(theirs, json.dumps({"returned": work()}).encode())
         except BaseException:
@@ -93,12 +96,12 @@ class Child:
     def result(self) -> Any:
         """What it said, once it has ended."""
         with os.fdopen(self._ours, "rb") as pipe:
-            killer = threading.Timer(PATIENCE, os.kill, [self.pid, signal.SIGKILL])
+            killer = threading.Timer(2 * PATIENCE, os.kill, [self.pid, signal.SIGKILL])
             killer.start()
             said = pipe.read()
             os.waitpid(self.pid, 0)
             killer.cancel()
-        assert said, "the child hung, or died"
+        assert said.startswith(b"{"), f"the child hung, or died: {said.decode()}"
         answer = json.loads(said)
         assert "returned" in answer, answer.get("raised")
         return answer["returned"]
@@ -235,6 +238,41 @@ LOCKS = {
     "the loop": lambda s: __import__("handstamp.blocking").blocking._process.loop._lock,
     "forking": lambda s: forking._lock,
 }
+
+
+class SlowEnviron(dict[str, Any]):
+    """What a server gives for a request; whoever reads its headers waits."""
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        super().__init__(environ)
+        self.reading, self.go_on = threading.Event(), threading.Event()
+
+    def copy(self) -> SlowEnviron:
+        return self
+
+    def items(self) -> Any:
+        self.reading.set()
+        self.go_on.wait(PATIENCE)
+        return super().items()
+
+
+def test_a_fork_while_another_thread_reads_its_headers_hangs_no_child(
+    dsn: str, sessions: Sessions
+) -> None:
+    """Reading the headers of a request takes no lock that a child would wait for.
+
+    In Python 3.11 ``functools.cached_property`` has one for all instances of a class.
+    """
+    issued = call(sessions.create, new_user(dsn))
+    app = SessionAuthMiddleware(asking(), sessions)
+    slow = SlowEnviron(environ(HTTP_COOKIE=cookie(issued)))
+    reader = threading.Thread(target=serve, args=[app, slow])
+    reader.start()
+    assert slow.reading.wait(PATIENCE)
+    child = Child(lambda: serve(app, environ(HTTP_COOKIE=cookie(issued))).body.decode())
+    slow.go_on.set()
+    reader.join()
+    assert child.result() == repr(issued.session.user_id)
 
 
 @pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyramid.authorization import ACLHelper, Authenticated, Everyone
@@ -233,19 +233,21 @@ class _Principals:
 
     def __init__(self, ask: Callable[[], Sequence[str]]) -> None:
         self._ask = ask
+        self._found: Sequence[str] | None = None
 
-    @cached_property
-    def _found(self) -> Sequence[str]:
-        return self._ask()
+    def _find(self) -> Sequence[str]:
+        if self._found is None:
+            self._found = self._ask()
+        return self._found
 
     def __contains__(self, principal: object) -> bool:
-        return principal == Everyone or principal in self._found
+        return principal == Everyone or principal in self._find()
 
     def __iter__(self) -> Iterator[str]:
-        return iter((Everyone, *self._found))
+        return iter((Everyone, *self._find()))
 
     def __repr__(self) -> str:
-        return repr([Everyone, *self.__dict__.get("_found", ())])
+        return repr([Everyone, *(self._found or ())])
 
 
 def require_session(view: View, info: Any) -> View:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import cached_property
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,14 +55,17 @@ class Handle(BaseHandle):
         self._options = door
         self._environ = environ.copy()  # rule 4; and no cycle, which only gc would free
         self._peer = (environ.get("REMOTE_ADDR"),)
+        self._read_headers: RawHeaders | None = None
 
-    @cached_property
+    @property
     def _headers(self) -> RawHeaders:  # type: ignore[override]
-        return [
-            (_as_bytes(name[5:].replace("_", "-").lower()), _as_bytes(value))
-            for name, value in self._environ.items()
-            if name.startswith("HTTP_")
-        ]
+        if self._read_headers is None:
+            self._read_headers = [
+                (_as_bytes(name[5:].replace("_", "-").lower()), _as_bytes(value))
+                for name, value in self._environ.items()
+                if name.startswith("HTTP_")
+            ]
+        return self._read_headers
 
     def client_key(self) -> int:
         """See :meth:`BaseHandle.client_key`; in the raw, as far as a client shows."""

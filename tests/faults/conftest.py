@@ -97,7 +97,7 @@ class Wires:
     """The two ways from the workers to the server: their questions, and their bus."""
 
     questions: Proxy
-    bus: Proxy
+    listener: Proxy
 
 
 @dataclass

@@ -105,7 +105,7 @@ class Worker:
     async def listens(self) -> bool:
         """Whether the bus has proven itself, and nothing keeps requests out."""
         stats = await self.stats()
-        return stats["bus"] == "listening" and not stats["breaker_is_open"]
+        return stats["listener"] == "listening" and not stats["breaker_is_open"]
 
     @asynccontextmanager
     async def socket(self, session: Issued) -> AsyncIterator[ClientConnection]:

@@ -43,7 +43,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from itsdangerous import Signer
 from itsdangerous.signer import SigningAlgorithm
@@ -199,7 +199,7 @@ class RefreshToken:
     remember: bool
     claim: str | None = field(default=None, repr=False)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """What the table stores of this token while it is the current one."""
         return digest(self.text).hex()
