@@ -121,7 +121,7 @@ def test_c154_secure_does_not_depend_on_the_request() -> None:
 
 
 def test_c155_plain_http_has_names_without_prefix() -> None:
-    """Browsers drop `__Host-` cookies on plain http, so those have other names there."""
+    """Not every browser accepts `__Host-` cookies on plain http: the names differ there."""
     writer = CookieWriter(Cookies.insecure())
     assert writer.session("t", None) == b"session=t; Path=/; HttpOnly; SameSite=Lax"
     assert frozenset({b"session", b"refresh"}) == writer.names

@@ -314,8 +314,9 @@ class Sessions:
     ) -> Issued | None:
         """Exchange a refresh token for the next pair, outside of cookies.
 
-        None if it was refused; the reason is in the events, not for the client. Raises
-        :class:`SessionsUnavailable`.
+        Returns None if the token was refused. :class:`Replayed` and :class:`LateRefresh`
+        report two of the causes; no event reports that a session is unknown, revoked or
+        too old. Raises :class:`SessionsUnavailable`.
         """
         await self.open()
         try:
