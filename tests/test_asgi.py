@@ -980,7 +980,7 @@ async def test_c106_a_handshake_of_another_site_is_refused(
     issued = await engine.login()
     scope = socket_scope(headers=[both(issued), *headers])
     answer = await serve(wrapped(engine, accepting), scope)
-    assert answer.messages == [{"type": "websocket.close", "code": 1008}]
+    assert [m["code"] for m in answer.messages] == [1008]
     denied = await serve(wrapped(engine, accepting), {**scope, "extensions": DENIALS})
     assert denied.status == 403
 
@@ -1002,7 +1002,7 @@ async def test_an_error_at_a_handshake_denies_it(
     headers = [both(issued)] if down else []
     app = wrapped(engine, requiring)
     answer = await serve(app, socket_scope(headers=headers))
-    assert answer.messages == [{"type": "websocket.close", "code": code}]
+    assert [m["code"] for m in answer.messages] == [code]
     scope = socket_scope(headers=headers, extensions=DENIALS)
     assert (await serve(app, scope)).status == status
 

@@ -28,6 +28,7 @@ from collections.abc import (
     Iterable,
     Sequence,
 )
+from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 from handstamp._connections import (
@@ -109,7 +110,6 @@ _STARTS = frozenset(
 )
 
 _OF_THE_CLIENT = frozenset({b"user-agent", b"x-forwarded-for"})
-_CLOSE_CODES = {401: 4401, 503: 1013}
 
 
 class Handle(BaseHandle):
@@ -426,10 +426,14 @@ def _as_bytes(value: Any) -> bytes:
 
 
 async def _excuse(exc: HandstampError, scope: Scope, handle: Handle) -> None:
-    """Answer an error that the application let through, where that can still be done."""
-    if handle._started or exc.status == 500:
-        raise exc  # a 500 is the operator's fault, and the server logs it
-    await _reply(exc, scope, handle.send)
+    """Answer an error that the application raised, if that is still possible."""
+    if exc.status == 500 or (handle._started and scope["type"] != "websocket"):
+        raise exc
+    if not handle._started:
+        await _reply(exc, scope, handle.send)
+        return
+    with suppress(OSError, RuntimeError):  # closed already; servers raise different errors
+        await handle.send(_close(exc))
 
 
 async def _reply(exc: HandstampError, scope: Scope, send: Send) -> None:
@@ -440,10 +444,13 @@ async def _reply(exc: HandstampError, scope: Scope, send: Send) -> None:
         if "websocket.http.response" in (scope.get("extensions") or ()):
             messages = [{**m, "type": f"websocket.{m['type']}"} for m in messages]
         else:
-            code = _CLOSE_CODES.get(exc.status, 1008)
-            messages = [{"type": "websocket.close", "code": code}]
+            messages = [_close(exc)]
     for message in messages:
         await send(message)
+
+
+def _close(exc: HandstampError) -> Message:
+    return {"type": "websocket.close", "code": exc.close_code, "reason": exc.close_reason}
 
 
 def plain_response(exc: HandstampError) -> list[Message]:

@@ -1,18 +1,25 @@
-"""Everything handstamp raises, in one tree.
+"""All exceptions of handstamp, with the HTTP status and the WebSocket close code of each.
 
-    HandstampError                      the root: catch this to catch us all
-    ├── ConfigError                     the operator's fault: refused at construction
-    ├── LoginRefused                    the user may not log in now             403
-    ├── AuthenticationRequired          the client's fault: not signed in       401
-    │   └── FreshLoginRequired          signed in, but too long ago             401
-    ├── StepUpRequired                  signed in, at too low a trust level     403
-    ├── CrossSiteRequest                another site's page made this request   403
-    └── SessionsUnavailable             nobody's fault here: no answer from the
-                                        database, so nobody can say             503
+    HandstampError                  the root: catch this to catch all   500  1011
+    ├── ConfigError                 the operator must change a setting  500  1011
+    ├── LoginRefused                the user may not log in now         403  1008
+    ├── AuthenticationRequired      the request has no valid session    401  4401
+    │   └── FreshLoginRequired      the login is too long ago           401  4401
+    ├── StepUpRequired              the trust level is too low          403  1008
+    ├── CrossSiteRequest            another site made the request       403  1008
+    └── SessionsUnavailable         the database gave no answer         503  1013
 
-``status`` is a hint for whoever turns the exception into a response; the framework
-modules do so. Evidence is in attributes, never only in the text, and no message ever
-holds a token, a digest or a full address.
+Rule 1. ``status`` and ``close_code`` are written here and nowhere else. Every transport and
+every framework module reads them, so a new exception needs no other change.
+Rule 2. An exception with status 500 is never answered. It is raised again, because the
+operator has to read it in the log.
+Rule 3. Evidence is in attributes, not only in the text. No text contains a token, a digest
+or a full address. A client reads ``public_message``
+or ``close_reason``, never ``str(error)``.
+
+Close codes (RFC 6455, section 7.4): 4401 is in the range for applications and corresponds
+to HTTP 401; the client should log in. 1008 means that a policy refuses the request; a new
+login does not help. 1013 means "try again later". 1011 is an internal error of the server.
 """
 
 from __future__ import annotations
@@ -22,36 +29,47 @@ from typing import Literal
 
 
 class HandstampError(Exception):
-    """The root of everything handstamp raises."""
+    """The root of all exceptions of handstamp.
+
+    ``status`` is the HTTP status of the response, ``close_code`` the code that closes a
+    WebSocket.
+    """
 
     status: int = 500
+    close_code: int = 1011
 
     @property
     def public_message(self) -> str:
-        """What a client may read of it: the text where that is the client's business."""
+        """The text that the client may read."""
         return str(self) if self.status < 500 else "temporarily unavailable"
 
     @property
+    def close_reason(self) -> str:
+        """The same text for a close frame of a WebSocket, which has room for 123 bytes
+        (RFC 6455, section 5.5)."""
+        return self.public_message.encode()[:123].decode(errors="ignore")
+
+    @property
     def headers(self) -> dict[str, str]:
-        """The headers that belong to an answer of it."""
+        """The headers that the response must have."""
         return {}
 
 
 class ConfigError(HandstampError):
-    """A setting that cannot work, found before the first request."""
+    """A setting cannot work. Raised before the first request where that is possible."""
 
 
 RefusedReason = Literal["unknown_user", "user_disabled", "user_locked", "too_many"]
 
 
 class LoginRefused(HandstampError):
-    """The database holds a reason not to open a session for this user.
+    """The row of this user, or a limit of the policy, does not allow a new session.
 
     ``reason`` is one of ``unknown_user``, ``user_disabled``, ``user_locked`` and
     ``too_many`` (``Policy.max_sessions`` with ``on_limit="refuse"``).
     """
 
-    status = 403
+    status, close_code = 403, 1008
 
     def __init__(self, reason: RefusedReason) -> None:
         self.reason: RefusedReason = reason
@@ -64,14 +82,17 @@ class LoginRefused(HandstampError):
 class AuthenticationRequired(HandstampError):
     """The request carries no valid session."""
 
-    status = 401
+    status, close_code = 401, 4401
 
     def __init__(self, message: str = "sign in first") -> None:
         super().__init__(message)
 
 
 class FreshLoginRequired(AuthenticationRequired):
-    """The session is valid, but its sign-in is older than this route allows."""
+    """The session is valid, but its login is older than this route allows.
+
+    ``within`` is the longest age that is allowed, ``age`` the age of the login.
+    """
 
     def __init__(self, *, within: timedelta, age: timedelta) -> None:
         self.within = within
@@ -83,9 +104,13 @@ class FreshLoginRequired(AuthenticationRequired):
 
 
 class StepUpRequired(HandstampError):
-    """The session's trust level is lower than this route asks for."""
+    """The session's trust level is lower than this route requires.
 
-    status = 403
+    ``required`` is the level of the route, ``level`` that of the session; None for a
+    session without one.
+    """
+
+    status, close_code = 403, 1008
 
     def __init__(self, *, required: int, level: int | None) -> None:
         self.required = required
@@ -97,9 +122,9 @@ class StepUpRequired(HandstampError):
 
 
 class CrossSiteRequest(HandstampError):
-    """A page of another site made this request, as the browser itself reports."""
+    """A page of another site made this request. The browser's own headers show it."""
 
-    status = 403
+    status, close_code = 403, 1008
 
     def __init__(self) -> None:
         super().__init__(
@@ -111,10 +136,11 @@ class CrossSiteRequest(HandstampError):
 class SessionsUnavailable(HandstampError):
     """The database gave no answer, so the session is neither valid nor invalid.
 
-    ``retry_after`` is a whole number of seconds, for the header of that name.
+    ``cause`` is for the log. ``retry_after`` is a whole number of seconds, the value of the
+    header ``Retry-After``.
     """
 
-    status = 503
+    status, close_code = 503, 1013
 
     def __init__(self, cause: str = "no answer from the database") -> None:
         self.cause = cause

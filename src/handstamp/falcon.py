@@ -30,7 +30,6 @@ from handstamp.errors import ConfigError, HandstampError
 
 T = TypeVar("T")
 _RULES = frozenset({"auth_disabled", "exempt_methods", "level", "fresh_within"})
-_CLOSE_CODES = {401: 4401, 503: 1013}
 
 
 class _Asked(Generic[T]):
@@ -204,11 +203,11 @@ async def answer_async(
     params: Any,
     ws: falcon.asgi.WebSocket | None = None,
 ) -> None:
-    """The same under ASGI; denies a WebSocket handshake, or closes with 4401 or 1013."""
+    """The same under ASGI; denies a WebSocket handshake, or closes the socket."""
     if ws is None or exc.status == 500:
         return answer(req, cast(Any, resp), exc, params)
     with suppress(OSError):  # closed already
-        await ws.close(_CLOSE_CODES.get(exc.status, 1008), str(exc))
+        await ws.close(exc.close_code, exc.close_reason)
 
 
 @overload

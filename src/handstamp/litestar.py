@@ -19,7 +19,6 @@ for, which is all that matters to an application, and its cookies survive every 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from copy import copy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
@@ -40,7 +39,7 @@ from litestar.plugins.base import ReceiveRoutePlugin
 from litestar.routes.base import BaseRoute
 from litestar.types import Scope as LitestarScope
 
-from handstamp._connections import Message, Receive, Scope, Send
+from handstamp._connections import Message, Scope
 from handstamp.asgi import SCOPE_KEY, Handle
 from handstamp.asgi import SessionAuthMiddleware as _SessionAuthMiddleware
 from handstamp.config import Cookies
@@ -94,7 +93,8 @@ class SessionUser:
 
 
 class SessionGuard:
-    """A guard that refuses with 401, 403 or 503; closes a WebSocket with 4401 or 1013.
+    """A guard that refuses a request with 401, 403 or 503, and a WebSocket with the close
+    code of the error.
 
     Routes with the opt ``exclude_from_auth=True`` are left alone, so that it can guard a
     whole application. The conditions are those of ``auth.require``.
@@ -171,7 +171,6 @@ def show_guards(route: BaseRoute) -> None:
 
 
 _PLUGGED = "handstamp.plugged"
-_CLOSE_CODES = {401: 4401, 503: 1013}
 
 
 class SessionAuthMiddleware(_SessionAuthMiddleware):
@@ -182,20 +181,6 @@ class SessionAuthMiddleware(_SessionAuthMiddleware):
         """Put the handle and the user into the scope."""
         scope[SCOPE_KEY] = scope["auth"] = handle
         scope["user"] = SessionUser(handle)
-
-    async def _serve(
-        self, handle: Handle, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        handle._sender = send
-        self.admit(scope, handle)
-        try:
-            await self.app(scope, receive, handle.send)
-        except HandstampError as exc:
-            if exc.status == 500:
-                raise  # the operator's fault, and the operator reads the log
-            code = _CLOSE_CODES.get(exc.status, 1008)
-            with suppress(OSError):  # closed already
-                await send({"type": "websocket.close", "code": code, "reason": str(exc)})
 
 
 def answer(request: Request[Any, Any, Any], exc: HandstampError) -> Response[Any]:

@@ -139,7 +139,13 @@ class SessionAuth:
 
 async def answer(error: HandstampError) -> ResponseReturnValue:
     """An error of handstamp as Quart answers ``abort(401)``: your handlers of the status
-    are asked, and one that you register for the error itself replaces this."""
+    are asked, and one that you register for the error itself replaces this. A WebSocket
+    that cannot be answered with a response is closed with the error's code."""
+    if has_websocket_context() and error.status != 500:
+        extensions = websocket.scope.get("extensions") or ()
+        if session_auth._started or "websocket.http.response" not in extensions:
+            await websocket.close(error.close_code, error.close_reason)
+            return ""
     http = as_http_exception(error)
     # As handle_http_exception does, which takes other arguments from Quart 0.23 on.
     own: Any = current_app._find_error_handler(http, _connection().blueprints)

@@ -109,7 +109,7 @@ async def answer(request: Request | WebSocket, exc: Exception) -> Response | Non
     if error.status == 500:
         raise error  # the operator's fault, and the operator reads the log
     if isinstance(request, WebSocket):
-        await request.close(1013 if error.status == 503 else 4401, str(error))
+        await request.close(error.close_code, error.close_reason)
         return None
     return PlainTextResponse(error.public_message, error.status, error.headers)
 
