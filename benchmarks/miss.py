@@ -187,7 +187,7 @@ def _loader(sessions: Sessions) -> Ask:
     lookup = BatchLoader(sessions.store)
 
     async def ask(session: Seeded) -> None:
-        (record,) = await lookup.find([session.pair.session_digest])
+        (record,) = await lookup.load([session.pair.session_digest])
         if record.id != session.id:
             raise RuntimeError("the lookup found another row")
 

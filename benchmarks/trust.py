@@ -39,14 +39,14 @@ async def count(*, quick: bool) -> dict[str, float | int]:
         shown = [await _cookie(sessions, f"user{n}") for n in range(number)]
         await sessions._listener.stop()
         sessions._listener.trusted_until = float("inf")
-        lookup = sessions._authenticator._loader
-        reads, queries = sessions.stats().misses, lookup.groups
+        loader = sessions._authenticator._loader
+        reads, queries = sessions.stats().misses, loader.batches
         for _ in range(60 * MINUTES):
             clock.seconds += 1
             missed = [each for each in shown if sessions.hit(each) is None]
             await asyncio.gather(*(_ask(sessions, each) for each in missed))
         reads = sessions.stats().misses - reads
-        queries = lookup.groups - queries
+        queries = loader.batches - queries
     return {
         "reads_again_per_session_and_minute": reads / number / MINUTES,
         "reads_again_per_query": reads / queries,

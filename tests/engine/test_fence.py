@@ -235,15 +235,15 @@ async def two_processes(dsn: str) -> AsyncIterator[Two]:
 
 
 def gate_the_lookup(two: Two) -> None:
-    lookup = two.here._authenticator._loader
-    inner = lookup.find
+    loader = two.here._authenticator._loader
+    inner = loader.load
 
-    async def find(digests: Sequence[str]) -> list[Record]:
+    async def load(digests: Sequence[str]) -> list[Record]:
         records = await inner(digests)
         await two.gates.wait("P")
         return records
 
-    lookup.find = find  # type: ignore[method-assign]
+    loader.load = load  # type: ignore[method-assign]
 
 
 @pytest.fixture

@@ -258,9 +258,9 @@ class Authenticator:
             return answers
         in_clear = self._in_clear(texts)
         if in_clear:
-            records = await self._loader.find(list(keys), in_clear)
+            records = await self._loader.load(list(keys), in_clear)
         else:
-            records = await self._loader.find(list(keys))
+            records = await self._loader.load(list(keys))
         read = Read(before, self._clock())
         if records:
             self._database_clock.saw(records[0].read_at, read.after)
@@ -348,7 +348,7 @@ class Authenticator:
                 asked[key.hex()] = text
         if asked:
             in_clear = self._in_clear(list(asked.values()))
-            for record in await self._loader.find(list(asked), in_clear):
+            for record in await self._loader.load(list(asked), in_clear):
                 if may_live(record, self._policy):
                     found.setdefault(record.id, Session.of(record))
         refresh = credentials.refresh

@@ -1,19 +1,21 @@
-"""Group lookup: misses that come at the same time share one query.
+"""Concurrent calls for the same thing, done once: BatchLoader and SingleFlight.
 
-Rule 1. Nobody waits for company. A lookup that finds a free lane leaves with whoever
-asked in the same turn of the event loop; only while every lane is on its way do lookups
-gather, and the next lane to come back takes all of them at once.
-Rule 2. A group shares its query's fate, and nobody else's: one that is slow or fails
-holds up and fails its own members only.
-Rule 3. A client that goes away takes nobody along. It waits on a future of its own, and
-the query belongs to the lane, not to whoever asked first.
-Rule 4. What waits here belongs to requests that still wait: a digest, and the token that
-its row may hold, leave with the last request that asked for them.
+BatchLoader: lookups that are made at the same time share one query.
 
-Flights: whoever asks one thing at one time shares one answer.
+Rule 1. No lookup waits for others to join it. While fewer than ``max_batches`` queries
+run, the lookups of one turn of the event loop are sent as one batch. Only while that many
+run do lookups collect; the next query that ends then sends all of them.
+Rule 2. A batch shares the result of its own query only: a slow or failed query delays or
+fails no other batch.
+Rule 3. A caller that is cancelled cancels no other caller. Each waits for the future of a
+digest; the query is a task of the loader, not of the first caller.
+Rule 4. Only lookups with a waiting caller are kept: a digest, and the token that its row
+may hold, are dropped when their last caller is cancelled before the query is sent.
 
-A flight goes on when nobody waits for it any more, because what it writes may be done
-already. So their number is bounded: beyond ``most`` there is no answer for a new question.
+SingleFlight: concurrent calls with the same key share one call.
+
+Rule 5. The call goes on when all its callers are cancelled, because its write may already
+be committed. So the number of calls is bounded: above ``max_keys``, a new key is refused.
 """
 
 from __future__ import annotations
@@ -28,149 +30,139 @@ from handstamp.core.models import Record
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.base import Store
 
-MAX_CONCURRENT_BATCHES = 4
-MOST = 1000
+MAX_BATCHES = 4
+"""Queries of one loader that may run at the same time."""
+MAX_DIGESTS = 1000
 """Digests in one query."""
-NO_TEXTS: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(slots=True)
-class _Question:
-    """One digest, the token that its row may hold, and how many requests wait for it."""
-
-    future: asyncio.Future[Record | None]
-    text: str | None = field(repr=False)
-    waiters: int = 0
-
-
-class BatchLoader:
-    """Finds rows by digest, many in one round trip."""
-
-    def __init__(
-        self, store: Store, *, pool: int = MAX_CONCURRENT_BATCHES, most: int = MOST
-    ) -> None:
-        self._store = store
-        self._max_batches = pool
-        self._most = most
-        self._away: set[asyncio.Task[None]] = set()
-        self._waiting: dict[str, _Question] = {}
-        self._leaving = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.groups = 0
-
-    async def find(
-        self, digests: Sequence[str], texts: Mapping[str, str] = NO_TEXTS
-    ) -> list[Record]:
-        """The rows of these digests; asks together with whoever else asks now.
-
-        ``texts`` are the tokens of digests whose row may hold the token itself. Raises
-        :class:`SessionsUnavailable` if the group's query had no answer.
-        """
-        asked = {d: self._join(d, texts.get(d)) for d in dict.fromkeys(digests)}
-        try:
-            found = [await asyncio.shield(one.future) for one in asked.values()]
-        finally:
-            for digest, question in asked.items():
-                self._quit(digest, question)
-        return [record for record in found if record is not None]
-
-    def _join(self, digest: str, text: str | None) -> _Question:
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._move(loop)
-        question = self._waiting.get(digest)
-        if question is None:
-            question = self._waiting[digest] = _Question(loop.create_future(), text)
-            if not self._leaving:
-                self._leaving = True
-                loop.call_soon(self._leave)
-        question.waiters += 1
-        return question
-
-    def _quit(self, digest: str, question: _Question) -> None:
-        question.waiters -= 1
-        if not question.waiters and self._waiting.get(digest) is question:
-            del self._waiting[digest]  # it has not left, and no request waits for it
-
-    def _move(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Whoever waited on a loop that is gone waits no more, and its groups never
-        come back."""
-        self._loop = loop
-        self._away, self._waiting, self._leaving = set(), {}, False
-
-    def _leave(self) -> None:
-        """Send off as many groups as there are free lanes."""
-        self._leaving = False
-        while self._waiting and len(self._away) < self._max_batches:
-            group = dict(list(self._waiting.items())[: self._most])
-            for digest in group:
-                del self._waiting[digest]
-            task = asyncio.get_running_loop().create_task(self._travel(group))
-            self._away.add(task)
-            task.add_done_callback(self._come_back)
-
-    def _come_back(self, task: asyncio.Task[None]) -> None:
-        self._away.discard(task)
-        if self._waiting:
-            self._leave()
-
-    async def _travel(self, group: dict[str, _Question]) -> None:
-        self.groups += 1
-        try:
-            texts = [one.text for one in group.values() if one.text is not None]
-            asked = (list(group), texts) if texts else (list(group),)
-            records = await self._store.find(*asked)
-        except (Exception, asyncio.CancelledError) as exc:
-            for question in group.values():
-                if not question.future.done():
-                    question.future.set_exception(exc)
-                    question.future.exception()  # retrieved: whoever asked may have gone
-            if not isinstance(exc, Exception):
-                raise
-            return
-        found = {record.token_digest: record for record in records}
-        for digest, question in group.items():
-            if not question.future.done():
-                question.future.set_result(found.get(digest))
-
+MAX_KEYS = 10_000
+"""Calls of one SingleFlight that may run at the same time."""
+NO_TOKENS: Mapping[str, str] = MappingProxyType({})
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
-MAX_KEYS = 10_000
+
+@dataclass(slots=True)
+class _Lookup:
+    """One digest: its result, the token that its row may hold, its waiting callers."""
+
+    future: asyncio.Future[Record | None]
+    token: str | None = field(repr=False)
+    waiters: int = 0
+
+
+class BatchLoader:
+    """Loads rows by digest, many in one round trip."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_batches: int = MAX_BATCHES,
+        max_digests: int = MAX_DIGESTS,
+    ) -> None:
+        self._store = store
+        self._max_batches = max_batches
+        self._max_digests = max_digests
+        self._running: set[asyncio.Task[None]] = set()
+        self._pending: dict[str, _Lookup] = {}
+        self._scheduled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.batches = 0
+        """Queries sent so far."""
+
+    async def load(
+        self, digests: Sequence[str], tokens: Mapping[str, str] = NO_TOKENS
+    ) -> list[Record]:
+        """Return the rows of these digests, in one query with all concurrent lookups.
+
+        ``tokens`` maps a digest to its token, where the row may hold the token itself.
+        Raises :class:`SessionsUnavailable` if the query of the batch had no answer.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # the queries of a closed loop never end
+            self._loop = loop
+            self._running, self._pending, self._scheduled = set(), {}, False
+        lookups: dict[str, _Lookup] = {}
+        for digest in dict.fromkeys(digests):
+            lookup = self._pending.get(digest)
+            if lookup is None:
+                lookup = _Lookup(loop.create_future(), tokens.get(digest))
+                self._pending[digest] = lookup
+                if not self._scheduled:
+                    self._scheduled = True
+                    loop.call_soon(self._dispatch)
+            lookup.waiters += 1
+            lookups[digest] = lookup
+        try:
+            found = [await asyncio.shield(each.future) for each in lookups.values()]
+        finally:
+            for digest, lookup in lookups.items():
+                lookup.waiters -= 1
+                if not lookup.waiters and self._pending.get(digest) is lookup:
+                    del self._pending[digest]  # rule 4
+        return [record for record in found if record is not None]
+
+    def _dispatch(self, _ended: asyncio.Task[None] | None = None) -> None:
+        """Send the pending lookups, in as many batches as may run now."""
+        self._scheduled = False
+        while self._pending and len(self._running) < self._max_batches:
+            batch = dict(list(self._pending.items())[: self._max_digests])
+            for digest in batch:
+                del self._pending[digest]
+            task = asyncio.get_running_loop().create_task(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            task.add_done_callback(self._dispatch)
+
+    async def _run(self, batch: dict[str, _Lookup]) -> None:
+        """Send one query, and give each lookup its row or the query's exception."""
+        self.batches += 1
+        try:
+            tokens = [each.token for each in batch.values() if each.token is not None]
+            arguments = (list(batch), tokens) if tokens else (list(batch),)
+            records = await self._store.find(*arguments)
+        except (Exception, asyncio.CancelledError) as exc:
+            for lookup in batch.values():
+                if not lookup.future.done():
+                    lookup.future.set_exception(exc)
+                    lookup.future.exception()  # retrieved: the caller may be cancelled
+            if not isinstance(exc, Exception):
+                raise
+            return
+        found = {record.token_digest: record for record in records}
+        for digest, lookup in batch.items():
+            if not lookup.future.done():
+                lookup.future.set_result(found.get(digest))
 
 
 class SingleFlight(dict[K, asyncio.Task[T]]):
-    """The questions under way, by what they ask."""
+    """The calls that run now, by key."""
 
-    def __init__(self, *, most: int = MAX_KEYS) -> None:
+    def __init__(self, *, max_keys: int = MAX_KEYS) -> None:
         super().__init__()
-        self._most = most
+        self._max_keys = max_keys
 
-    async def share(self, key: K, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The answer to ``key``, asked by ``begin`` unless somebody on this loop is asking;
-        no client that goes away takes the others along.
+    async def do(self, key: K, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the result of ``call()``, or of the call with this key that runs now.
 
-        Raises :class:`SessionsUnavailable` where too much is asked already.
+        Raises what the call raises, and :class:`SessionsUnavailable` where too many calls
+        run already.
         """
-        flight, loop = self.get(key), asyncio.get_running_loop()
-        if flight is None or flight.get_loop() is not loop:
-            self._make_room(loop)
-            flight = asyncio.create_task(begin())
-            self[key] = flight
-            flight.add_done_callback(lambda done: self._land(key, done))
-        return await asyncio.shield(flight)
+        task, loop = self.get(key), asyncio.get_running_loop()
+        if task is None or task.get_loop() is not loop:
+            if len(self) >= self._max_keys:  # the calls of a closed loop never end
+                for other in [k for k, t in self.items() if t.get_loop() is not loop]:
+                    del self[other]
+            if len(self) >= self._max_keys:
+                raise SessionsUnavailable("too many refreshes are under way")
 
-    def _make_room(self, loop: asyncio.AbstractEventLoop) -> None:
-        if len(self) < self._most:
-            return
-        for key in [k for k, flight in self.items() if flight.get_loop() is not loop]:
-            del self[key]  # its loop is gone, so it never lands
-        if len(self) >= self._most:
-            raise SessionsUnavailable("too many refreshes are under way")
+            def finish(done: asyncio.Task[T]) -> None:
+                if self.get(key) is done:
+                    del self[key]
+                if not done.cancelled():
+                    done.exception()  # retrieved: all its callers may be cancelled
 
-    def _land(self, key: K, done: asyncio.Task[T]) -> None:
-        if self.get(key) is done:
-            del self[key]
-        if not done.cancelled():
-            done.exception()  # retrieved: its passengers may all be gone
+            task = self[key] = asyncio.create_task(call())
+            task.add_done_callback(finish)
+        return await asyncio.shield(task)

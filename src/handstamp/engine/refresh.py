@@ -207,7 +207,7 @@ class Refresher:
         self, token: RefreshToken, client: Client, passive: bool
     ) -> Authenticated | Invalid:
         key = (token.digest, passive)
-        return await self._single_flight.share(
+        return await self._single_flight.do(
             key, lambda: self._settle(token, client, passive)
         )
 

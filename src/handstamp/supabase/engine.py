@@ -140,7 +140,7 @@ class SupabaseAuthenticator(Authenticator):
         claims = cast("tuple[CookieSession, ...]", credentials.claims)
         tokens = [t for claim in claims if (t := self._verify(claim.access_token))]
         owners = {t.session_id: t.user_id for t in tokens if t.session_id not in found}
-        for record in await self._rows.find(list(owners)):
+        for record in await self._rows.load(list(owners)):
             if record.user_id == owners[record.id] and may_live(record, self._policy):
                 found.setdefault(record.id, Session.of(record))
 
@@ -241,7 +241,7 @@ class SupabaseAuthenticator(Authenticator):
         if not asked:
             return found
         self.misses += 1
-        rows = {row.id: row for row in await self._rows.find(asked)}
+        rows = {row.id: row for row in await self._rows.load(asked)}
         after = self._clock()
         for session_id in asked:
             row = rows.get(session_id)
@@ -351,7 +351,7 @@ class SupabaseAuthenticator(Authenticator):
                 self._negative_cache.meet(key, self._clock())
             return issued
 
-        return await self._single_flight.share(key, ask)
+        return await self._single_flight.do(key, ask)
 
     async def refresh(
         self, refresh_token: str, client: Client, session_id: str | None = None
