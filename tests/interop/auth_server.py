@@ -86,7 +86,8 @@ class AuthServer:
             return self._refresh(json.loads(body)["refresh_token"])
         now = datetime.now(UTC)
         presented = headers.get("authorization", "").removeprefix("Bearer ")
-        if not any(tokens.verify(presented, now) for tokens in self.tokens.values()):
+        read = (tokens.read(presented) for tokens in self.tokens.values())
+        if not any(token is not None and token.is_live(now) for token in read):
             return 403, {"code": "bad_jwt", "message": "invalid JWT"}
         return (200, self.user()) if method == "GET" else (204, None)
 

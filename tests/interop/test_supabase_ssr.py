@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
+import jwt
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -258,7 +258,7 @@ def test_our_tokens_pass_the_package_s_own_check(
     assert answer["error"] is None
     claims = answer["data"]["claims"]
     assert answer["data"]["header"] == {"alg": algorithm, "kid": algorithm, "typ": "JWT"}
-    assert claims == auth.tokens[algorithm].read(token).claims  # type: ignore[union-attr]
+    assert claims == jwt.decode(token, options={"verify_signature": False})
     assert (claims["session_id"], claims["aal"]) == (SESSION, "aal1")
     assert "GET /auth/v1/user" not in auth.asked  # nobody had to be asked about it
 
@@ -270,7 +270,7 @@ def test_a_token_that_was_changed_fails_both_checks(
     head, payload, signature = auth.mint().split(".")
     changed = f"{head}.{payload}.{signature[:20]}{'A' * (len(signature) - 20)}"
     assert package.ask("claims", auth.url, argument=changed)["error"] is not None
-    assert auth.tokens["ES256"].verify(changed, datetime.now(UTC)) is None
+    assert auth.tokens["ES256"].read(changed) is None
 
 
 def test_a_token_under_the_secret_is_confirmed_by_the_server(

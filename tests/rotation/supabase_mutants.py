@@ -10,10 +10,11 @@ from typing import Any
 
 from handstamp.supabase import refresh as v1
 from handstamp.supabase import refresh as v2
+from handstamp.supabase import refresh as work
 from handstamp.supabase import rules as supabase_rotation
 from handstamp.supabase import rules as supabase_rules
-from handstamp.supabase import statements, work
-from handstamp.supabase.engine import SupabaseAuthenticator
+from handstamp.supabase import sql as statements
+from handstamp.supabase.authenticate import SupabaseAuthenticator
 from handstamp.supabase.rules import Count, Misused, Swap
 from tests.rotation.supabase_machine import Deployment
 from tests.rotation.supabase_stage import SETTINGS

@@ -16,9 +16,9 @@ from handstamp.config import Policy
 from handstamp.core.models import NewSession
 from handstamp.stores.base import Created
 from handstamp.stores.shapes import TableShape, UsersTable
-from handstamp.supabase.rows import NewAuthSession
+from handstamp.supabase.rows import NewAuthSession, record_of
 from handstamp.supabase.store import SupabaseStore
-from handstamp.supabase.table import SupabaseTable, record_of
+from handstamp.supabase.table import SupabaseTable
 from tests.support.foreign_tables import ForeignTable
 from tests.support.frozen_postgres import SEARCH_PATH
 from tests.support.supabase import Supabase, supabase

@@ -32,8 +32,7 @@ from handstamp.stores.notify_trigger import (
 from handstamp.stores.notify_trigger import script as notifying
 from handstamp.stores.resolve import assumed, resolve
 from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, TableShape, quoted
-from handstamp.supabase.notify_trigger import WATCHED, supabase_triggers
-from handstamp.supabase.schema import LOOK, NEWEST, TABLES
+from handstamp.supabase.schema import LOOK, NEWEST, TABLES, WATCHED, supabase_triggers
 
 _HEAD = re.compile(r"-- name: (?P<kind>\w+) (?P<name>\w+)(?: on (?P<relation>[\w.]+))?\n")
 _NEEDS = re.compile(r"-- needs: (?P<columns>.+)\n")

@@ -25,6 +25,7 @@ from handstamp.engine.sessions import Sessions
 from handstamp.engine.state import EngineState
 from handstamp.errors import ConfigError, HandstampError, LoginRefused
 from handstamp.events import LoggedIn, LoginWasRefused
+from handstamp.supabase.authenticate import SupabaseAuthenticator
 from handstamp.supabase.cookies import (
     NO_STORE,
     Came,
@@ -35,9 +36,7 @@ from handstamp.supabase.cookies import (
     is_piece,
     storage_key,
 )
-from handstamp.supabase.engine import SupabaseAuthenticator
-from handstamp.supabase.issue import TokenIssuer
-from handstamp.supabase.jwt import AccessTokens, Claims, Keys, KeySet
+from handstamp.supabase.jwt import AccessTokens, Claims, Keys, KeySet, TokenIssuer
 from handstamp.supabase.rows import CreatedAuthSession, NewAuthSession
 from handstamp.supabase.rules import SupabaseRules
 from handstamp.supabase.store import SupabaseStore
@@ -91,29 +90,26 @@ class SupabaseSessions(Sessions):
         policy = policy or Policy()
         if policy.max_sessions is not None:
             raise ConfigError("max_sessions has no place here: GoTrue has single_per_user")
-        table = SupabaseTable(
-            SupabaseStore(
-                database,
-                entropy=entropy,
-                rules=rules,
-                keys=encryption,
-                schema=schema,
-                pool_size=pool_size,
-                budget=policy.time_budget,
-                connect=connect,
-                listen_dsn=listen_dsn,
-            ),
-            frozenset(oauth_clients),
+        self._auth = SupabaseStore(
+            database,
+            entropy=entropy,
+            rules=rules,
+            keys=encryption,
+            schema=schema,
+            pool_size=pool_size,
+            budget=policy.time_budget,
+            connect=connect,
+            listen_dsn=listen_dsn,
         )
         keys = Keys(secret=jwt_secret, key_set=jwt_keys)
         self._oauth_clients = frozenset(oauth_clients)
-        self._minting = TokenIssuer(
+        self._issuer = TokenIssuer(
             tokens=AccessTokens(keys, issuer=issuer, claims=claims),
-            table=table,
+            rules=self._auth.rules,
             with_user=not self.cookie.http_only,
         )
         super().__init__(
-            table,
+            SupabaseTable(self._auth, self._oauth_clients),
             secret=entropy(32).hex(),  # of tokens of ours, and there are none here
             policy=policy,
             cache_size=cache_size,
@@ -126,7 +122,8 @@ class SupabaseSessions(Sessions):
             state,
             self._refresher,
             self._listener,
-            self._minting,
+            self._auth,
+            self._issuer,
             self._ended,
             self._oauth_clients,
         )
@@ -173,12 +170,12 @@ class SupabaseSessions(Sessions):
         """
         if claim is not None:
             raise ConfigError("these tokens are GoTrue's: add to them by claims=")
-        self._minting.check()
+        self._issuer.check()
         await self.open()
         before = self.clock()
         new = NewAuthSession(method=method, replaces=ids_of(replaces))
         try:
-            created = await self._minting.table.auth.create(user_id, client, new)
+            created = await self._auth.create(user_id, client, new)
         except LoginRefused as exc:
             self.publish(LoginWasRefused(user_id=user_id, reason=exc.reason))
             raise
@@ -198,9 +195,9 @@ class SupabaseSessions(Sessions):
         return issued
 
     async def _issue(self, created: CreatedAuthSession, before: float) -> Issued:
-        lasts = self._minting.table.auth.rules.access_token_ttl.total_seconds()
+        lasts = self._auth.rules.access_token_ttl.total_seconds()
         try:
-            return self._minting.issue(created, before + lasts)
+            return self._issuer.issue(created, before + lasts)
         except Exception:
             # The application's hook failed: nobody will ever have these tokens.
             with suppress(HandstampError):
@@ -215,7 +212,7 @@ class SupabaseSessions(Sessions):
         Raises :class:`ConfigError` too, where there is no key to sign with. What the
         claims hook raises comes through, and the same refresh token stays good.
         """
-        self._minting.check()
+        self._issuer.check()
         await self.open()
         return await self._supabase.refresh(refresh_token, client)
 

@@ -19,22 +19,35 @@ What `handstamp doctor` finds in a database of Supabase Auth, whose tables are g
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from handstamp.doctor.check import Index, Sample, read_facts
+import asyncpg
+
+from handstamp.doctor.check import (
+    Hearing,
+    Index,
+    Sample,
+    listen_for,
+    read_facts,
+    trigger_findings,
+)
 from handstamp.doctor.columns import Finding, Level
 from handstamp.doctor.report import Diagnosis, Offer, look_around, look_at_indexes
 from handstamp.errors import ConfigError
 from handstamp.stores.connection import Connection
-from handstamp.supabase.notify_trigger import read_hearing, trigger_remarks
+from handstamp.stores.notify_trigger import (
+    script,
+)
 from handstamp.supabase.rules import SupabaseRules
 from handstamp.supabase.schema import (
     ABSENT,
+    ALWAYS,
     AMR,
     LOOK,
     TABLES,
     V2,
+    WATCHED,
     Columns,
     Found,
     Grant,
@@ -48,8 +61,9 @@ from handstamp.supabase.schema import (
     needs,
     read_schema,
     spelled,
+    supabase_triggers,
 )
-from handstamp.supabase.statements import SupabaseStatements
+from handstamp.supabase.sql import SupabaseStatements
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +295,66 @@ def _summary(role: str, *, may_write: bool) -> Finding:
         " until it has all of the rest"
     )
     return Finding(Level.NOTICE, "grants", text)
+
+
+_TRIGGER_RULE = "with SupabaseRules(allow_low_aal=…) the trigger is not complete"
+_LATE = "within max_staleness (5 s)"
+_COMPLETE = (
+    "the trigger is there and complete: GoTrue's own logouts are heard, and every other"
+    " writer"
+)
+_NO_TRIGGER = (
+    "there is no trigger: what GoTrue itself ends (a logout there, a ban) and what other"
+    f" writers end is noticed {_LATE}. The tables' owner may make it"
+)
+_INIT = ", with handstamp init --shape supabase --trigger"
+_TRIGGER_UNSEEN = (
+    "the role may not enter the schema, so handstamp cannot see whether there is a"
+    f" trigger: what GoTrue ends is noticed {_LATE}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthHearing:
+    """What was found: ``always`` counts under every rule, ``by_rule`` with a limit for a
+    low level of assurance."""
+
+    always: Hearing
+    by_rule: Hearing
+
+
+async def read_hearing(
+    connection: Connection, name: str, schema: Schema
+) -> AuthHearing | None:
+    """The triggers in the schema ``name``; None where the role may not ask."""
+
+    async def look(*tables: str) -> Hearing:
+        triggers = supabase_triggers(name, schema.columns, tables)
+        return await listen_for(connection, triggers)
+
+    try:
+        return AuthHearing(always=await look(*ALWAYS), by_rule=await look(*WATCHED))
+    except asyncpg.InsufficientPrivilegeError:
+        return None
+
+
+def trigger_remarks(
+    name: str, schema: Schema, hearing: AuthHearing | None
+) -> tuple[list[Finding], bool]:
+    """What there is to say of it; and whether every writer of the tables is heard."""
+    if hearing is None:
+        mend = script(supabase_triggers(name, schema.columns, WATCHED))
+        return [Finding(Level.NOTICE, "trigger", _TRIGGER_UNSEEN, mend)], False
+    always, by_rule = hearing.always, hearing.by_rule
+    absent = _NO_TRIGGER + (_INIT if name == "auth" else "")
+    found = trigger_findings(always, complete=_COMPLETE, absent=absent)
+    if always.lacks:
+        # One script makes all of it.
+        return [replace(finding, mend=by_rule.mend) for finding in found], False
+    if by_rule.lacks:
+        text = f"{_TRIGGER_RULE}: {'; '.join(by_rule.lacks)}"
+        found.append(Finding(Level.NOTICE, "trigger", text, by_rule.mend))
+    return found, True
 
 
 _NOBODY = "00000000-0000-0000-0000-000000000000"

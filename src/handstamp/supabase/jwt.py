@@ -20,7 +20,8 @@ Rule 3. Whatever else arrives is None, not an exception, and what is too long is
 before any key is touched.
 Rule 4. Reading and time are two things: a signature holds for ever and may be remembered,
 the time is judged at each use, by the caller's clock.
-"""
+
+New tokens of Supabase Auth, as its server would answer them."""
 
 from __future__ import annotations
 
@@ -32,13 +33,24 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from handstamp.core.models import Issued, Session
 from handstamp.errors import ConfigError
 from handstamp.supabase.cookies import LONGEST_ACCESS_TOKEN
-from handstamp.supabase.rules import AAL1, AAL2, AmrEntry, AuthSession, AuthUser
+from handstamp.supabase.rows import CreatedAuthSession, bounded, record_of
+from handstamp.supabase.rows import Refreshed as RefreshOutcome
+from handstamp.supabase.rules import (
+    AAL1,
+    AAL2,
+    AmrEntry,
+    AuthSession,
+    AuthUser,
+    SupabaseRules,
+    access_token_ends,
+)
 from handstamp.supabase.tokens import canonical_uuid
 
 try:
-    from jwt import PyJWK
+    from jwt import PyJWK, PyJWS
     from jwt.exceptions import PyJWTError
 except ImportError as missing:
     raise ImportError(
@@ -73,9 +85,9 @@ class Key:
 class Keys:
     """All keys that are believed, and the one that signs.
 
-    ``secret`` is ``GOTRUE_JWT_SECRET`` and ``secret_id`` is ``…_JWT_KEY_ID``; ``key_set``
-    is ``…_JWT_KEYS``, or the public set of ``/.well-known/jwks.json`` where another
-    server signs. The key whose ``key_ops`` have ``sign`` signs, else the secret does.
+    ``secret`` is ``GOTRUE_JWT_SECRET``; ``key_set`` is ``…_JWT_KEYS``, or the public set
+    of ``/.well-known/jwks.json`` where another server signs. The key whose ``key_ops``
+    have ``sign`` signs, else the secret does.
     Raises :class:`ConfigError` for keys that cannot work.
     """
 
@@ -85,13 +97,12 @@ class Keys:
         self,
         *,
         secret: str | bytes | None = None,
-        secret_id: str | None = None,
         key_set: KeySet | None = None,
     ) -> None:
-        self._secret = None if secret is None else _from_secret(secret, secret_id)
+        self._secret = None if secret is None else _from_secret(secret)
         self._by_kid: dict[str, Key] = {}
-        for key in [*_from_key_set(key_set), *([self._secret] if self._secret else [])]:
-            if key.kid is not None and self._by_kid.setdefault(key.kid, key) is not key:
+        for key in _from_key_set(key_set):
+            if self._by_kid.setdefault(str(key.kid), key) is not key:
                 raise ConfigError(f"two keys have the kid {key.kid!r}")
         if not self._by_kid and self._secret is None:
             raise ConfigError(
@@ -111,16 +122,16 @@ class Keys:
         return key if key is not None and key.algorithm == algorithm else None
 
     def _pick_signing(self) -> Key | None:
-        able = [k for k in self._by_kid.values() if k.signing and k is not self._secret]
+        able = [key for key in self._by_kid.values() if key.signing]
         if len(able) > 1:
             raise ConfigError("only one key may have the operation sign")
         return able[0] if able else self._secret
 
 
-def _from_secret(secret: str | bytes, kid: str | None) -> Key:
+def _from_secret(secret: str | bytes) -> Key:
     raw = secret.encode() if isinstance(secret, str) else bytes(secret)
     encoded = urlsafe_b64encode(raw).rstrip(b"=").decode()
-    return _key({"kty": "oct", "k": encoded, "kid": kid, "key_ops": ["sign"]})
+    return _key({"kty": "oct", "k": encoded, "key_ops": ["sign"]})
 
 
 def _from_key_set(key_set: KeySet | None) -> Iterator[Key]:
@@ -182,14 +193,6 @@ def _load(member: dict[str, Any], algorithm: str) -> PyJWK:
     return loaded
 
 
-try:
-    from jwt import PyJWS
-    from jwt.exceptions import PyJWTError
-except ImportError as missing:
-    raise ImportError(
-        "Supabase's access tokens need the package PyJWT: pip install 'handstamp[supabase]'"
-    ) from missing
-
 Claims = dict[str, Any]
 
 _FORM = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -205,7 +208,7 @@ _JWS = PyJWS()
 class AccessToken:
     """What a correctly signed access token says; :meth:`is_live` says whether still.
 
-    ``client_id`` is set for tokens of an OAuth client. ``claims`` are all of them.
+    ``client_id`` is set for tokens of an OAuth client.
     """
 
     user_id: str
@@ -214,7 +217,6 @@ class AccessToken:
     not_before: datetime | None
     aal: str
     client_id: str | None
-    claims: Mapping[str, Any] = field(repr=False)
 
     def is_live(self, now: datetime) -> bool:
         """Whether its time has come and is not over: no leeway, the end excluded."""
@@ -253,11 +255,6 @@ class AccessTokens:
         """Whether there is a key to sign with."""
         return self._keys.signing is not None
 
-    def verify(self, token: str, now: datetime) -> AccessToken | None:
-        """What ``token`` says, if it is ours and live at ``now``; otherwise None."""
-        read = self.read(token)
-        return read if read is not None and read.is_live(now) else None
-
     def read(self, token: str) -> AccessToken | None:
         """What ``token`` says, if it is ours, whatever the time; otherwise None."""
         if len(token) > LONGEST_ACCESS_TOKEN:
@@ -283,19 +280,17 @@ class AccessTokens:
         *,
         issued_at: datetime,
         expires_at: datetime,
-        provider: str | None = None,
     ) -> str:
         """A token with GoTrue's claims, changed by nothing but the hook.
 
-        ``amr`` are the rows of ``auth.mfa_amr_claims`` and decide the level; ``provider``
-        is that of the user's only SSO identity. Raises :class:`ConfigError` where there
-        is no key to sign with, or the hook leaves no token that GoTrue would take, or
-        the token would be too long to be read again.
+        ``amr`` are the rows of ``auth.mfa_amr_claims`` and decide the level. Raises
+        :class:`ConfigError` where there is no key to sign with, or the hook leaves no
+        token that GoTrue would take, or the token would be too long to be read again.
         """
         claims: Claims = {"iss": self._issuer} if self._issuer else {}
         claims |= {"sub": user.id, "aud": user.aud or ""}
         claims |= {"iat": _seconds(issued_at), "exp": _seconds(expires_at)}
-        claims |= _of_user(user) | _of_session(session, amr, provider)
+        claims |= _of_user(user) | _of_session(session, amr)
         return self._sign(claims if self._claims is None else self._changed(claims))
 
     def _changed(self, claims: Claims) -> Claims:
@@ -343,25 +338,19 @@ def _of_user(user: AuthUser) -> Claims:
     }
 
 
-def _of_session(
-    session: AuthSession, amr: Sequence[AmrEntry], provider: str | None
-) -> Claims:
+def _of_session(session: AuthSession, amr: Sequence[AmrEntry]) -> Claims:
     newest_first = sorted(amr, key=lambda entry: entry.at, reverse=True)
     optional = {
-        "amr": [_of_entry(entry, provider) for entry in newest_first],
+        "amr": [
+            {"method": entry.method, "timestamp": _seconds(entry.at)}
+            for entry in newest_first
+        ],
         "client_id": session.oauth_client_id,
         "scope": session.scopes,
     }
     level = assurance_level(entry.method for entry in amr)
     claims: Claims = {"session_id": session.id, "aal": level}
     return claims | {name: value for name, value in optional.items() if value}
-
-
-def _of_entry(entry: AmrEntry, provider: str | None) -> Claims:
-    claim: Claims = {"method": entry.method, "timestamp": _seconds(entry.at)}
-    if provider and entry.method == "sso/saml":
-        claim["provider"] = provider
-    return claim
 
 
 def _seconds(at: datetime) -> int:
@@ -409,7 +398,6 @@ def _read_claims(payload: object) -> AccessToken | None:
         not_before=not_before,
         aal=aal if isinstance(aal, str) else AAL1,
         client_id=client_id if isinstance(client_id, str) and client_id else None,
-        claims=claims,
     )
 
 
@@ -433,3 +421,77 @@ def _time(value: object) -> datetime | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return datetime.fromtimestamp(value, UTC) if 0 <= value <= _LATEST else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenIssuer:
+    """How answers with new tokens are made."""
+
+    tokens: AccessTokens
+    rules: SupabaseRules
+    with_user: bool
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` where nothing can be minted: before a row is written
+        of which nobody could ever get the tokens."""
+        if not self.tokens.can_mint:
+            raise ConfigError(
+                "no key signs access tokens: give jwt_secret=, or jwt_keys= with a "
+                "private key, to sign in and to refresh here"
+            )
+
+    def issue(
+        self, given: CreatedAuthSession | RefreshOutcome, deliver_until: float
+    ) -> Issued:
+        """The access token of a session that was just written, and its refresh token."""
+        rules, session = self.rules, given.session
+        level = assurance_level(entry.method for entry in given.amr)
+        now = session.read_at
+        ends = access_token_ends(session, level, rules, now)
+        access = self.tokens.mint(
+            session, given.user, given.amr, issued_at=now, expires_at=ends
+        )
+        record = bounded(record_of(session, rules), ends, level)
+        return Issued(
+            session=Session.of(record),
+            session_token=access,
+            refresh_token=given.refresh_token,
+            remember=True,
+            session_lifetime=None,
+            refresh_lifetime=None,
+            deliver_until=deliver_until,
+            body=self._body(access, given.refresh_token, given.user, now, ends),
+        )
+
+    def _body(
+        self, access: str, refresh: str, user: AuthUser, now: datetime, ends: datetime
+    ) -> dict[str, object]:
+        body: dict[str, object] = {
+            "access_token": access,
+            "token_type": "bearer",
+            "expires_in": int((ends - now).total_seconds()),
+            "expires_at": int(ends.timestamp()),
+            "refresh_token": refresh,
+        }
+        return body | {"user": _public(user)} if self.with_user else body
+
+
+def _public(user: AuthUser) -> dict[str, object]:
+    """The user as auth-js shows one; whoever reads a cookie must not believe it."""
+    times = {
+        name: at.isoformat().replace("+00:00", "Z")
+        for name in ("created_at", "updated_at", "last_sign_in_at")
+        if (at := getattr(user, name)) is not None
+    }
+    return {
+        "id": user.id,
+        "aud": user.aud or "",
+        "role": user.role or "",
+        "email": user.email,
+        "phone": user.phone,
+        "app_metadata": dict(user.app_metadata),
+        "user_metadata": dict(user.user_metadata),
+        "identities": [],
+        "is_anonymous": user.is_anonymous,
+        **times,
+    }

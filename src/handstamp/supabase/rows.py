@@ -8,22 +8,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 
+from handstamp.core.models import LATEST, Record
 from handstamp.core.tokens import normalize_uuid
 from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.stores.base import Ended
 from handstamp.supabase.rules import (
+    Alive,
     AmrEntry,
     AuthSession,
     AuthUser,
     Cause,
     Refusal,
     StoredToken,
+    SupabaseRules,
+    judge_session,
+    judge_user,
 )
 from handstamp.supabase.schema import HIDDEN
 
@@ -228,3 +233,47 @@ class Refused:
 
 
 Outcome = Refreshed | Refused
+
+
+LEVELS = {"aal1": 1, "aal2": 2, "aal3": 3}
+_NO_LIMIT = timedelta(days=400)
+
+
+def record_of(session: AuthSession, rules: SupabaseRules) -> Record:
+    """A row of ``auth.sessions`` as the engine judges one."""
+    now = session.read_at
+    alive = judge_session(session, rules)
+    return Record(
+        id=session.id,
+        user_id=session.user_id,
+        token_digest=session.id,
+        refresh_digest=None,
+        created_at=session.created_at,
+        expires_at=_end(alive, now),
+        refresh_expires_at=None,
+        last_activity_at=session.refreshed_at or session.created_at,
+        is_active=True,
+        read_at=now,
+        address=session.address,
+        user_agent=session.user_agent,
+        user_is_active=judge_user(session, now) is None,
+        level=LEVELS.get(session.aal or "aal1", 1),
+        dateless=session.created_at is None,
+        unlimited=True,
+    )
+
+
+def _end(alive: object, now: datetime) -> datetime:
+    if not isinstance(alive, Alive):
+        return now
+    remaining = _NO_LIMIT if alive.remaining is None else alive.remaining
+    return now + min(remaining, LATEST - now)
+
+
+def bounded(record: Record, ends: datetime, level: str) -> Record:
+    """The record as an access token of this end and this level has it."""
+    return replace(
+        record,
+        expires_at=min(record.expires_at, ends),
+        level=min(record.level or 1, LEVELS.get(level, 1)),
+    )

@@ -18,55 +18,16 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
 
 from handstamp.config import Policy
-from handstamp.core.models import LATEST, NewSession, Record, Rotation, StepUp, Touch
+from handstamp.core.models import NewSession, Record, Rotation, StepUp, Touch
 from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Channel, Created, Ended
-from handstamp.supabase.rows import uuid_of
+from handstamp.supabase.rows import record_of, uuid_of
 from handstamp.supabase.rules import (
-    Alive,
     AuthSession,
-    SupabaseRules,
-    judge_session,
-    judge_user,
 )
 from handstamp.supabase.store import SupabaseStore
-
-LEVELS = {"aal1": 1, "aal2": 2, "aal3": 3}
-_NO_LIMIT = timedelta(days=400)
-
-
-def record_of(session: AuthSession, rules: SupabaseRules) -> Record:
-    """A row of ``auth.sessions`` as the engine judges one."""
-    now = session.read_at
-    alive = judge_session(session, rules)
-    return Record(
-        id=session.id,
-        user_id=session.user_id,
-        token_digest=session.id,
-        refresh_digest=None,
-        created_at=session.created_at,
-        expires_at=_end(alive, now),
-        refresh_expires_at=None,
-        last_activity_at=session.refreshed_at or session.created_at,
-        is_active=True,
-        read_at=now,
-        address=session.address,
-        user_agent=session.user_agent,
-        user_is_active=judge_user(session, now) is None,
-        level=LEVELS.get(session.aal or "aal1", 1),
-        dateless=session.created_at is None,
-        unlimited=True,
-    )
-
-
-def _end(alive: object, now: datetime) -> datetime:
-    if not isinstance(alive, Alive):
-        return now
-    remaining = _NO_LIMIT if alive.remaining is None else alive.remaining
-    return now + min(remaining, LATEST - now)
 
 
 class SupabaseTable:

@@ -32,7 +32,7 @@ from handstamp.supabase.tokens import (
     write_v2,
 )
 
-VECTORS = json.loads(Path(__file__).with_name("supabase_vectors.json").read_text())
+VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())
 TOKENS = VECTORS["tokens"] + VECTORS["more_tokens"]
 SEQUENCE = VECTORS["sequence"]
 SESSION = SEQUENCE["session_id"]

@@ -19,7 +19,7 @@ from handstamp.supabase.schema import TABLES
 from handstamp.testing.postgres import ephemeral
 from tests.cli.test_doctor import LOGINS, Told, connection_to, heard, run, sql
 from tests.faults.pooler import pooled, program
-from tests.stores.supabase.test_supabase_roles import AGES, GRANTS
+from tests.supabase.test_schema_roles import AGES, GRANTS
 from tests.support.supabase import OWNER, make_tables
 
 USER = "a0000000-0000-4000-8000-000000000001"

@@ -30,11 +30,7 @@ from handstamp.supabase.cookies import (
     storage_key,
 )
 
-VECTORS = json.loads(
-    (
-        Path(__file__).parents[1] / "stores" / "supabase" / "supabase_vectors.json"
-    ).read_text()
-)["cookies"]
+VECTORS = json.loads(Path(__file__).with_name("vectors.json").read_text())["cookies"]
 NAME = "sb-abcdefghijklmnop-auth-token"
 OF_SSR = SupabaseCookie(name=NAME, http_only=False, secure=False)
 WRITER = SupabaseCookieWriter(OF_SSR)

@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
 from threading import Lock
@@ -58,11 +58,11 @@ from handstamp.errors import SessionsUnavailable
 from handstamp.events import DuplicateCookies, LateRefresh, Refreshed, Reissued, Replayed
 from handstamp.stores.base import Ended
 from handstamp.supabase.cookies import CookieSession
-from handstamp.supabase.issue import TokenIssuer, bounded
-from handstamp.supabase.jwt import AccessToken
+from handstamp.supabase.jwt import AccessToken, TokenIssuer
 from handstamp.supabase.rows import Refreshed as RefreshOutcome
-from handstamp.supabase.rows import Refused
+from handstamp.supabase.rows import Refused, bounded
 from handstamp.supabase.rules import AuthSession, Refusal
+from handstamp.supabase.store import SupabaseStore
 from handstamp.supabase.tokens import read_v2, spelled_once
 
 logger = logging.getLogger("handstamp")
@@ -93,12 +93,14 @@ class SupabaseAuthenticator(Authenticator):
         state: EngineState,
         refresher: Refresher,
         listener: NotificationListener,
-        minting: TokenIssuer,
+        store: SupabaseStore,
+        issuer: TokenIssuer,
         ended: Callable[[Ended, str], None],
         oauth_clients: Container[str] = (),
     ) -> None:
         super().__init__(state, refresher, listener)
-        self._minting = minting
+        self._auth = store
+        self._issuer = issuer
         self._ended = ended
         self._oauth_clients = oauth_clients
         self._connections = state.connections
@@ -220,10 +222,10 @@ class SupabaseAuthenticator(Authenticator):
         """Whether this session could go on by its refresh token, here or elsewhere."""
         if not self._names_its_session(shown):
             return False
-        if not self._minting.tokens.can_mint:
+        if not self._issuer.tokens.can_mint:
             return True  # whoever mints can tell, and may renew it
-        auth, token = self._minting.table.auth, shown.claim.refresh_token
-        return await auth.would_refresh(token, shown.token.session_id)
+        token, session_id = shown.claim.refresh_token, shown.token.session_id
+        return await self._auth.would_refresh(token, session_id)
 
     async def _standing(self, shown: Sequence[_Presented]) -> list[_Presented]:
         """Those whose session is not over, whatever became of their access token."""
@@ -270,7 +272,7 @@ class SupabaseAuthenticator(Authenticator):
         return shown.token.is_live(self._database_clock.now() + margin)
 
     def _is_renewable(self, shown: _Presented) -> bool:
-        return self._minting.tokens.can_mint and self._names_its_session(shown)
+        return self._issuer.tokens.can_mint and self._names_its_session(shown)
 
     def _names_its_session(self, shown: _Presented) -> bool:
         refresh_token = shown.claim.refresh_token
@@ -284,11 +286,9 @@ class SupabaseAuthenticator(Authenticator):
         with self._verifying:
             known = self._verified.get(key)
         if known is None:
-            known = self._minting.tokens.read(text)
+            known = self._issuer.tokens.read(text)
             if known is None or not self._is_for_us(known):
                 return None
-            # Without the claims, which hold whatever a user put into the metadata.
-            known = replace(known, claims={})
             with self._verifying:
                 self._verified[key] = known
         return known
@@ -358,15 +358,15 @@ class SupabaseAuthenticator(Authenticator):
     ) -> Issued | None:
         """New tokens for a refresh token, or None if it was refused, as one that is of
         another session than ``session_id`` is, where that is given."""
-        before, auth = self._clock(), self._minting.table.auth
-        outcome = await auth.refresh(refresh_token, client, session_id=session_id)
+        before = self._clock()
+        outcome = await self._auth.refresh(refresh_token, client, session_id=session_id)
         if isinstance(outcome, Refused):
             self._report_refusal(outcome, client)
             return None
         session = outcome.session
         self._database_clock.saw(session.read_at, self._clock())
         self._report_refresh(outcome, session, client)
-        return self._minting.issue(outcome, before + DELIVERY)
+        return self._issuer.issue(outcome, before + DELIVERY)
 
     def _report_refresh(
         self, outcome: RefreshOutcome, session: AuthSession, client: Client

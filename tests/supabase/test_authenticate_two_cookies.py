@@ -176,8 +176,8 @@ async def test_a_process_that_cannot_refresh_sees_the_conflict_too(world: World)
     sessions = await world.process(jwt_keys=[public_key("ES256")])
     client = await world.browser(sessions)
     bodies = [dict(each.body or {}) for each in issued]
-    minting = other._minting.tokens
-    row = await other._minting.table.auth.find_by_id(issued[0].session.id)
+    minting = other._issuer.tokens
+    row = await other._auth.find_by_id(issued[0].session.id)
     assert row is not None
     bodies[0]["access_token"] = expired(minting, row)
     pairs = [(NAME, encode_session(body)) for body in bodies]

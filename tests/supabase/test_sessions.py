@@ -460,7 +460,7 @@ async def test_no_token_is_in_a_log_a_repr_or_an_exception(
     question = middleware._options.question(
         "GET", [(b"cookie", held.cookie()["cookie"].encode())]
     )
-    texts = [repr(issued), repr(sessions), repr(question), repr(sessions._minting)]
+    texts = [repr(issued), repr(sessions), repr(question), repr(sessions._issuer)]
     for header in (held.cookie(-5), held.cookie(-5), held.cookie(60, sub=str(UUID(int=5)))):
         await client.get("/broken", headers=header)
         secrets.append(header["cookie"].partition("base64-")[2])
@@ -473,7 +473,7 @@ async def test_no_token_is_in_a_log_a_repr_or_an_exception(
         await gotrue.execute("select 1 from auth.sessions for update")
         await client.get("/me", headers=held.cookie(-5))
         texts += [repr(task) for task in asyncio.all_tasks()]
-    sessions._minting = None  # type: ignore[assignment]
+    sessions._issuer = None  # type: ignore[assignment]
     with pytest.raises(AttributeError) as raised:
         await sessions.create(user)
     texts += [str(raised.value), caplog.text]
