@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from benchmarks import hit, migrate, miss, revoke, touch, wsgi
+from benchmarks.report import Report, as_json, as_text
 from benchmarks.rounds import Options
-from benchmarks.table import Report, as_json, as_text
 
 BENCHMARKS: dict[str, Callable[[Options], Report]] = {
     "hit": hit.run,
@@ -20,7 +20,7 @@ BENCHMARKS: dict[str, Callable[[Options], Report]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one benchmark and print what it found."""
+    """Run one benchmark and print its report."""
     given = _parser().parse_args(arguments)
     report = BENCHMARKS[given.benchmark](
         Options(
@@ -41,9 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("benchmark", choices=sorted(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="one line of JSON")
-    parser.add_argument("--rounds", type=_positive, help="turns that everything takes")
-    parser.add_argument("--processes", type=_positive, help="revoke only: how many hear")
-    parser.add_argument("--quick", action="store_true", help="little work in each turn")
+    parser.add_argument("--rounds", type=_positive, help="how often everything is measured")
+    parser.add_argument("--processes", type=_positive, help="of revoke: their number")
+    parser.add_argument("--quick", action="store_true", help="little work in each round")
     parser.add_argument(
         "--loop",
         choices=["none", "asyncio"],

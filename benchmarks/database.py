@@ -1,4 +1,4 @@
-"""A database for one benchmark, full of sessions that nobody has used yet."""
+"""A database for one benchmark, and many unused sessions in it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
     Pool = asyncpg.Pool[asyncpg.Record]
 
-SECRET = "a secret of the benchmarks, and of nothing else"
+SECRET = "the secret of the benchmarks: 32 bytes and more"
 POOL_SIZE = 10
 USERS = 100
 _SETTINGS = {"shared_preload_libraries": "pg_stat_statements"}
 _AS_SHIPPED = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
-"""What PostgreSQL does unless it is told otherwise: a commit is on disk when it returns."""
+"""The defaults of PostgreSQL: a commit is on disk when it returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seeded:
-    """A session in the table, and the tokens that it answers to."""
+    """A session in the table, and its tokens."""
 
     id: str
     user_id: str
@@ -47,7 +47,7 @@ class Seeded:
 def database(*, shape: str = "ulid", trigger: bool = False) -> Iterator[str]:
     """The address of a new database, dropped at the end, with empty tables.
 
-    A server of our own keeps its data as carefully as PostgreSQL does by default.
+    A server that is started for this has the durability settings of PostgreSQL's defaults.
     """
     with _server() as admin:
         name = f"handstamp_bench_{secrets.token_hex(6)}"

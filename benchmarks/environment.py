@@ -1,4 +1,4 @@
-"""What a run depends on: versions, and the number of cores."""
+"""The versions and the number of cores that a run depends on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from benchmarks.table import Row
+from benchmarks.report import Row
 
 if TYPE_CHECKING:
     from benchmarks.database import Pool
 
 
 def environment(postgresql: str | None = None) -> Row:
-    """The versions; ``postgresql`` is None where no server took part."""
+    """The versions; ``postgresql`` is None without a server."""
     return {
         "Python": platform.python_version(),
         "PostgreSQL": postgresql or "not used",

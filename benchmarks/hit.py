@@ -1,15 +1,14 @@
-"""What a cached session adds to a request, beside the floor and beside Starlette.
+"""What a cached session adds to a request, compared with the floor and with Starlette.
 
 The floor is the least that any such middleware can do: find the Cookie header, find the
 cookie in it, hash it, look it up. It is a plain function around the application, without
-even a coroutine of its own. Everything runs in one process without a server. Each
-request has its own scope with its own header objects, made before the clock starts, as a
-server would make them. The clock is the thread's processor time, which other programs
-on the machine disturb far less than the time on the wall; nothing here ever waits.
+a coroutine of its own. Everything runs in one process without a server. Each request has
+its own scope with its own header objects, made before the measurement, as a server would
+make them. The time is the thread's processor time, which other programs on the machine
+disturb far less than wall time; nothing here waits.
 
-No session is read again while the clock runs. How often that happens in service, because no
-notification is trusted for longer than ``longest_trust``, is counted by itself
-(:mod:`benchmarks.trust`).
+No session is read again during the measurement. How often that happens in production,
+because of ``longest_trust``, is counted separately (:mod:`benchmarks.longest_trust`).
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from typing import Any
 
 from starlette.middleware.sessions import SessionMiddleware
 
-from benchmarks import trust
+from benchmarks import longest_trust
 from benchmarks.database import SECRET
 from benchmarks.environment import environment
-from benchmarks.hearing import listening
+from benchmarks.listener import wait_until_listening
+from benchmarks.other_shapes import CachedSession, cached_sessions
+from benchmarks.report import Report, Row
 from benchmarks.rounds import Options, over, ratio, turns
-from benchmarks.shaped import Shaped, shaped
-from benchmarks.table import Report, Row
 from handstamp._connections import ASGIApp, Message, Receive, Scope, Send
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.config import Policy
@@ -42,7 +41,7 @@ from handstamp.stores.memory import MemoryStore
 ABOUT = "a request with a cached session, in nanoseconds"
 ROUNDS, REQUESTS, FEW_REQUESTS = 201, 300, 50
 
-# Nothing may expire or be written while the clock runs: a run measures hits.
+# Nothing may expire or be written during the measurement: a run measures hits.
 POLICY = Policy(
     session_ttl=timedelta(days=2),
     grace=timedelta(hours=12),
@@ -84,7 +83,7 @@ class Variant:
 
 
 async def bare(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application: as little as an answer takes."""
+    """An application that does no more than answer."""
     await send(
         {
             "type": "http.response.start",
@@ -98,8 +97,8 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": REPLY})
 
 
-async def asking(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application once more, now asking who it is."""
+async def reads_user(scope: Scope, receive: Receive, send: Send) -> None:
+    """The same application, which reads the user of the request."""
     if scope[SCOPE_KEY].user_id != USER_ID:
         raise RuntimeError("the request was not authenticated")
     await send(
@@ -116,7 +115,7 @@ async def asking(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def floor(app: ASGIApp, needle: bytes, known: dict[bytes, object]) -> ASGIApp:
-    """``app`` behind the floor, which finds the session and does nothing about it."""
+    """``app`` behind the floor, which looks the session up and ignores the result."""
 
     def call(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         for name, value in scope["headers"]:
@@ -138,7 +137,7 @@ def run(options: Options) -> Report:
         drive = by_hand if options.loop == "none" else partial(on_loop, runner)
         sessions = Sessions(MemoryStore(), secret=SECRET, policy=POLICY)
         variants = runner.run(_variants(sessions))
-        others = list(shaped(POLICY))
+        others = list(cached_sessions(POLICY))
         variants += map(_floor_of, others)
         variants += map(_variant_of, others)
         for variant in variants:
@@ -148,7 +147,7 @@ def run(options: Options) -> Report:
         hits = sessions.stats().hits - before
         queries = sessions.store.queries - queries
         runner.run(sessions.close())
-        again = runner.run(trust.count(quick=options.quick))
+        again = runner.run(longest_trust.count_reads(quick=options.quick))
     _check(others, (rounds + 1) * count)
     requests = 2 * rounds * count
     if (hits, queries) != (requests, 0):
@@ -169,25 +168,25 @@ def run(options: Options) -> Report:
     )
 
 
-def _variant_of(other: Shaped) -> Variant:
+def _variant_of(other: CachedSession) -> Variant:
     app = SessionAuthMiddleware(bare, other.sessions)
-    return Variant(other.name, app, _beside_another(other.cookie))
+    return Variant(other.name, app, _with_other_cookie(other.cookie))
 
 
-def _floor_of(other: Shaped) -> Variant:
+def _floor_of(other: CachedSession) -> Variant:
     """The least that a cookie of this length costs."""
     name, _, value = other.cookie.partition(b"=")
     known: dict[bytes, object] = {sha256(value).digest(): None}
     app = floor(bare, name + b"=", known)
-    return Variant(f"floor, {other.name}", app, _beside_another(other.cookie))
+    return Variant(f"floor, {other.name}", app, _with_other_cookie(other.cookie))
 
 
-def _beside_another(cookie: bytes) -> bytes:
+def _with_other_cookie(cookie: bytes) -> bytes:
     return cookie + b"; " + OTHER_COOKIE.encode()
 
 
-def _check(others: list[Shaped], requests: int) -> None:
-    """All of them, with the first look before the clock starts, were hits."""
+def _check(others: list[CachedSession], requests: int) -> None:
+    """Raise RuntimeError unless all requests were hits, the warm-up included."""
     for other in others:
         stats = other.sessions.stats()
         if (stats.hits, stats.misses, stats.queries) != (requests, 0, 0):
@@ -196,7 +195,7 @@ def _check(others: list[Shaped], requests: int) -> None:
 
 async def _variants(sessions: Sessions) -> list[Variant]:
     """The variants; the handstamp ones share one session, which is then cached."""
-    await listening(sessions)
+    await wait_until_listening(sessions)
     issued = await sessions.create(USER_ID, remember=True)
     ours = (
         f"{OTHER_COOKIE}; __Host-session={issued.session_token};"
@@ -208,7 +207,7 @@ async def _variants(sessions: Sessions) -> list[Variant]:
         Variant("bare app", bare, ours),
         Variant("floor", floor(bare, b"__Host-session=", known), ours),
         Variant("handstamp", SessionAuthMiddleware(bare, sessions), ours),
-        Variant("handstamp, asked", SessionAuthMiddleware(asking, sessions), ours),
+        Variant("handstamp, asked", SessionAuthMiddleware(reads_user, sessions), ours),
         Variant(
             "SessionMiddleware", SessionMiddleware(bare, SECRET), await _starlette_cookie()
         ),
@@ -247,7 +246,7 @@ def _measure(
 
 
 def by_hand(app: ASGIApp, scopes: list[Scope]) -> float:
-    """Nanoseconds a request, one step for each: whoever waits for anything fails."""
+    """Nanoseconds a request, one step for each. Raises RuntimeError if one suspends."""
     count, start = len(scopes), thread_time_ns()
     while scopes:
         coroutine: Any = app(scopes.pop(), receive, send)
@@ -255,7 +254,7 @@ def by_hand(app: ASGIApp, scopes: list[Scope]) -> float:
             coroutine.send(None)
         except StopIteration:
             continue
-        raise RuntimeError("an application waited")
+        raise RuntimeError("an application suspended")
     return (thread_time_ns() - start) / count
 
 
@@ -277,7 +276,7 @@ async def receive() -> Message:
 
 
 async def send(message: Message) -> None:
-    """A server that throws every answer away."""
+    """A server that ignores the response."""
 
 
 def _scopes(cookie: bytes, count: int) -> list[Scope]:
@@ -297,13 +296,13 @@ def _scope(cookie: bytes) -> Scope:
         "path": "/api/messages",
         "raw_path": b"/api/messages",
         "query_string": b"",
-        "headers": [_anew(name, value) for name, value in (*HEADERS, (b"cookie", cookie))],
+        "headers": [_copy(name, value) for name, value in (*HEADERS, (b"cookie", cookie))],
         "state": {},
     }
 
 
-def _anew(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """Objects of their own, as a parser makes them: their hashes are not known yet."""
+def _copy(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """New objects, as a parser makes them: their hashes are not computed yet."""
     return bytes(bytearray(name)), bytes(bytearray(value))
 
 

@@ -1,9 +1,9 @@
-"""`handstamp migrate-tokens` beside requests: a table full of tokens in clear.
+"""`handstamp migrate-tokens` under load: a table full of tokens in clear.
 
-The command runs as its users run it, in a process of its own. Meanwhile this process
+The command runs in a process of its own, as in production. Meanwhile this process
 authenticates random sessions of the table, far more than its cache holds, and writes their
 activity; every request must be answered with the right session. ``before`` is the same load
-with nothing beside it, for comparison.
+without the command, for comparison.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import asyncpg
 
 from benchmarks.database import POOL_SIZE, SECRET, database
 from benchmarks.environment import environment
+from benchmarks.report import Report, Row
 from benchmarks.rounds import Options, percentile
-from benchmarks.table import Report, Row
 from handstamp.config import Policy
 from handstamp.core.cookies import Credentials
 from handstamp.core.models import Authenticated, Client
@@ -49,7 +49,7 @@ _LEFT = "select count(*) from user_sessions where session_token not like 'sha256
 
 @dataclass(slots=True)
 class Load:
-    """Requests one after the other in each of the workers, until told to stop."""
+    """Requests one after the other in each of the workers, until ``stopped``."""
 
     sessions: Sessions
     rows: int
@@ -58,7 +58,7 @@ class Load:
     stopped: bool = False
 
     async def run(self) -> None:
-        """Ask until stopped."""
+        """Send requests until stopped."""
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
                 group.create_task(self._worker())

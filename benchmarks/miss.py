@@ -1,10 +1,10 @@
-"""A cold session: the group lookup, and the engine's whole answer, beside a pool.
+"""Misses: the batch loader, and the engine's whole answer, compared with a pool.
 
-All sides send the same SELECT by digest. ``pool`` is ``pool.fetchrow`` on a pool as
-applications write it: one query for each miss, and asyncpg's reset whenever a connection
-goes back. ``lookup`` is the mechanism alone, from digests to records. ``handstamp`` is
-everything from the cookie's bytes to an entry in the cache: signature, lookup, verdict.
-The ratios say how many times as many misses per second a side answers as the pool does.
+All sides send the same SELECT by digest. ``pool`` is ``pool.fetchrow`` as applications
+write it: one query for each miss, and asyncpg's reset whenever a connection is released.
+``lookup`` is the batch loader alone, from digests to records. ``handstamp`` is everything
+from the cookie's bytes to an entry in the cache: signature, lookup, verdict. A ratio is the
+number of misses per second of a side, divided by that of the pool.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from benchmarks.database import (
     seed,
 )
 from benchmarks.environment import environment, server_version
+from benchmarks.report import Report, Row
 from benchmarks.rounds import Options, percentile, ratio, turns
-from benchmarks.table import Report, Row
 from handstamp.config import Policy
 from handstamp.core.cookies import Credentials
 from handstamp.core.models import Authenticated, Client
@@ -43,9 +43,9 @@ ABOUT = "authenticating sessions that are not in the cache, beside pool.fetchrow
 CONCURRENCIES = (1, 8, 64, 512)
 ROUNDS, MISSES, FEW_MISSES = 9, 2048, 512
 CACHE_SIZE = 64
-"""Small, and the sessions take turns: each has left the cache long before its next."""
+"""So small that each session has left the cache before it is requested again."""
 
-# No flush of activity may come in between: `touch` measures that.
+# No flush of activity during the measurement: `touch` measures that.
 POLICY = Policy(
     session_ttl=timedelta(days=2), grace=timedelta(hours=12), flush_every=timedelta(hours=6)
 )
@@ -54,10 +54,10 @@ Ask = Callable[[Seeded], Awaitable[None]]
 
 @dataclass(slots=True)
 class Side:
-    """One of the three, and what it took: seconds a round, seconds a session.
+    """One of the three sides, and its times: seconds a round, seconds a session.
 
-    Each side goes round the sessions by itself: what it asks for next, it has not asked
-    for since it asked for many others, whoever's turn it was meanwhile.
+    Each side cycles through the sessions by itself, so the next session is one that it
+    has not asked for in a long time.
     """
 
     name: str
@@ -129,7 +129,7 @@ async def _run(dsn: str, options: Options) -> Report:
 
 
 def _pool(dsn: str) -> Pool:
-    """What an application would write."""
+    """A pool as an application would make it."""
     return asyncpg.create_pool(dsn, min_size=POOL_SIZE, max_size=POOL_SIZE)
 
 

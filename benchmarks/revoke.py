@@ -1,14 +1,14 @@
-"""A revocation: from its commit to the refusal by the slowest of several processes.
+"""The time from a revocation to its refusal in several other processes.
 
 Every process has every session in its cache. The parent ends one session at a time, in
-turns by ``Sessions.revoke`` and by a plain UPDATE that knows nothing of handstamp, and
-goes on when everybody has refused it. The clock starts when the call has returned, and
-each process says when it refused for the first time (`witness` says how it knows); one
-that was faster than the answer to the revoker counts as zero. ``call`` counts from before
-the call instead, with the commit and its disk. ``all`` is over every revocation in every
+turns by ``Sessions.revoke`` and by a plain UPDATE without handstamp, and continues when
+every process has refused it. The time starts when the call has returned. Each process
+reports when it refused for the first time (:mod:`benchmarks.revocation_watcher`); one that
+was faster than the answer to the parent counts as zero. ``call`` counts from before the
+call, so it includes the commit and its disk. ``all`` is over every revocation in every
 process, ``slowest`` over the last process of each revocation, ``closed`` over every
-connection of a session that ended. At the end everybody is asked about everything once
-more: whoever was accepted after a refusal is counted.
+connection of a session that ended. At the end every process checks every session once
+more, and counts those that are accepted after a refusal.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import asyncpg
 
 from benchmarks.database import SECRET, Seeded, connect_pool, database, seed
 from benchmarks.environment import environment, server_version
-from benchmarks.hearing import listening
+from benchmarks.listener import wait_until_listening
+from benchmarks.report import Report, Row
+from benchmarks.revocation_watcher import POLICY, WATCHING, receive, run_worker
 from benchmarks.rounds import Options, percentile, turns
-from benchmarks.table import Report, Row
-from benchmarks.witness import POLICY, WATCHING, hear, work
 from handstamp.engine.sessions import Sessions
 
 ABOUT = "from a revocation to its refusal in other processes, in milliseconds"
@@ -48,12 +48,12 @@ class Way:
     since_call: list[float] = field(default_factory=list)
 
     async def take(self, number: int, session: Seeded, pipes: Sequence[Connection]) -> None:
-        """End one session that everybody watches."""
-        await _ask(pipes, number)
+        """End one session, which every process watches."""
+        await _watch(pipes, number)
         called = monotonic()
         await self.end(session.id)
         returned = monotonic()
-        answers = [await hear(pipe) for pipe in pipes]
+        answers = [await receive(pipe) for pipe in pipes]
         refused = [at for at, _ in answers]
         self.since_commit.append([max(0.0, 1000 * (at - returned)) for at in refused])
         self.until_closed += [max(0.0, 1000 * (at - returned)) for _, at in answers]
@@ -92,14 +92,14 @@ async def _run(dsn: str, options: Options) -> Report:
     processes = options.processes or PROCESSES
     async with connect_pool(dsn) as pool, Sessions(dsn, secret=SECRET) as sessions:
         seeded = await seed(pool, 2 * rounds, POLICY)
-        await listening(sessions)
-        with _witnesses(dsn, seeded, processes) as pipes:
-            _check([await hear(pipe) for pipe in pipes])
+        await wait_until_listening(sessions)
+        with _workers(dsn, seeded, processes) as pipes:
+            _check([await receive(pipe) for pipe in pipes])
             ways = _ways(sessions, pool)
             await _take_turns(ways, seeded, pipes, rounds)
             for pipe in pipes:
                 pipe.send(None)
-            accepted = sum([await hear(pipe) for pipe in pipes])
+            accepted = sum([await receive(pipe) for pipe in pipes])
         version = await server_version(pool)
     return Report(
         benchmark="revoke",
@@ -127,25 +127,25 @@ async def _take_turns(
             await way.take(*next(queue), pipes)
 
 
-async def _ask(pipes: Sequence[Connection], number: int) -> None:
+async def _watch(pipes: Sequence[Connection], number: int) -> None:
     for pipe in pipes:
         pipe.send(number)
-    _check([await hear(pipe) for pipe in pipes])
+    _check([await receive(pipe) for pipe in pipes])
 
 
 def _check(answers: list[object]) -> None:
     if any(answer != WATCHING for answer in answers):
-        raise RuntimeError("a process does not watch")
+        raise RuntimeError("a process does not watch the session")
 
 
 @contextmanager
-def _witnesses(dsn: str, seeded: list[Seeded], count: int) -> Iterator[list[Connection]]:
-    """So many processes that have been told every token; they end with the block."""
+def _workers(dsn: str, seeded: list[Seeded], count: int) -> Iterator[list[Connection]]:
+    """Start ``count`` processes that have every token; they end with the block."""
     context = get_context("spawn")
     tokens = [session.pair.session.encode() for session in seeded]
     pairs = [context.Pipe() for _ in range(count)]
     workers = [
-        context.Process(target=work, args=(theirs, dsn, tokens), daemon=True)
+        context.Process(target=run_worker, args=(theirs, dsn, tokens), daemon=True)
         for _, theirs in pairs
     ]
     for worker, (_, theirs) in zip(workers, pairs, strict=True):

@@ -1,9 +1,8 @@
-"""Turns: everything that is compared is measured once in each of them.
+"""Rounds: everything that is compared is measured once in each round.
 
-Rule 1. A ratio is taken within a turn, and the median of the turns' ratios is reported.
-Rule 2. Whoever begins a turn changes, so that nobody always runs first.
-Rule 3. The garbage collector stays on, as in production, and starts each turn with
-nothing to do.
+Rule 1. A ratio is taken within a round, and the median of these ratios is reported.
+Rule 2. Each round begins with another item, so that none always runs first.
+Rule 3. The garbage collector stays on, as in production, and collects before each round.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line asked for; None leaves it to the benchmark."""
+    """The options of the command line; None means the benchmark's own default."""
 
     rounds: int | None = None
     processes: int | None = None
@@ -28,7 +27,7 @@ class Options:
 
 
 def turns(items: Sequence[T], rounds: int) -> Iterator[list[T]]:
-    """``items`` in the order in which each turn measures them."""
+    """``items`` in the order of each round."""
     for number in range(rounds):
         gc.collect()
         first = number % len(items)
@@ -41,7 +40,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def over(costs: Sequence[float], base: Sequence[float]) -> list[float]:
-    """What each turn cost more than the base did in the same turn."""
+    """What each round cost more than the base did in the same round."""
     return [cost - bare for cost, bare in zip(costs, base, strict=True)]
 
 

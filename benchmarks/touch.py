@@ -1,11 +1,10 @@
-"""Recording activity: one UPDATE a flush beside one UPDATE a request.
+"""Recording activity: one UPDATE for each flush, compared with one for each request.
 
-``handstamp`` is noting one request of each session, through the cache, and one flush.
-``updates`` is what applications write by hand: one UPDATE for each request, as many at a
-time as the pool has connections. ``single`` is the same, one after the other: what the
-UPDATE adds to a request on a server with nothing else to do. ``updates`` and ``single``
-share sessions. Time in the database comes from pg_stat_statements, where the server has it;
-it does not hold the commits.
+``handstamp`` is one cached request of each session, and one flush. ``updates`` is what
+applications do without handstamp: one UPDATE for each request, as many at a time as the
+pool has connections. ``single`` is the same, one after the other: what the UPDATE adds to a
+request on an idle server. ``updates`` and ``single`` share sessions. The time in the
+database comes from pg_stat_statements, where the server has it, without the commits.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from benchmarks.database import (
     seed,
 )
 from benchmarks.environment import environment, server_version
+from benchmarks.report import Report, Row
 from benchmarks.rounds import Options, ratio, turns
-from benchmarks.table import Report, Row
 from handstamp.config import Policy
 from handstamp.core.cookies import Credentials
 from handstamp.core.models import Client
@@ -42,8 +41,8 @@ ABOUT = "recording activity, microseconds for each session"
 SIZES, FEW_SIZES = (1, 10, 100, 1_000, 10_000), (1, 10, 100)
 ROUNDS = 7
 WARM_UPS = 6
-"""PostgreSQL settles on a plan at the sixth execution of a prepared statement."""
-# Every request counts as activity, and nobody flushes but us.
+"""PostgreSQL decides on a plan at the sixth execution of a prepared statement."""
+# Every request counts as activity, and only the benchmark flushes.
 POLICY = Policy(
     session_ttl=timedelta(days=2),
     grace=timedelta(hours=12),
@@ -61,14 +60,14 @@ _SPENT = """
 
 
 class Meter:
-    """Statements that recorded activity, and their milliseconds, as the server counts."""
+    """How many statements recorded activity, and their milliseconds in the server."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.works = True
 
     async def open(self) -> None:
-        """Find out whether this server counts."""
+        """Find out whether this server has pg_stat_statements."""
         try:
             await self._pool.execute("create extension if not exists pg_stat_statements")
             await self._pool.execute(_SPENT)
@@ -76,14 +75,14 @@ class Meter:
             self.works = False
 
     async def read(self) -> tuple[int, float]:
-        """So far."""
+        """The totals so far: statements and milliseconds."""
         row = await self._pool.fetchrow(_SPENT) if self.works else None
         return (row[0], row[1]) if row is not None else (0, 0.0)
 
 
 @dataclass(slots=True)
 class Side:
-    """One of the two, and what it took: seconds a round, seconds in the database."""
+    """One side, and its times: seconds a round, seconds in the database."""
 
     name: str
     record: Callable[[list[Seeded]], Awaitable[None]]
@@ -159,7 +158,7 @@ async def _run(dsn: str, options: Options) -> Report:
 
 
 async def _cache(sessions: Sessions, seeded: list[Seeded]) -> None:
-    """Have every session in the cache, and its first use written."""
+    """Read every session into the cache, and write its first use."""
 
     async def authenticate(session: Seeded) -> None:
         text = session.pair.session.encode()
@@ -208,7 +207,7 @@ def _update_in_turn(pool: Pool) -> Callable[[list[Seeded]], Awaitable[None]]:
 async def _in_parallel(
     work: Callable[[Seeded], Awaitable[None]], seeded: Iterable[Seeded]
 ) -> None:
-    """As many at a time as the pool has connections."""
+    """Run ``work`` for each session, as many at a time as the pool has connections."""
     queue = iter(seeded)
 
     async def worker() -> None:

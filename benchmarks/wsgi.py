@@ -1,13 +1,13 @@
-"""What a session costs under WSGI: from the cache, and on a miss.
+"""What a session costs under WSGI: a hit, and a miss.
 
 *Hits.* As in ``hit``: the floor is the least that any such middleware can do, and every
-request has its own environ, made before the clock starts. Beside it stand Flask's signed
-session, read, and Django's sessions and auth on the database, with ``request.user``
-resolved. Django's share is taken over Django's own bare request, on a connection that
-stays open, which flatters it. ``cpu`` is the thread's processor time, ``wall`` is time.
-*Misses.* One thread asks for one session after another, none of which is in the cache,
-through the whole middleware and over to the loop's thread; beside it one plain query of
-the same row, by psycopg and by asyncpg.
+request has its own environ, made before the measurement. It is compared with Flask's signed
+session, and with Django's sessions and ``request.user`` on the database. Django's cost is
+taken over Django's own bare request, on a connection that stays open, which favours Django.
+``cpu`` is the thread's processor time, ``wall`` is wall time.
+*Misses.* One thread authenticates one session after another, none of which is in the cache,
+through the whole middleware and the thread of the event loop. It is compared with one plain
+query of the same row, by psycopg and by asyncpg.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import asyncpg
 
 from benchmarks.database import SECRET, Seeded, connect_pool, database, seed
 from benchmarks.environment import environment, server_version
-from benchmarks.hearing import listening
 from benchmarks.hit import HEADERS, OTHER_COOKIE, POLICY, USER_ID
+from benchmarks.listener import wait_until_listening
+from benchmarks.report import Report, Row
 from benchmarks.rounds import Options, over, percentile, ratio, turns
-from benchmarks.table import Report, Row
 from handstamp.blocking import call
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.memory import MemoryStore
@@ -40,7 +40,7 @@ from handstamp.wsgi import ENVIRON_KEY, SessionAuthMiddleware
 ABOUT = "a request under WSGI, with a cached session and without"
 ROUNDS, REQUESTS, FEW_REQUESTS = 51, 200, 20
 CACHE_SIZE = 64
-"""Small, and the sessions take turns: each has left the cache long before its next."""
+"""So small that each session has left the cache before it is requested again."""
 
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -48,7 +48,7 @@ App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One application to call, the cookie of its clients, and what it is compared to."""
+    """One application, the cookie of its clients, and the variant to compare it with."""
 
     name: str
     app: App
@@ -57,22 +57,22 @@ class Variant:
 
 
 def bare(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
-    """The application: as little as an answer takes."""
+    """An application that does no more than answer."""
     start_response(
         "200 OK", [("Content-Type", "application/json"), ("Content-Length", "12")]
     )
     return [b'{"ok": true}']
 
 
-def asking(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
-    """The application once more, now asking who it is."""
+def reads_user(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+    """The same application, which reads the user of the request."""
     if environ[ENVIRON_KEY].user_id != USER_ID:
         raise RuntimeError("the request was not authenticated")
     return bare(environ, start_response)
 
 
 def floor(app: App, needle: bytes, known: dict[bytes, object]) -> App:
-    """``app`` behind the floor, which finds the session and does nothing about it."""
+    """``app`` behind the floor, which looks the session up and ignores the result."""
 
     def serve(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         value = environ["HTTP_COOKIE"].encode("latin-1")
@@ -161,7 +161,7 @@ class Hits:
 
 def _run_hits(dsn: str, rounds: int, count: int) -> Hits:
     sessions = Sessions(MemoryStore(), secret=SECRET, policy=POLICY)
-    call(listening, sessions)
+    call(wait_until_listening, sessions)
     hits = Hits([*_ours(sessions), *_flask(), *_django(dsn)])
     for variant in hits.variants:
         drive(variant.app, environs(variant.cookie, 20))
@@ -173,7 +173,7 @@ def _run_hits(dsn: str, rounds: int, count: int) -> Hits:
 
 
 def _ours(sessions: Sessions) -> list[Variant]:
-    """The handstamp ones share one session, which is then cached."""
+    """Variants of handstamp and their base, with one cached session."""
     issued = call(sessions.create, USER_ID, remember=True)
     cookie = (
         f"{OTHER_COOKIE}; __Host-session={issued.session_token};"
@@ -185,7 +185,7 @@ def _ours(sessions: Sessions) -> list[Variant]:
         Variant("bare app", bare, cookie),
         Variant("floor", floor(bare, b"__Host-session=", known), cookie),
         Variant("handstamp", SessionAuthMiddleware(bare, sessions), cookie),
-        Variant("handstamp, asked", SessionAuthMiddleware(asking, sessions), cookie),
+        Variant("handstamp, asked", SessionAuthMiddleware(reads_user, sessions), cookie),
     ]
 
 
@@ -263,7 +263,7 @@ def _configure_django(dsn: str) -> None:
 
 
 def _django_session() -> tuple[str, int]:
-    """The key of the session of a user who is signed in, and the user's."""
+    """The key of a signed-in user's session, and the key of the user."""
     from django.contrib.auth import login
     from django.contrib.auth.models import User
     from django.contrib.sessions.backends.db import SessionStore
@@ -278,7 +278,7 @@ def _django_session() -> tuple[str, int]:
 
 
 def drive(app: App, environs: list[Environ]) -> tuple[float, float]:
-    """Nanoseconds a request, of the thread's processor time and of time."""
+    """Nanoseconds a request: the thread's processor time, and wall time."""
     count, cpu, wall = len(environs), thread_time_ns(), perf_counter_ns()
     while environs:
         for _ in app(environs.pop(), start_response):
@@ -289,11 +289,11 @@ def drive(app: App, environs: list[Environ]) -> tuple[float, float]:
 def start_response(
     status: str, headers: list[tuple[str, str]], exc_info: Any = None
 ) -> Any:
-    """A server that throws every answer away."""
+    """A server that ignores the response."""
 
 
 def environs(cookie: str, count: int) -> list[Environ]:
-    """Requests of their own, with objects of their own, as a server makes them."""
+    """Separate requests with separate objects, as a server makes them."""
     return [_environ(cookie) for _ in range(count)]
 
 
@@ -329,7 +329,7 @@ FIND = """
     select s.*, u.is_active as user_is_active, now() as read_at
     from user_sessions s left join users u on u.id = s.user_id
     where s.session_token_hash = any($1::bpchar[])"""
-"""What an application would ask by itself."""
+"""The query of an application without handstamp."""
 Ask = Callable[[Seeded], None]
 
 

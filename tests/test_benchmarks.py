@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they promise; how fast anything is, is not tested."""
+"""The benchmarks run and report what they promise. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from benchmarks import hit, trust
-from benchmarks.hearing import listening
+from benchmarks import hit, longest_trust
+from benchmarks.listener import wait_until_listening
+from benchmarks.report import Report, as_text
+from benchmarks.revocation_watcher import RevocationWatcher
 from benchmarks.rounds import Options, over, percentile, ratio, turns
-from benchmarks.table import Report, as_text
-from benchmarks.witness import Witness
 from handstamp.engine.sessions import Sessions
 
 pytestmark = pytest.mark.slow
@@ -136,7 +136,7 @@ def test_every_request_of_hit_is_a_hit_and_none_asks_the_store(loop: str) -> Non
 
 async def test_the_reads_that_longest_trust_costs_are_counted() -> None:
     """Less than twice a minute for a session in use, and several share a query."""
-    counted = await trust.count(quick=True)
+    counted = await longest_trust.count_reads(quick=True)
     assert 1 <= counted["reads_again_per_session_and_minute"] <= 2
     assert counted["reads_again_per_query"] > 1
 
@@ -190,7 +190,7 @@ def test_a_variant_that_waits_is_an_error() -> None:
     async def waiting(*_: object) -> None:
         await asyncio.sleep(0)
 
-    with pytest.raises(RuntimeError, match="waited"):
+    with pytest.raises(RuntimeError, match="suspended"):
         hit.by_hand(waiting, [{}])
 
 
@@ -214,7 +214,7 @@ async def test_misses_that_come_together_share_a_query(empty_dsn: str) -> None:
     assert crowd["queries_per_miss"] < 0.1
 
 
-async def test_revoke_hears_of_every_revocation_and_accepts_nobody_afterwards(
+async def test_revoke_measures_every_revocation_and_accepts_no_session_afterwards(
     empty_dsn: str,
 ) -> None:
     """Each way is measured in every process, and what was refused stays refused."""
@@ -227,38 +227,38 @@ async def test_revoke_hears_of_every_revocation_and_accepts_nobody_afterwards(
     assert await leftovers(empty_dsn) == []
 
 
-async def test_a_witness_counts_who_is_accepted() -> None:
-    """A session that stands is counted, one that was revoked is not."""
+async def test_a_watcher_counts_the_accepted_sessions() -> None:
+    """A valid session is counted, a revoked one is not."""
     sessions = Sessions(hit.MemoryStore(), secret=hit.SECRET, policy=hit.POLICY)
     async with sessions:
-        await listening(sessions)
+        await wait_until_listening(sessions)
         issued = [await sessions.create(f"user{n}") for n in range(3)]
         tokens = [one.session_token.encode() for one in issued]
-        witness = Witness(sessions, tokens)
-        await witness.warm()
+        watcher = RevocationWatcher(sessions, tokens)
+        await watcher.fill_cache()
         await sessions.revoke(issued[1].session.id)
-        assert await witness.count_accepted() == 2
+        assert await watcher.count_accepted() == 2
 
 
-async def test_a_witness_refuses_to_start_with_a_dead_session() -> None:
+async def test_a_watcher_refuses_to_start_with_a_revoked_session() -> None:
     """What was refused before its revocation would flatter the figures."""
     sessions = Sessions(hit.MemoryStore(), secret=hit.SECRET, policy=hit.POLICY)
     async with sessions:
-        await listening(sessions)
+        await wait_until_listening(sessions)
         issued = await sessions.create("user")
         await sessions.revoke(issued.session.id)
-        witness = Witness(sessions, [issued.session_token.encode()])
+        watcher = RevocationWatcher(sessions, [issued.session_token.encode()])
         with pytest.raises(RuntimeError, match="before it was revoked"):
-            await witness.warm()
+            await watcher.fill_cache()
         with pytest.raises(RuntimeError, match="left the cache"):
-            await witness.refusal(0)
+            await watcher.wait_for_refusal(0)
 
 
-async def test_hearing_refuses_a_database_without_the_trigger(dsn: str) -> None:
-    """A benchmark of pushed revocations does not run where they are not all pushed."""
+async def test_a_benchmark_refuses_a_database_without_the_trigger(dsn: str) -> None:
+    """A benchmark of notifications does not run where some writers do not notify."""
     async with Sessions(dsn, secret=hit.SECRET) as sessions:
-        with pytest.raises(RuntimeError, match="nothing is heard"):
-            await listening(sessions)
+        with pytest.raises(RuntimeError, match="no trigger"):
+            await wait_until_listening(sessions)
 
 
 async def test_a_flush_is_one_statement_whatever_the_number_of_sessions(

@@ -1,8 +1,8 @@
-"""What `Policy.longest_trust` costs: how often a session that is trusted is read again.
+"""What `Policy.longest_trust` costs: how often a cached session is read again.
 
-Counted on a clock that is moved by hand, so it takes no time and is the same on every
-machine. Each session makes one request a second, the listener is trusted all the time, and
-what is asked for at the same moment shares a query.
+Counted on a clock that the benchmark moves, so it takes no time and gives the same figures
+on every machine. Each session makes one request a second, notifications are trusted all
+the time, and misses of the same moment share a query.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ class _Clock:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
 
 
-async def count(*, quick: bool) -> dict[str, float | int]:
-    """Reads and queries of sessions that are in use, by the default policy."""
+async def count_reads(*, quick: bool) -> dict[str, float | int]:
+    """Reads and queries of sessions in use, under the default policy."""
     clock = _Clock()
     sessions = Sessions(MemoryStore(clock.now), secret=SECRET, clock=clock)
     number = SESSIONS // 3 if quick else SESSIONS
     async with sessions:
-        shown = [await _cookie(sessions, f"user{n}") for n in range(number)]
+        tokens = [await _new_token(sessions, f"user{n}") for n in range(number)]
         await sessions._listener.stop()
         sessions._listener.trusted_until = float("inf")
         loader = sessions._authenticator._loader
         reads, queries = sessions.stats().misses, loader.batches
         for _ in range(60 * MINUTES):
             clock.seconds += 1
-            missed = [each for each in shown if sessions.hit(each) is None]
-            await asyncio.gather(*(_ask(sessions, each) for each in missed))
+            missed = [token for token in tokens if sessions.hit(token) is None]
+            await asyncio.gather(*(_authenticate(sessions, token) for token in missed))
         reads = sessions.stats().misses - reads
         queries = loader.batches - queries
     return {
@@ -53,11 +53,11 @@ async def count(*, quick: bool) -> dict[str, float | int]:
     }
 
 
-async def _cookie(sessions: Sessions, user: str) -> bytes:
+async def _new_token(sessions: Sessions, user: str) -> bytes:
     issued = await sessions.create(user, remember=True)
     return issued.session_token.encode()
 
 
-async def _ask(sessions: Sessions, token: bytes) -> None:
+async def _authenticate(sessions: Sessions, token: bytes) -> None:
     credentials = Credentials(session=(token,), sent=True, ambient=True)
     await sessions.authenticate(credentials, Client())

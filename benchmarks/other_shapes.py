@@ -1,7 +1,7 @@
-"""Cached sessions of the other shapes, for the benchmark of hits.
+"""Cached sessions of the UUID and Supabase tables, for the benchmark of hits.
 
-A hit reads the cache and nothing else, so no database is there: each entry is made by the
-engine's own hand from a row as its store would have read it.
+A hit reads the cache and nothing else, so no database is needed: the engine makes each
+cache entry from a row such as its store would have read.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from handstamp.supabase.jwt import AccessTokens, Keys
 from handstamp.supabase.rules import AmrEntry, AuthSession, AuthUser
 
 NOWHERE = "postgresql://nowhere.invalid/none"
-SECRET = "of the benchmark, and of no other place: 32 bytes"
+SECRET = "the secret of this benchmark: 32 bytes and more"
 NAME = "sb-abcdefghijklmnopqrst-auth-token"
 ID, USER_ID = "01890a5d-ac96-774b-bcce-b302099a8057", "3f2b8a4e-9f0c-4a55-8a43-0b7d1d3b6a10"
 TWO_DAYS = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
-class Shaped:
-    """An engine that has cached one session, and what a browser of it sends."""
+class CachedSession:
+    """An engine with one session in its cache, and the cookie of that session."""
 
     name: str
     sessions: Sessions
     cookie: bytes
 
 
-def shaped(policy: Policy) -> Iterator[Shaped]:
+def cached_sessions(policy: Policy) -> Iterator[CachedSession]:
     """One engine for each of the other shapes."""
     yield _uuid(policy)
     for with_user in (False, True):
         yield _supabase(policy, with_user=with_user)
 
 
-def _uuid(policy: Policy) -> Shaped:
+def _uuid(policy: Policy) -> CachedSession:
     sessions = Sessions(NOWHERE, secret=SECRET, shape=UUID_PLAIN, policy=policy)
     pair = sessions._state.tokens.mint(ID, bytes(64), remember=True)
     text = pair.session.encode()
     _keep(sessions, text, replace(_record(), slides=True))
-    return Shaped("uuid", sessions, b"__Host-session=" + text)
+    return CachedSession("uuid", sessions, b"__Host-session=" + text)
 
 
-def _supabase(policy: Policy, *, with_user: bool) -> Shaped:
+def _supabase(policy: Policy, *, with_user: bool) -> CachedSession:
     cookie = SupabaseCookie(name=NAME, http_only=not with_user)
     options = {"cookie": cookie, "jwt_secret": SECRET, "policy": policy}
     sessions = SupabaseSessions(NOWHERE, **options)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def _supabase(policy: Policy, *, with_user: bool) -> Shaped:
     pieces = cut(NAME, value)
     header = "; ".join(f"{name}={piece}" for name, piece in pieces.items())
     name = "supabase, with the user" if with_user else "supabase, tokens only"
-    return Shaped(name, sessions, header.encode())
+    return CachedSession(name, sessions, header.encode())
 
 
 def _keep(sessions: Sessions, text: bytes, record: Record) -> None:
@@ -69,7 +69,7 @@ def _keep(sessions: Sessions, text: bytes, record: Record) -> None:
     key = sha256(text).digest()
     entry = make_entry(record, sessions.policy, key, Read(now, now))
     if isinstance(entry, Invalid):
-        raise RuntimeError(f"the row is no session: {entry.reason}")
+        raise RuntimeError(f"the row is not valid: {entry.reason}")
     sessions._state.cache.put(sessions.ticket(), entry)
 
 
@@ -90,7 +90,7 @@ def _record() -> Record:
 
 
 def _body(*, with_user: bool) -> dict[str, object]:
-    """As GoTrue answers for a user of a social login, with little metadata."""
+    """The answer of GoTrue for a user of a social login, with little metadata."""
     now = datetime.now(UTC)
     metadata = {
         "avatar_url": "https://avatars.example.com/u/1234567?v=4",

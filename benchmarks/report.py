@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table for people or as one line of JSON."""
+"""The report of a benchmark, as a table of text or as one line of JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = Mapping[str, Value]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One run of one benchmark: rows of a table, and facts that are no rows."""
+    """One run of one benchmark: rows of a table, and single facts."""
 
     benchmark: str
     about: str
