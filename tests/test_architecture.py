@@ -213,6 +213,14 @@ def test_sql_lives_in_stores_only(path: Path) -> None:
         assert [text for text in strings(TREES[path]) if SQL.search(text)] == []
 
 
+@every_file
+def test_only_one_package_writes_notifications(path: Path) -> None:
+    """The name of the channel, the payload and NOTIFY are in `stores.notify` alone."""
+    if not name_of(path).startswith("stores.notify"):
+        sql = re.compile(r"\bpg_notify\b|\blisten\s+handstamp\b|^[sduc]:")
+        assert [text for text in strings(TREES[path]) if sql.search(text)] == []
+
+
 def test_the_eye_for_sql_sees_sql() -> None:
     """The check above would find the statements that are in stores."""
     text = "\n".join(strings(TREES[ROOT / "stores" / "statements.py"]))

@@ -362,7 +362,7 @@ async def relisten(engine: Engine, record: Record) -> None:
 
 async def forge(engine: Engine, record: Record) -> None:
     """Somebody else sends what handstamp would send, and more than it remembers."""
-    said = engine.store.channel.say  # type: ignore[attr-defined]
+    said = engine.store.channel.send  # type: ignore[attr-defined]
     for text in ("all", "?", f"u:{record.user_id}", f"s:{record.id}"):
         said(text)
     for number in range(5000):
@@ -389,7 +389,7 @@ async def test_a_session_ended_elsewhere_during_the_handshake_closes_its_socket(
 
     async def end(engine: Engine, record: Record) -> None:
         engine.store.rows[record.id] = replace(record, is_active=False)
-        engine.store.channel.say(notice.format(record))  # type: ignore[attr-defined]
+        engine.store.channel.send(notice.format(record))  # type: ignore[attr-defined]
 
     async with interrupted(end) as (_, socket):
         assert await socket.next() == CLOSE

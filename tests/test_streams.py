@@ -64,7 +64,7 @@ async def test_a_stream_begun_after_its_session_ended_ends_at_once() -> None:
         auth, source = await handle(engine), Source()
         record = engine.row(auth.require().id)
         engine.store.rows[record.id] = replace(record, is_active=False)
-        engine.store.channel.say(f"s:{record.id}")  # type: ignore[attr-defined]
+        engine.store.channel.send(f"s:{record.id}")  # type: ignore[attr-defined]
         async with asyncio.timeout(30):
             async for _ in auth.while_valid(source.items()):
                 pass

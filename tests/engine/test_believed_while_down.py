@@ -90,7 +90,7 @@ async def test_p4_nothing_is_believed_after_a_notice(notice: str) -> None:
     """What another process ended just before the outage stays ended."""
     async with running(policy=Policy(stale_while_down=STALE)) as engine:
         issued = await engine.login()
-        engine.store.channel.say(notice.format(issued.session))  # type: ignore[attr-defined]
+        engine.store.channel.send(notice.format(issued.session))  # type: ignore[attr-defined]
         engine.store.down = True
         assert isinstance(await ask(engine, issued), Unknown)
 

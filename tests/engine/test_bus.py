@@ -179,7 +179,7 @@ async def test_p4_without_the_trigger_nothing_is_trusted(air: Air) -> None:
         proofs = air.proofs
         await until(lambda: air.proofs > proofs + 3)
         assert (ear.listener.trusted_until, ear.listener.proven_until) == (NEVER, NEVER)
-        assert ear.listener.covers_foreign_writers is False
+        assert ear.listener.all_writers_notify is False
 
 
 # What is lost.
@@ -370,7 +370,7 @@ async def test_c68_canaries_of_a_stranger_change_nothing(ear: Ear, air: Air) -> 
 
 
 def payload(engine: Engine, text: str) -> None:
-    engine.store.channel.say(text)  # type: ignore[attr-defined]
+    engine.store.channel.send(text)  # type: ignore[attr-defined]
 
 
 async def test_p4_a_trusted_entry_is_not_read_again() -> None:
@@ -443,7 +443,7 @@ async def test_p4_a_trigger_that_goes_takes_the_trust_along(ear: Ear, air: Air) 
     """What was proven while it stood counts to its end, and nothing is added."""
     await until(lambda: ear.trusts)
     air.covers = False
-    await until(lambda: not ear.listener.covers_foreign_writers)
+    await until(lambda: not ear.listener.all_writers_notify)
     proofs = air.proofs
     ear.clock.advance(seconds(STALENESS))
     await until(lambda: air.proofs > proofs + 3)

@@ -13,7 +13,7 @@ import pytest
 from handstamp.config import Policy
 from handstamp.engine.sessions import Sessions
 from handstamp.stores.install import install
-from handstamp.stores.notify_trigger import QUIETLY
+from handstamp.stores.notify.sql import SKIP_TRIGGER
 from tests.support.waiting import until
 
 BRIEF = Policy(max_staleness=timedelta(seconds=0.4))
@@ -90,7 +90,7 @@ async def test_p4_a_writer_who_silences_the_trigger_is_noticed_within_longest_tr
     policy = replace(BRIEF, longest_trust=timedelta(seconds=1.5))
     silence = {
         "replica": "set local session_replication_role = replica",
-        "quietly": QUIETLY,
+        "quietly": SKIP_TRIGGER,
     }
     async with Sessions(dsn, secret="s" * 32, policy=policy) as sessions:
         await until(lambda: sessions.stats().listener == "listening")

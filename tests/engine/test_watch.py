@@ -46,7 +46,7 @@ async def opened(engine: Engine, user: str = "alice") -> tuple[Issued, Socket]:
 
 
 def said(engine: Engine, text: str) -> None:
-    engine.store.channel.say(text)  # type: ignore[attr-defined]
+    engine.store.channel.send(text)  # type: ignore[attr-defined]
 
 
 async def look(engine: Engine, *, everyone: bool) -> int:
@@ -237,7 +237,7 @@ async def test_p4_without_proof_the_watch_looks_at_all(how: str) -> None:
         if how == "deaf":
             await bus.stop()
         else:
-            bus.covers_foreign_writers = False
+            bus.all_writers_notify = False
             engine.clock.advance(seconds(1))
         del engine.store.rows[issued.session.id]
         await until(lambda: socket.closed)

@@ -8,7 +8,7 @@ from handstamp.core.tokens import LONGEST_ID
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.base import Notification
 from handstamp.stores.memory import MemoryStore
-from handstamp.stores.notify import Canary, read_payload
+from handstamp.stores.notify.sql import Probe, read_payload
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,13 @@ from handstamp.stores.notify import Canary, read_payload
         ("s: ", Notification(session_id=" ")),
         ("s:" + LONGEST_ID * "x", Notification(session_id=LONGEST_ID * "x")),
         ("all", Notification()),
-        ("c:nonce", Canary("nonce")),
-        ("c:", Canary("")),
-        ("c:a:b", Canary("a:b")),
-        ("c", Canary("")),
+        ("c:nonce", Probe("nonce")),
+        ("c:", Probe("")),
+        ("c:a:b", Probe("a:b")),
+        ("c", Probe("")),
     ],
 )
-def test_a_payload_is_a_kind_and_an_id(payload: str, notice: Notification | Canary) -> None:
+def test_a_payload_is_a_kind_and_an_id(payload: str, notice: Notification | Probe) -> None:
     """Only the first colon separates, and a canary is no notice."""
     assert read_payload(payload) == notice
 

@@ -13,7 +13,8 @@ from handstamp.engine.clocks import uptime
 from handstamp.engine.dispatch import ListenerState
 from handstamp.engine.invalidation import NotificationListener
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.base import CHANNEL, ListenConnection, Notification
+from handstamp.stores.base import ListenConnection, Notification
+from handstamp.stores.notify.sql import CHANNEL
 from handstamp.stores.table import TableStore
 from tests.support.waiting import until
 from tests.support.wire import Wire, wired
@@ -89,7 +90,7 @@ async def test_c53_a_terminated_listener_knows_at_once(
     with pytest.raises(SessionsUnavailable):
         await link.prove()
     with pytest.raises(SessionsUnavailable):
-        await link.covers_foreign_writers()
+        await link.all_writers_notify()
     link.drop()
     assert lost == [1]
 

@@ -15,7 +15,7 @@ from ulid import ULID
 from handstamp.config import Policy
 from handstamp.core.models import Record, Touch
 from handstamp.stores.install import install
-from handstamp.stores.notify_trigger import QUIETLY
+from handstamp.stores.notify.sql import SKIP_TRIGGER
 from handstamp.stores.shapes import UUID_PLAIN
 from handstamp.stores.sql import digest_of
 from handstamp.stores.table import TableStore
@@ -50,8 +50,8 @@ class Town:
         return await self.heard()
 
     async def covers(self) -> bool:
-        await self._link.covers_foreign_writers()  # False once after each change
-        return await self._link.covers_foreign_writers()
+        await self._link.all_writers_notify()  # False once after each change
+        return await self._link.all_writers_notify()
 
     async def add_user(self, user: str | None = None) -> str:
         user = user or str(ULID())
@@ -345,7 +345,7 @@ async def test_quietly_is_for_one_transaction(town: Town, user: str) -> None:
     sql = "update user_sessions set is_active = false where id = $1"
     assert await town.run(sql, one.id) == [f"s:{one.id}"]
     async with town.psql.transaction():
-        await town.psql.execute(QUIETLY)
+        await town.psql.execute(SKIP_TRIGGER)
         await town.psql.execute(sql, two.id)
     assert await town.heard() == []
     assert await town.run(sql, three.id) == [f"s:{three.id}"]
@@ -356,22 +356,22 @@ async def test_quietly_ends_with_a_rollback_too(town: Town, user: str) -> None:
     record = await town.login(user)
     transaction = town.psql.transaction()
     await transaction.start()
-    await town.psql.execute(QUIETLY)
+    await town.psql.execute(SKIP_TRIGGER)
     await transaction.rollback()
     sql = "update user_sessions set is_active = false where id = $1"
     assert await town.run(sql, record.id) == [f"s:{record.id}"]
 
 
 LOUD = {
-    "on for the session": "set handstamp.quietly = 'on'",
-    "on": "select set_config('handstamp.quietly', 'on', true)",
-    "empty": "select set_config('handstamp.quietly', '', true)",
+    "on for the session": "set handstamp.skip_notify = 'on'",
+    "on": "select set_config('handstamp.skip_notify', 'on', true)",
+    "empty": "select set_config('handstamp.skip_notify', '', true)",
     "another transaction": (
-        "select set_config('handstamp.quietly',"
+        "select set_config('handstamp.skip_notify',"
         " (pg_current_xact_id()::text::bigint - 1)::text, true)"
     ),
     "for everybody": "set session characteristics as transaction read write;"
-    " set handstamp.quietly = 'true'",
+    " set handstamp.skip_notify = 'true'",
 }
 
 
@@ -385,7 +385,7 @@ async def test_p4_no_setting_but_the_transaction_s_own_number_silences(
         await town.psql.execute(LOUD[how])
         await town.psql.execute("update user_sessions set is_active = false")
     assert await town.heard() == [f"s:{record.id}"]
-    await town.psql.execute("reset handstamp.quietly")
+    await town.psql.execute("reset handstamp.skip_notify")
 
 
 async def test_p4_a_number_that_stays_behind_silences_no_later_transaction(
@@ -395,7 +395,7 @@ async def test_p4_a_number_that_stays_behind_silences_no_later_transaction(
     one, two = [await town.login(user) for _ in range(2)]
     end = "update user_sessions set is_active = false where id = $1"
     async with town.psql.transaction():
-        await town.psql.execute(QUIETLY.replace("true", "false"))
+        await town.psql.execute(SKIP_TRIGGER.replace("true", "false"))
         await town.psql.execute(end, one.id)
     assert await town.heard() == []
     assert await town.run(end, two.id) == [f"s:{two.id}"]
@@ -405,7 +405,7 @@ async def test_quietly_holds_within_a_savepoint(town: Town, user: str) -> None:
     """The number is that of the whole transaction."""
     await town.login(user)
     async with town.psql.transaction():
-        await town.psql.execute(QUIETLY)
+        await town.psql.execute(SKIP_TRIGGER)
         async with town.psql.transaction():
             await town.psql.execute("update user_sessions set is_active = false")
     assert await town.heard() == []
@@ -415,7 +415,7 @@ async def test_a_user_is_never_kept_quiet(town: Town, user: str) -> None:
     """What is said of sessions says nothing of those who are disabled meanwhile."""
     await town.login(user)
     async with town.psql.transaction():
-        await town.psql.execute(QUIETLY)
+        await town.psql.execute(SKIP_TRIGGER)
         await town.psql.execute("update users set is_active = false")
     assert await town.heard() == [f"u:{user}"]
 

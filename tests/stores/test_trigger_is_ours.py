@@ -19,8 +19,8 @@ from handstamp.stores.install import (
     install_trigger,
     script,
 )
-from handstamp.stores.notify_check import canonical, check_triggers, read_version
-from handstamp.stores.notify_trigger import function_sql, triggers_of
+from handstamp.stores.notify.check import canonical, check_triggers, read_version
+from handstamp.stores.notify.sql import function_sql, triggers_of
 from handstamp.stores.shapes import TableShape
 from handstamp.stores.table import TableStore
 from tests.support.foreign_tables import FOREIGN
@@ -120,7 +120,7 @@ async def covers(dsn: str) -> bool:
     """Whether a process that starts now relies on the trigger."""
     store, link = await listen(dsn)
     try:
-        return await link.covers_foreign_writers()
+        return await link.all_writers_notify()
     finally:
         link.drop()
         await store.close()
@@ -312,9 +312,9 @@ async def test_what_was_changed_is_relied_on_no_longer(place: Place, change: str
     """By a process that starts then, and by one that listens already."""
     await install(place.psql, "ulid", trigger=True)
     store, link = await listen(place.dsn)
-    assert await link.covers_foreign_writers()
+    assert await link.all_writers_notify()
     await place.psql.execute(change.format(mallory=place.mallory))
-    assert [await link.covers_foreign_writers() for _ in range(3)] == [False] * 3
+    assert [await link.all_writers_notify() for _ in range(3)] == [False] * 3
     link.drop()
     await store.close()
     assert await covers(place.dsn) is False
@@ -333,7 +333,7 @@ async def test_the_log_says_why_the_trigger_is_not_relied_on(
         f"alter function handstamp_notify_user() owner to {place.mallory}"
     )
     for _ in range(3):
-        assert not await link.covers_foreign_writers()
+        assert not await link.all_writers_notify()
     link.drop()
     await store.close()
     (record,) = caplog.records
@@ -373,12 +373,12 @@ async def test_what_was_changed_and_changed_back_is_noticed(
     await install(place.psql, "ulid", trigger=True)
     owner = await place.psql.fetchval("select current_user")
     store, link = await listen(place.dsn)
-    assert [await link.covers_foreign_writers() for _ in range(2)] == [True, True]
+    assert [await link.all_writers_notify() for _ in range(2)] == [True, True]
     async with place.psql.transaction():
         await place.psql.execute(away.format(mallory=place.mallory))
         await place.psql.execute("update user_sessions set is_active = false")
         await place.psql.execute(back.format(owner=owner))
-    looks = [await link.covers_foreign_writers() for _ in range(3)]
+    looks = [await link.all_writers_notify() for _ in range(3)]
     renamed = "rename" in away  # no trigger was ever different
     assert looks == ([True] * 3 if renamed else [False, True, True])
     link.drop()
@@ -443,7 +443,7 @@ async def test_every_table_s_own_trigger_is_recognised(
         await connection.close()
     store = TableStore(dsn, shape=shape)
     link = await store.channel.listen(lambda _: None, lambda: None)
-    assert await link.covers_foreign_writers()
+    assert await link.all_writers_notify()
     link.drop()
     await store.close()
 
@@ -474,7 +474,7 @@ async def test_names_and_types_of_columns_do_not_matter(each_dsn: str, id: str) 
         await install_trigger(connection, ODD)
         table = TableStore(each_dsn, shape=ODD)
         link = await table.channel.listen(said.append, lambda: None)
-        assert await link.covers_foreign_writers()
+        assert await link.all_writers_notify()
         await connection.execute(
             "insert into \"Odd\" values ('a b ', 'u', 't', now() + interval '1 day',"
             " now(), true, 1)"

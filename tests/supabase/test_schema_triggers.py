@@ -42,8 +42,8 @@ class Town:
         return await self.heard()
 
     async def covers(self) -> bool:
-        await self._link.covers_foreign_writers()  # False once after each change
-        return await self._link.covers_foreign_writers()
+        await self._link.all_writers_notify()  # False once after each change
+        return await self._link.all_writers_notify()
 
     def leave(self) -> None:
         self._link.drop()
@@ -102,7 +102,7 @@ async def test_a_database_without_factors_gets_the_other_triggers(
     assert all("no table auth.mfa_factors" in outcome.reason for outcome in skipped)
 
 
-async def test_the_trigger_covers_foreign_writers_and_nothing_else_does(
+async def test_the_trigger_all_writers_notify_and_nothing_else_does(
     supabase_dsn: str,
 ) -> None:
     """Where a rule depends on factors, those must be watched too."""

@@ -165,7 +165,7 @@ FULL_QUEUE = """
     create sequence public.full_queue;
     create function public.full_queue() returns trigger language plpgsql as $$ begin
         if nextval('public.full_queue') <= {} or {}
-            and current_setting('handstamp.quietly', true)
+            and current_setting('handstamp.skip_notify', true)
             is distinct from pg_current_xact_id()::text then
             raise exception using errcode = '54000', message = 'the NOTIFY queue is full';
         end if;

@@ -65,7 +65,7 @@ class AirLink:
         if self.air.fault is not None:
             raise SessionsUnavailable("in the air")
 
-    async def covers_foreign_writers(self) -> bool:
+    async def all_writers_notify(self) -> bool:
         return self.air.covers
 
     def drop(self) -> None:

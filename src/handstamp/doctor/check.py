@@ -8,7 +8,6 @@ value of a row.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from handstamp.doctor.columns import Finding, Level, Users
-from handstamp.stores.base import CHANNEL
 from handstamp.stores.catalog import read_table
 from handstamp.stores.connection import Connection
-from handstamp.stores.notify import NOTIFY
-from handstamp.stores.notify_check import Checked, Problem, check_functions, check_triggers
-from handstamp.stores.notify_trigger import NotifyTrigger, script
+from handstamp.stores.notify.check import Checked, Problem, check_functions, check_triggers
+from handstamp.stores.notify.sql import NotifyTrigger, trigger_script
 from handstamp.stores.resolve import ColumnRef, ResolvedTable
 from handstamp.stores.shapes import quoted
 from handstamp.stores.statements import Statements
@@ -199,7 +196,7 @@ class Hearing:
     def mend(self) -> str:
         """The script that makes all of it, and may be run again."""
         before = [each.mend for each in self._problems if not each.replaceable]
-        return script(self.triggers, before=list(dict.fromkeys(before)))
+        return trigger_script(self.triggers, before=list(dict.fromkeys(before)))
 
     @property
     def _problems(self) -> list[Problem]:
@@ -236,7 +233,6 @@ def trigger_findings(hearing: Hearing, *, complete: str, absent: str) -> list[Fi
 
 BIG = 1_000_000
 """Rows from which on a sample is counted, and the rest estimated."""
-CANARY_PATIENCE = 2.0
 
 _CANDIDATES = """
     select case when pg_table_is_visible(c.oid) and not s.is_supabase then ''
@@ -421,24 +417,6 @@ async def clock_difference(connection: Connection) -> tuple[timedelta, timedelta
         found.append((trip / 2, there - before - trip / 2))
     uncertainty, ahead = min(found)
     return ahead, uncertainty
-
-
-async def is_heard(speaking: Connection, listening: Connection, nonce: str) -> bool:
-    """Whether a notification arrives: behind some poolers LISTEN delivers nothing."""
-    heard = asyncio.Event()
-
-    def listen(*said: object) -> None:
-        if said[3] == f"c:{nonce}":
-            heard.set()
-
-    await listening.add_listener(CHANNEL, listen)
-    await speaking.execute(NOTIFY, CHANNEL, f"c:{nonce}")
-    try:
-        async with asyncio.timeout(CANARY_PATIENCE):
-            await heard.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 def is_pooled(connection: Connection, pid: int) -> bool:

@@ -24,7 +24,6 @@ from handstamp.doctor.check import (
     Sample,
     clock_difference,
     count_rows,
-    is_heard,
     is_pooled,
     is_served_when_big,
     listen_for,
@@ -53,7 +52,8 @@ from handstamp.doctor.infer import (
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Table, read_table
 from handstamp.stores.connection import Connection
-from handstamp.stores.notify_trigger import triggers_of
+from handstamp.stores.notify import delivers
+from handstamp.stores.notify.sql import triggers_of
 from handstamp.stores.resolve import ResolvedTable, refusals, refuse_long_ids, resolve
 from handstamp.stores.shapes import AtRest, TableShape, quoted
 from handstamp.stores.statements import Statements
@@ -174,7 +174,7 @@ async def look_around(
 ) -> Surroundings:
     """``covered`` is whether every writer of the tables says what it ends."""
     # A standby refuses both LISTEN and NOTIFY.
-    heard = not facts.standby and await is_heard(connection, listening, token_hex(8))
+    heard = not facts.standby and await delivers(connection, listening, token_hex(8))
     bound = "pushed" if covered and heard else "max_staleness"
     mute = not heard and not facts.standby
     return Surroundings(

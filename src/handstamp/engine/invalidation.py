@@ -51,7 +51,7 @@ from handstamp.engine.dispatch import ListenerState
 from handstamp.engine.state import EngineState
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.base import Channel, ListenConnection, Notification
-from handstamp.stores.notify import Canary, read_payload
+from handstamp.stores.notify.sql import Probe, read_payload
 
 logger = logging.getLogger("handstamp")
 
@@ -90,14 +90,14 @@ class NotificationListener:
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
-        self._canary: tuple[Canary, asyncio.Event] | None = None
+        self._canary: tuple[Probe, asyncio.Event] | None = None
         self._reported_at = NEVER
         self.notices = 0
         """Payloads that were heard, canaries aside."""
         self.unknown_notices = 0
         """Those among them that no handstamp sends."""
         self.hearing = ListenerState.OFF
-        self.covers_foreign_writers = False
+        self.all_writers_notify = False
         self.trusted_until = NEVER
         """Until when, on the engine's clock, an entry needs no reading again."""
         self.proven_until = NEVER
@@ -155,7 +155,7 @@ class NotificationListener:
                 )
                 await self._wait(lost, 30.0)
                 return False
-            self.covers_foreign_writers = await self._asks(link)
+            self.all_writers_notify = await self._asks(link)
             self._reset()
             await self._beat(link, lost)
             return True
@@ -166,13 +166,13 @@ class NotificationListener:
     async def _asks(self, link: ListenConnection) -> bool:
         try:
             async with asyncio.timeout(BUDGET):
-                return await link.covers_foreign_writers()
+                return await link.all_writers_notify()
         except TimeoutError:
             raise SessionsUnavailable("TimeoutError") from None
 
     async def _sings(self, channel: Channel) -> bool:
         """Say a canary the way revocations are said; whether it is heard."""
-        canary, heard = Canary(os.urandom(8).hex()), asyncio.Event()
+        canary, heard = Probe(os.urandom(8).hex()), asyncio.Event()
         self._canary = canary, heard
         try:
             await channel.notify(canary.payload)
@@ -186,21 +186,21 @@ class NotificationListener:
             try:
                 async with asyncio.timeout(BUDGET):
                     await link.prove()
-                    covered = await link.covers_foreign_writers()
+                    covered = await link.all_writers_notify()
             except (TimeoutError, SessionsUnavailable):
                 self._complain("the listening connection does not answer")
                 return
             self.hearing = ListenerState.LISTENING
-            if covered and not self.covers_foreign_writers:
+            if covered and not self.all_writers_notify:
                 self._reset()  # nobody said what was written before the trigger came
-            self.covers_foreign_writers = covered
-            if self.covers_foreign_writers:
+            self.all_writers_notify = covered
+            if self.all_writers_notify:
                 self.trusted_until = self.proven_until = start + self._max_staleness
             await self._wait(lost, self._heartbeat)
 
     def _on_payload(self, payload: str) -> None:
         said = read_payload(payload)
-        if isinstance(said, Canary):
+        if isinstance(said, Probe):
             if self._canary is not None and said == self._canary[0]:
                 self._canary[1].set()
             return

@@ -491,6 +491,6 @@ class Sessions:
             listener=self._listener.hearing,
             notices=self._listener.notices,
             unknown_notices=self._listener.unknown_notices,
-            foreign_writers_heard=self._listener.covers_foreign_writers,
+            foreign_writers_heard=self._listener.all_writers_notify,
             events=dict(self._state.dispatcher.counts),
         )

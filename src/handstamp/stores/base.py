@@ -37,14 +37,12 @@ from handstamp.config import Policy
 from handstamp.core.models import NewSession, Record, Rotation, StepUp, Touch
 from handstamp.core.tokens import LONGEST_ID
 
-CHANNEL = "handstamp"
-
 
 @dataclass(frozen=True, slots=True)
 class Notification:
     """What to read again: one session, a user's sessions, or everything (both None).
 
-    ``understood`` is False where the payload is none of ours.
+    ``understood`` is False if the payload is not one that handstamp sends.
     """
 
     session_id: str | None = None
@@ -53,32 +51,33 @@ class Notification:
 
 
 class ListenConnection(Protocol):
-    """One listening connection. Faults are :class:`SessionsUnavailable`."""
+    """One connection that listens. Its faults are :class:`SessionsUnavailable`."""
 
     async def prove(self) -> None:
-        """A round trip: what was committed before it began is delivered when it ends."""
+        """A round trip: what was committed before its start is delivered at its end."""
         ...
 
-    async def covers_foreign_writers(self) -> bool:
-        """Whether a trigger makes every writer notify."""
+    async def all_writers_notify(self) -> bool:
+        """Whether everything that writes to the table notifies, as the trigger does."""
         ...
 
     def drop(self) -> None:
-        """Let go at once, without a word to a server that may not answer."""
+        """Close at once, without a message to a server that may not answer."""
         ...
 
 
 class Channel(Protocol):
-    """Where notices come from, and where they are said."""
+    """Where notifications are sent and received, as payloads
+    (:mod:`handstamp.stores.notify`)."""
 
     async def listen(
-        self, heard: Callable[[str], None], lost: Callable[[], None]
+        self, receive: Callable[[str], None], lost: Callable[[], None]
     ) -> ListenConnection:
-        """Listen from now on: ``heard`` gets every payload, ``lost`` is called once."""
+        """Listen from now on: ``receive`` gets every payload, ``lost`` is called once."""
         ...
 
     async def notify(self, payload: str) -> None:
-        """Say something by the same way on which revocations are said."""
+        """Send a payload the way revocations are sent."""
         ...
 
 
@@ -142,10 +141,10 @@ class Store(Protocol):
 
     @property
     def channel(self) -> Channel | None:
-        """Where revocations are heard of; None if this store has no such place.
+        """Where revocations are notified; None if this store has no channel.
 
-        Every method that ends sessions says so there, in its own transaction, once for
-        each session or once for a user, and nothing else is ever said there.
+        Every method that ends sessions notifies there, in its own transaction, once for
+        each session or once for a user. Nothing else is sent there.
         """
         ...
 

@@ -4,7 +4,7 @@ The files are plain SQL. A line ``-- name: KIND NAME [on TABLE]`` begins each
 statement, and ``-- needs: TABLE.COLUMN ...`` may follow it. Nothing in them names
 a schema, so that the connection's search path decides. The tables of Supabase Auth are
 never made here. The trigger that makes every writer notify is in no file: it is made from
-the table (:mod:`handstamp.stores.notify_trigger`).
+the table (:mod:`handstamp.stores.notify.sql`).
 
 Create what is missing of a table shape, and change nothing that is there.
 """
@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Literal
 
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import read_table
-from handstamp.stores.notify_check import Problem, check_functions, check_triggers, shown
-from handstamp.stores.notify_trigger import (
+from handstamp.stores.notify.check import Problem, check_functions, check_triggers, shown
+from handstamp.stores.notify.sql import (
     SEARCH_PATH,
     NotifyTrigger,
     function_sql,
     functions_of,
     tables_of,
+    trigger_script,
     triggers_of,
 )
-from handstamp.stores.notify_trigger import script as notifying
 from handstamp.stores.resolve import assumed, resolve
 from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, TableShape, quoted
 from handstamp.supabase.schema import LOOK, NEWEST, TABLES, WATCHED, supabase_triggers
@@ -164,7 +164,7 @@ def script(shape: str, *, trigger: bool = False) -> str:
     """
     parts = [f"-- {step}\n{step.sql};\n" for step in statements(shape)]
     if trigger:
-        parts.append(f"{notifying(documented_triggers(shape))};\n")
+        parts.append(f"{trigger_script(documented_triggers(shape))};\n")
     return "\n".join(parts)
 
 

@@ -26,6 +26,7 @@ from handstamp.core.rotation import seen_at, was_seen
 from handstamp.core.tokens import normalize_text
 from handstamp.errors import LoginRefused, SessionsUnavailable
 from handstamp.stores.base import Capabilities, Channel, Created, Ended, ListenConnection
+from handstamp.stores.notify.sql import Kind
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -98,7 +99,7 @@ class MemoryStore:
         level = row.level if step.level is None else step.level
         record = self._renew(row, step, level=level)
         if record is not None:
-            self._channel.say(f"d:{row.id}")
+            self._channel.send(Kind.SESSION_CHANGED.payload(row.id))
         return record
 
     def reset_after_fork(self) -> None:
@@ -309,35 +310,35 @@ class MemoryStore:
             if row is None or not row.is_active:
                 continue
             self._write(row, is_active=False, revoked_at=self._now(), revoked_reason=reason)
-            self._channel.say(f"s:{row.id}")
+            self._channel.send(Kind.SESSION_ENDED.payload(row.id))
             yield Ended(id=row.id, user_id=row.user_id)
 
 
 class MemoryChannel:
-    """Delivers at once, to everyone who listens."""
+    """Delivers at once, to every listener. ``check`` raises while the store is down."""
 
-    def __init__(self, answer: Callable[[], None]) -> None:
-        self._answer = answer
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
         self._links: list[MemoryListenConnection] = []
 
     async def listen(
-        self, heard: Callable[[str], None], lost: Callable[[], None]
+        self, receive: Callable[[str], None], lost: Callable[[], None]
     ) -> ListenConnection:
         """See :meth:`Channel.listen`."""
-        self._answer()
-        link = MemoryListenConnection(self, heard, lost)
+        self.check()
+        link = MemoryListenConnection(self, receive, lost)
         self._links.append(link)
         return link
 
     async def notify(self, payload: str) -> None:
-        """See :meth:`Channel.speak`."""
-        self._answer()
-        self.say(payload)
+        """See :meth:`Channel.notify`."""
+        self.check()
+        self.send(payload)
 
-    def say(self, payload: str) -> None:
+    def send(self, payload: str) -> None:
         """Deliver a payload."""
         for link in list(self._links):
-            link.heard(payload)
+            link.receive(payload)
 
     def cut(self) -> None:
         """Simulate the loss of every listening connection."""
@@ -345,37 +346,36 @@ class MemoryChannel:
             link.drop()
             link.lost()
 
-    def leave(self, link: MemoryListenConnection) -> None:
-        """Deliver nothing to this one any more."""
+    def remove(self, link: MemoryListenConnection) -> None:
+        """Deliver nothing to this listener any more."""
         if link in self._links:
             self._links.remove(link)
-
-    def check(self) -> None:
-        """Raise while the store is down."""
-        self._answer()
 
 
 class MemoryListenConnection:
     """One listener."""
 
     def __init__(
-        self, channel: MemoryChannel, heard: Callable[[str], None], lost: Callable[[], None]
+        self,
+        channel: MemoryChannel,
+        receive: Callable[[str], None],
+        lost: Callable[[], None],
     ) -> None:
         self._channel = channel
-        self.heard = heard
+        self.receive = receive
         self.lost = lost
 
     async def prove(self) -> None:
         """See :meth:`ListenConnection.prove`."""
         self._channel.check()
 
-    async def covers_foreign_writers(self) -> bool:
-        """Nobody writes to the rows but the store."""
+    async def all_writers_notify(self) -> bool:
+        """Only the store writes to the rows."""
         return True
 
     def drop(self) -> None:
         """See :meth:`ListenConnection.drop`."""
-        self._channel.leave(self)
+        self._channel.remove(self)
 
 
 def _died(row: Record, policy: Policy) -> datetime:

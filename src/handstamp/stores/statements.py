@@ -13,6 +13,7 @@ import logging
 
 from handstamp.stores.catalog import read_table
 from handstamp.stores.connection import Connection
+from handstamp.stores.notify.sql import Kind
 from handstamp.stores.resolve import ResolvedTable, refuse_long_ids, resolve
 from handstamp.stores.shapes import PREFIX, TableShape, quoted
 from handstamp.stores.sql import FIRST, SqlBuilder
@@ -73,7 +74,7 @@ class Statements(SqlBuilder):
         self.live = self._live()
 
     def _end_statements(self) -> None:
-        said = "case when $3::boolean then pg_notify('handstamp', 's:' || {id}) end"
+        said = f"case when $3::boolean then {Kind.SESSION_ENDED.notify_sql('{id}')} end"
         self.revoke = self._revoke(f"{self._bare('id')} = any({self._many(1, 'id')})", said)
         self.revoke_own = self._revoke(
             f"{self._bare('id')} = {self._one(1, 'id')}"

@@ -18,10 +18,10 @@ from handstamp.core.models import NewSession, Record, Rotation, StepUp, Touch
 from handstamp.core.requests import canonical_address
 from handstamp.core.tokens import normalize
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
-from handstamp.stores.base import CHANNEL, STANDS, Capabilities, Created, Ended
+from handstamp.stores.base import STANDS, Capabilities, Created, Ended
 from handstamp.stores.connection import Connection
-from handstamp.stores.notify import NOTIFY, commit_with_notify, retry_if_row_moved
-from handstamp.stores.notify_trigger import QUIETLY, NotifyTrigger, triggers_of
+from handstamp.stores.notify import commit_with_notify, retry_if_row_moved, send
+from handstamp.stores.notify.sql import SKIP_TRIGGER, Kind, NotifyTrigger, triggers_of
 from handstamp.stores.plaintext import TokenUpgrader
 from handstamp.stores.postgres import PostgresStore
 from handstamp.stores.resolve import capabilities_of
@@ -175,11 +175,11 @@ class TableStore(PostgresStore):
     async def create(self, new: NewSession, policy: Policy) -> Created:
         """See :meth:`Store.create`; one statement where nothing has to make room."""
 
-        async def insert(connection: Connection, loud: bool) -> Created:
+        async def insert(connection: Connection, notify: bool) -> Created:
             if not new.replaces and new.limit is None:
                 return Created(record=await self._insert(connection, new))
             async with connection.transaction():
-                ended = await self._make_room(connection, new, policy, loud)
+                ended = await self._make_room(connection, new, policy, notify)
                 return Created(record=await self._insert(connection, new), ended=ended)
 
         sql = await self.statements()
@@ -189,7 +189,7 @@ class TableStore(PostgresStore):
             return await commit_with_notify(self._database, connection, insert)
 
     async def _make_room(
-        self, connection: Connection, new: NewSession, policy: Policy, loud: bool
+        self, connection: Connection, new: NewSession, policy: Policy, notify: bool
     ) -> tuple[Ended, ...]:
         sql = await self.statements()
         known = (self._normalize(sql, "id", id) for id in new.replaces)
@@ -199,7 +199,9 @@ class TableStore(PostgresStore):
         if not leaving:
             return ()
         self._database.queries += 1
-        rows = await connection.fetch(sql.revoke, leaving, "replaced by a new login", loud)
+        rows = await connection.fetch(
+            sql.revoke, leaving, "replaced by a new login", notify
+        )
         return tuple(map(ended_of, rows))
 
     async def _surplus(
@@ -306,15 +308,16 @@ class TableStore(PostgresStore):
             values += [step.refresh_digest, step.session_ttl, step.refresh_ttl]
             values.append(step.longest)
 
-        async def act(connection: Connection, loud: bool) -> list[asyncpg.Record]:
+        async def act(connection: Connection, notify: bool) -> list[asyncpg.Record]:
             self._database.queries += 3
             async with connection.transaction():
                 # The trigger takes another token for the end of the session.
-                await connection.execute(QUIETLY)
+                await connection.execute(SKIP_TRIGGER)
                 rows = await connection.fetch(text, *values)
-                if rows and loud:
-                    over = "s" if self._shape.id_is_token else "d"
-                    await connection.execute(NOTIFY, CHANNEL, f"{over}:{known}")
+                if rows and notify:
+                    ended = self._shape.id_is_token
+                    kind = Kind.SESSION_ENDED if ended else Kind.SESSION_CHANGED
+                    await send(connection, kind.payload(known))
                 return rows
 
         async with self._database.working() as connection:
@@ -330,11 +333,11 @@ class TableStore(PostgresStore):
         if known is None or (user_id is not None and owner is None):
             return None
 
-        async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
+        async def end(connection: Connection, notify: bool) -> list[asyncpg.Record]:
             self._database.queries += 1
             if owner is None:
-                return await connection.fetch(sql.revoke, [known], why, loud)
-            return await connection.fetch(sql.revoke_own, known, why, loud, owner)
+                return await connection.fetch(sql.revoke, [known], why, notify)
+            return await connection.fetch(sql.revoke_own, known, why, notify, owner)
 
         async with self._database.working() as connection:
             rows = await commit_with_notify(self._database, connection, end)
@@ -360,15 +363,15 @@ class TableStore(PostgresStore):
         kept = self._normalize(sql, "id", keep)
         values = owner, reason_of(reason), kept
 
-        async def end(connection: Connection, loud: bool) -> tuple[list[Ended], set[str]]:
+        async def end(connection: Connection, notify: bool) -> tuple[list[Ended], set[str]]:
             self._database.queries += 4
             async with connection.transaction():
-                await connection.execute(QUIETLY)
+                await connection.execute(SKIP_TRIGGER)
                 live = await connection.fetch(sql.live_ids, owner, kept)
                 rows = await connection.fetch(sql.revoke_user, *values)
                 ended = [ended_of(row) for row in rows]
-                for user in sorted({one.user_id for one in ended}) if loud else ():
-                    await connection.execute(NOTIFY, CHANNEL, f"u:{user}")
+                for user in sorted({one.user_id for one in ended}) if notify else ():
+                    await send(connection, Kind.USER.payload(user))
                 left = {str(row["id"]) for row in live} - {one.id for one in ended}
                 return ended, left
 

@@ -36,9 +36,7 @@ from handstamp.doctor.columns import Finding, Level
 from handstamp.doctor.report import Diagnosis, Offer, look_around, look_at_indexes
 from handstamp.errors import ConfigError
 from handstamp.stores.connection import Connection
-from handstamp.stores.notify_trigger import (
-    script,
-)
+from handstamp.stores.notify.sql import trigger_script
 from handstamp.supabase.rules import SupabaseRules
 from handstamp.supabase.schema import (
     ABSENT,
@@ -343,7 +341,7 @@ def trigger_remarks(
 ) -> tuple[list[Finding], bool]:
     """What there is to say of it; and whether every writer of the tables is heard."""
     if hearing is None:
-        mend = script(supabase_triggers(name, schema.columns, WATCHED))
+        mend = trigger_script(supabase_triggers(name, schema.columns, WATCHED))
         return [Finding(Level.NOTICE, "trigger", _TRIGGER_UNSEEN, mend)], False
     always, by_rule = hearing.always, hearing.by_rule
     absent = _NO_TRIGGER + (_INIT if name == "auth" else "")

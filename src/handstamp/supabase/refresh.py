@@ -37,7 +37,7 @@ from handstamp.errors import SessionsUnavailable
 from handstamp.stores.base import Ended
 from handstamp.stores.connection import Connection, Database
 from handstamp.stores.notify import QUEUE_USAGE
-from handstamp.stores.notify_trigger import QUIETLY
+from handstamp.stores.notify.sql import SKIP_TRIGGER
 from handstamp.supabase.rows import (
     Outcome,
     Refreshed,
@@ -93,7 +93,7 @@ class HeldError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Asked:
-    """One request: who makes it, and the database's clock when it came. ``loud`` is
+    """One request: who makes it, and the database's clock when it came. ``notify`` is
     whether the notification queue still takes anything. ``session_id`` is the one session
     that may be refreshed, where that is known."""
 
@@ -101,7 +101,7 @@ class Asked:
     oauth_client_id: str | None
     session_id: str | None = None
     came_at: datetime | None = None
-    loud: bool = True
+    notify: bool = True
 
     @property
     def now(self) -> datetime:
@@ -143,8 +143,8 @@ class Work:
         async with self.database.working() as connection:
             try:
                 async with connection.transaction(isolation="read_committed"):
-                    if not asked.loud:
-                        await connection.execute(QUIETLY)
+                    if not asked.notify:
+                        await connection.execute(SKIP_TRIGGER)
                     return await step(connection)
             except (HeldError, *_HELD):
                 return None
@@ -152,7 +152,7 @@ class Work:
                 # The notification queue is full. Asking frees what nobody needs; the
                 # next time nothing is said, and the staleness bound does the rest.
                 await connection.execute(QUEUE_USAGE)
-                asked.loud = False
+                asked.notify = False
                 return None
 
     async def row(self, connection: Connection, sql: str, value: object) -> asyncpg.Record:
@@ -438,7 +438,7 @@ async def _refuse_v2(
     if not verdict.ends:
         return refusal
     work.database.queries += 1
-    await connection.fetch(work.sql.end, asked.loud, [session.id])
+    await connection.fetch(work.sql.end, asked.notify, [session.id])
     return replace(refusal, ended=(Ended(id=session.id, user_id=session.user_id),))
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 import asyncpg
 
 from handstamp.stores.base import Capabilities
-from handstamp.stores.notify_trigger import (
+from handstamp.stores.notify.sql import (
     DELETE,
     INSERT,
     ROW,
@@ -35,7 +35,7 @@ from handstamp.stores.notify_trigger import (
     moves_back,
     session_triggers,
     shortens,
-    truncation,
+    truncate_trigger,
     user_triggers,
 )
 from handstamp.stores.shapes import quoted
@@ -363,7 +363,7 @@ def _factors(place: str, columns: Collection[str]) -> list[NotifyTrigger]:
             function=USER,
             argument="user_id",
         ),
-        truncation("handstamp_factors_truncated", place),
+        truncate_trigger("handstamp_factors_truncated", place),
     ]
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
+from handstamp.stores.notify.sql import Kind
 from handstamp.stores.shapes import quoted
 from handstamp.stores.sql import FINITE
 from handstamp.supabase.rules import SupabaseRules
@@ -366,7 +367,7 @@ _REVOKE = (
 )
 _GONE = (
     "select g.id::text, g.user_id::text, case when $1::boolean then"
-    " pg_notify('handstamp', 's:' || g.id::text) end as said from gone g"
+    f" {Kind.SESSION_ENDED.notify_sql('g.id::text')} end as said from gone g"
 )
 _PRUNE_REVOKED = (
     "delete from {tokens} where id in (select t.id from {tokens} t where t.revoked is true"

@@ -30,10 +30,10 @@ import asyncpg
 from handstamp.core.models import Client
 from handstamp.core.requests import canonical_address
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
-from handstamp.stores.base import CHANNEL, STANDS, Capabilities, Ended
+from handstamp.stores.base import STANDS, Capabilities, Ended
 from handstamp.stores.connection import Connection, Database
-from handstamp.stores.notify import NOTIFY, commit_with_notify
-from handstamp.stores.notify_trigger import QUIETLY, NotifyTrigger
+from handstamp.stores.notify import commit_with_notify, send
+from handstamp.stores.notify.sql import SKIP_TRIGGER, Kind, NotifyTrigger
 from handstamp.stores.postgres import PostgresStore
 from handstamp.stores.sql import count_of
 from handstamp.supabase.refresh import Entropy, Work, refresh, would_refresh
@@ -280,9 +280,11 @@ class SupabaseStore(PostgresStore):
         async def act(sql: SupabaseStatements) -> CreatedAuthSession:
             work = self._work(sql)
 
-            async def insert(connection: Connection, loud: bool) -> CreatedAuthSession:
+            async def insert(connection: Connection, notify: bool) -> CreatedAuthSession:
                 async with connection.transaction():
-                    return await create(work, connection, owner, client, asked, loud=loud)
+                    return await create(
+                        work, connection, owner, client, asked, notify=notify
+                    )
 
             async with self._database.working() as connection:
                 return await commit_with_notify(self._database, connection, insert)
@@ -343,11 +345,11 @@ class SupabaseStore(PostgresStore):
             return None
 
         async def act(sql: SupabaseStatements) -> tuple[Ended, ...]:
-            async def end(connection: Connection, loud: bool) -> list[asyncpg.Record]:
+            async def end(connection: Connection, notify: bool) -> list[asyncpg.Record]:
                 self._database.queries += 1
                 if owner is None:
-                    return await connection.fetch(sql.revoke, loud, ids)
-                return await connection.fetch(sql.revoke_own, loud, ids, owner)
+                    return await connection.fetch(sql.revoke, notify, ids)
+                return await connection.fetch(sql.revoke_own, notify, ids, owner)
 
             async with self._database.working() as connection:
                 return ended_of(await commit_with_notify(self._database, connection, end))
@@ -376,16 +378,16 @@ class SupabaseStore(PostgresStore):
 
         async def act(sql: SupabaseStatements) -> tuple[tuple[Ended, ...], set[str]]:
             async def end(
-                connection: Connection, loud: bool
+                connection: Connection, notify: bool
             ) -> tuple[tuple[Ended, ...], set[str]]:
                 self._database.queries += 4
                 async with connection.transaction():
-                    await connection.execute(QUIETLY)
+                    await connection.execute(SKIP_TRIGGER)
                     there = await connection.fetch(sql.ids_of_user, owner, kept)
                     rows = await connection.fetch(sql.revoke_user, False, owner, kept)
                     gone = ended_of(rows)
-                    if gone and loud:
-                        await connection.execute(NOTIFY, CHANNEL, f"u:{owner}")
+                    if gone and notify:
+                        await send(connection, Kind.USER.payload(owner))
                     return gone, {row["id"] for row in there} - {one.id for one in gone}
 
             async with self._database.working() as connection:
@@ -426,14 +428,14 @@ async def create(
     client: Client,
     new: NewAuthSession,
     *,
-    loud: bool,
+    notify: bool,
 ) -> CreatedAuthSession:
     """Insert a session for the user with the uuid ``owner``, in the transaction that the
-    connection is in, and say what ends with it if ``loud``.
+    connection is in, and say what ends with it if ``notify``.
 
     Raises :class:`LoginRefused`, in which case nothing was inserted.
     """
-    ended = await _make_room(work, connection, new, loud)
+    ended = await _make_room(work, connection, new, notify)
     session_id = mint_uuid(work.entropy(16))
     v2 = work.sql.knows_v2 and work.rules.algorithm_version == 2
     sealed, token = _first_token(work, session_id, v2)
@@ -468,13 +470,13 @@ async def create(
 
 
 async def _make_room(
-    work: Work, connection: Connection, new: NewAuthSession, loud: bool
+    work: Work, connection: Connection, new: NewAuthSession, notify: bool
 ) -> tuple[Ended, ...]:
     if not new.replaces:
         return ()
     work.database.queries += 1
     ids = uuids_of(new.replaces)
-    return ended_of(await connection.fetch(work.sql.revoke, loud, ids))
+    return ended_of(await connection.fetch(work.sql.revoke, notify, ids))
 
 
 def _first_token(work: Work, session_id: str, v2: bool) -> tuple[str | None, str]:

@@ -1,17 +1,17 @@
 """Whether the trigger in a database is the one that handstamp makes.
 
-Rule 1. A name proves nothing. What is compared of a trigger is the table, the event, the
-condition, the arguments, whether it is enabled, in each partition too, and its function;
-of a function its body, its language, its search path, and that it runs with the rights of
-whoever writes.
+Rule 1. A name proves nothing. Of a trigger this compares the table, the events, the
+condition, the arguments, whether it is enabled, in every partition too, and its function.
+Of a function it compares the body, the language, the search path, and that it runs with
+the rights of the writer.
 Rule 2. The owner of a function can replace it at any time, and it runs with the rights of
 everybody who writes to the table. So the owner must be a role that may create triggers on
-that table: its owner, a superuser, or whoever was given that privilege. Such a role could
-do as much without the function; to any other role owning it gives rights.
-Rule 3. Where something cannot be heard by triggers at all, in a foreign table or in a table
-that inherits from another one, they are not complete.
-Rule 4. What was changed and changed back between two looks was different in between, so it
-counts as a change (:func:`read_version`).
+that table: its owner, a superuser, or a role with that privilege. Such a role could do as
+much without the function; any other owner would gain rights.
+Rule 3. Triggers are not complete for a foreign table, or for a table that inherits from
+another one: there are writes that fire no trigger.
+Rule 4. A trigger that was changed and changed back between two checks was different in
+between, so that counts as a change (:func:`read_version`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import asyncpg
 
 from handstamp.stores.connection import Connection
-from handstamp.stores.notify_trigger import (
+from handstamp.stores.notify.sql import (
     BODIES,
     ROW,
     SEARCH_PATH,
@@ -40,7 +40,7 @@ _TREE = """
         union select tree.root, i.inhrelid
         from tree join pg_catalog.pg_inherits i on i.inhparent = tree.oid)"""
 
-# Takes no lock on a table, so it waits for nobody who changes one.
+# Takes no lock on a table, so it never waits for a statement that changes one.
 _VERSION = f"""{_TREE}
     select coalesce(string_agg(concat_ws(' ', tree.root, tree.oid, t.oid, t.xmin, p.xmin,
             has_table_privilege(p.proowner, tree.root, 'trigger')), ','
@@ -114,11 +114,11 @@ _SAME_UNQUOTED = re.compile(r"[a-z_][a-z0-9_$]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Why something is not heard, in words.
+    """Why a trigger or a function is not relied on, in words.
 
-    ``mend`` is the SQL that gets out of the way what is there; where it is ``replaceable``,
-    the script that makes the trigger is enough. With ``dangerous`` somebody without rights
-    on the table decides what runs with the rights of whoever writes to it.
+    ``mend`` is the SQL that removes it or switches it on. If it is ``replaceable``, the
+    script that creates the trigger is enough. ``dangerous``: a role without rights on the
+    table decides what runs with the rights of every writer.
     """
 
     text: str
@@ -129,7 +129,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What was found of the triggers that ought to be there; ``absent`` if nothing was."""
+    """What was found of the triggers that should be there; ``absent`` if nothing was."""
 
     missing: tuple[NotifyTrigger, ...]
     problems: tuple[Problem, ...]
@@ -137,7 +137,7 @@ class Checked:
 
     @property
     def complete(self) -> bool:
-        """Whether every writer is heard, as far as triggers can tell."""
+        """Whether every writer notifies, as far as triggers can make it."""
         return not self.missing and not self.problems
 
     @property
@@ -150,22 +150,30 @@ class Checked:
 
 
 async def read_version(connection: Connection, triggers: Sequence[NotifyTrigger]) -> str:
-    """A text that is another one whenever anything may have changed about these triggers
-    since it was read; empty where there is no table."""
-    named = [trigger.name for trigger in triggers]
-    version = await connection.fetchval(_VERSION, tables_of(triggers), named)
+    """Returns a text that differs from the last one whenever anything about these triggers
+    may have changed; empty where there is no table."""
+    names = [trigger.name for trigger in triggers]
+    version = await connection.fetchval(_VERSION, tables_of(triggers), names)
     return str(version)
 
 
 async def check_triggers(
     connection: Connection, triggers: Sequence[NotifyTrigger]
 ) -> Checked:
-    """Compare the triggers in the catalog with those that ought to be there."""
-    named = [trigger.name for trigger in triggers]
-    rows = await connection.fetch(_TRIGGERS, tables_of(triggers), named)
+    """Compare the triggers in the catalog with those that should be there."""
+    names = [trigger.name for trigger in triggers]
+    rows = await connection.fetch(_TRIGGERS, tables_of(triggers), names)
     found = {(row["table"], row["name"]): row for row in rows if row["name"]}
-    problems = [text for row in rows for text in _table_problems(row)]
-    missing = []
+    problems, missing = [], []
+    for row in rows:
+        table = shown(row["table"])
+        if not row["holds_rows"]:
+            problems.append(Problem(text=f"{table} is no table with rows of its own"))
+        elif row["elsewhere"]:
+            text = (
+                f"other tables inherit from {table}, or hold a part of it on another server"
+            )
+            problems.append(Problem(text=text))
     for trigger in triggers:
         row = found.get((trigger.table, trigger.name))
         if row is None:
@@ -182,8 +190,10 @@ async def check_triggers(
 async def check_functions(
     connection: Connection, triggers: Sequence[NotifyTrigger], schema: str | None = None
 ) -> Mapping[str, Problem | None]:
-    """The functions of these names that are there, in ``schema`` or else wherever a call
-    would find them; and what speaks against each."""
+    """The functions with these names that exist, and the problem of each or None.
+
+    Looks in ``schema``, or where a call without a schema would find them.
+    """
     names = functions_of(triggers)
     rows = await connection.fetch(_FUNCTIONS, tables_of(triggers), names, schema)
     return {row["name"]: _function_problem(row["name"], row) for row in rows}
@@ -194,22 +204,24 @@ def shown(table: str) -> str:
     return table.replace('"', "")
 
 
-def _table_problems(row: asyncpg.Record) -> Iterator[Problem]:
-    table = shown(row["table"])
-    if not row["holds_rows"]:
-        yield Problem(text=f"{table} is no table with rows of its own")
-    elif row["elsewhere"]:
-        text = f"other tables inherit from {table}, or hold a part of it on another server"
-        yield Problem(text=text)
-
-
 def _trigger_problems(trigger: NotifyTrigger, row: asyncpg.Record) -> Iterator[Problem]:
     place = f"trigger {trigger.name} on {shown(trigger.table)}"
     drop = f"drop trigger {trigger.name} on {trigger.table}"
     function = _function_problem(trigger.function, row)
     if function is not None:
         yield replace(function, text=f"{place} calls another function: {function.text}")
-    reasons = list(_differences(trigger, row))
+    argument = "" if trigger.argument is None else f"{trigger.argument}\0"
+    # The definition is None for a trigger that was dropped at this moment.
+    head, _, _ = (row["definition"] or "").rpartition(" EXECUTE FUNCTION ")
+    condition = canonical(head.partition(" WHEN (")[2].removesuffix(")"))
+    differences = {
+        "it fires at other events": row["type"] != trigger.type or not row["ordinary"],
+        "it fires for some columns only": not row["any_column"],
+        "its condition is another one": condition != canonical(trigger.condition)
+        or row["depends"],
+        "it names another column of ids": bytes(row["arguments"]) != argument.encode(),
+    }
+    reasons = [reason for reason, differs in differences.items() if differs]
     if reasons:
         text = f"{place} is not the one that handstamp makes: {', '.join(reasons)}"
         yield Problem(text=text, mend=drop, replaceable=row["ordinary"])
@@ -222,32 +234,21 @@ def _trigger_problems(trigger: NotifyTrigger, row: asyncpg.Record) -> Iterator[P
         yield Problem(text=text, mend=drop, replaceable=False)
 
 
-def _differences(trigger: NotifyTrigger, row: asyncpg.Record) -> Iterator[str]:
-    argument = trigger.argument
-    if row["type"] != trigger.type or not row["ordinary"]:
-        yield "it fires at other events"
-    if not row["any_column"]:
-        yield "it fires for some columns only"
-    if _condition(row["definition"]) != canonical(trigger.condition) or row["depends"]:
-        yield "its condition is another one"
-    if bytes(row["arguments"]) != (b"" if argument is None else argument.encode() + b"\0"):
-        yield "it names another column of ids"
-
-
 def _function_problem(name: str, row: asyncpg.Record) -> Problem | None:
     place = row["place"]
     drop = f"drop function {place} cascade"
     if not row["trusted"]:
         text = (
             f"{place} belongs to {row['owner']}, a role that may not create triggers on "
-            "the table: it would run code of its own with the rights of whoever writes"
+            "the table: it would run code of its own with the rights of every writer"
         )
         return Problem(text=text, mend=drop, replaceable=False, dangerous=True)
     if row["definer"]:
         text = f"{place} runs with the rights of its owner (security definer)"
         return Problem(text=text, mend=drop, dangerous=True)
     reasons = []
-    if not row["plain"] or _lines(row["body"]) != _lines(BODIES[name]):
+    body, ours = (text.strip().splitlines() for text in (row["body"], BODIES[name]))
+    if not row["plain"] or body != ours:
         reasons.append("its body is another one")
     if list(row["settings"]) != [f"search_path={SEARCH_PATH}"]:
         reasons.append(f"its search path is not fixed to {SEARCH_PATH}")
@@ -257,24 +258,13 @@ def _function_problem(name: str, row: asyncpg.Record) -> Problem | None:
     return Problem(text=text, mend=drop)
 
 
-def _lines(body: str) -> list[str]:
-    return body.strip().splitlines()
-
-
-def _condition(definition: str | None) -> list[str]:
-    """The condition in what ``pg_get_triggerdef`` says; None for one that has just gone."""
-    head, _, _ = (definition or "").rpartition(" EXECUTE FUNCTION ")
-    _, when, condition = head.partition(" WHEN (")
-    return canonical(condition.removesuffix(")")) if when else []
-
-
 def canonical(condition: str) -> list[str]:
     """A condition as a list of words, for comparison.
 
-    Casts are left out, for they depend on the types of the columns, and with them the
-    parentheses around a single operand.
+    Casts are left out, because they depend on the types of the columns. So are the
+    parentheses around ``old.column``, ``new.column`` or a constant, which come with them.
     """
-    words = []
+    words: list[str] = []
     for token in _TOKEN.finditer(condition):
         if token["cast"] or token["space"]:
             continue
@@ -282,24 +272,17 @@ def canonical(condition: str) -> list[str]:
             words.append(token[0])
         else:
             words.append(token["quoted"] or token["text"] or token[0].lower())
-    return _without_needless(words)
-
-
-def _without_needless(words: list[str]) -> list[str]:
-    """Without the parentheses around ``old.column``, ``new.column`` or a constant."""
-    kept: list[str] = []
-    for word in words:
-        kept.append(word)
-        for size in (3, 5) if word == ")" else ():
-            inner = kept[1 - size : -1]
-            operand = size == 3 or (len(inner) == 3 and inner[1] == ".")
-            if kept[-size:][0] == "(" and operand and not _is_call(kept[:-size]):
-                kept[-size:] = inner
+        for size in (3, 5) if words[-1] == ")" else ():
+            operand = words[1 - size : -1]
+            single = size == 3 or (len(operand) == 3 and operand[1] == ".")
+            opened = len(words) >= size and words[-size] == "("
+            if opened and single and not _ends_with_function(words[:-size]):
+                words[-size:] = operand
                 break
-    return kept
+    return words
 
 
-def _is_call(before: list[str]) -> bool:
-    """Whether what follows are the arguments of a function."""
-    last = before[-1] if before else ""
+def _ends_with_function(words: list[str]) -> bool:
+    """Whether parentheses after these words are the arguments of a function."""
+    last = words[-1] if words else ""
     return bool(re.fullmatch(r"[\w$]+", last)) and last not in _KEYWORDS
