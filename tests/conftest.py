@@ -114,7 +114,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With ``--dist loadscope``: one worker for all tests that share what is costly."""
     if config.getoption("dist") != "loadscope":
         return None
-    from tests.support.scheduling import Scheduling  # needs pytest-xdist
+    from tests.support.xdist_scheduler import Scheduling  # needs pytest-xdist
 
     return Scheduling(config, log)
 

@@ -28,7 +28,7 @@ from handstamp.config import Cookies
 from handstamp.flask import SessionAuth
 from handstamp.flask import session_auth as flask_auth
 from handstamp.starlette import session_auth, wrap
-from tests.examples.serving import free_port, until
+from tests.examples.servers import free_port, until
 from tests.support.chromium import Tab, find_chromium, open_tab
 from tests.support.engines import SECRET
 from tests.support.wsgi import new_user

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.examples.serving import EXAMPLES
+from tests.examples.servers import EXAMPLES
 from tests.matrix import ROOT, Environment, chosen, counted, line, row, told
 
 FRAMEWORKS = {example.framework for example in EXAMPLES}

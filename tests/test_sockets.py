@@ -20,7 +20,7 @@ from handstamp.events import Refreshed
 from handstamp.stores.memory import MemoryStore
 from tests.support.asgi import cookie_header, serve, socket_scope
 from tests.support.clock import FakeClock
-from tests.support.engines import ALICE, Engine, looked, new_tokens, running, seconds
+from tests.support.engines import ALICE, Engine, invalidated, new_tokens, running, seconds
 from tests.support.engines import listening as bus_listening
 from tests.support.waiting import turns, until
 
@@ -421,7 +421,7 @@ async def test_p5_four_hundred_handshakes_at_a_deploy_stay_open() -> None:
     async with after.sessions:
         for socket in sockets:
             assert await socket.next() == ACCEPT
-        await looked(after)
+        await invalidated(after)
         assert [socket.outgoing.qsize() for socket in sockets] == [0] * 400
         for socket in sockets:
             socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})

@@ -15,9 +15,9 @@ import asyncpg
 import pytest
 
 import run
-from tests.support.scheduling import scope_of
 from tests.support.shared_postgres import ROOT, folder_of_run
 from tests.support.waiting import until
+from tests.support.xdist_scheduler import scope_of
 
 WORKER = """
 import sys

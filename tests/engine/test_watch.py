@@ -17,8 +17,8 @@ from handstamp.errors import SessionsUnavailable
 from handstamp.stores.memory import MemoryUser
 from tests.support.engines import (
     Engine,
+    invalidated,
     listening,
-    looked,
     running,
     seconds,
     session_of,
@@ -72,7 +72,7 @@ async def test_c68_a_forged_notice_closes_no_connection(text: str) -> None:
     async with running(policy=SLOW) as engine:
         (issued, socket), (_, other) = await opened(engine), await opened(engine, "bob")
         said(engine, text.format(session=issued.session.id, user=issued.session.user_id))
-        await looked(engine)
+        await invalidated(engine)
         assert (socket.closed, other.closed) == (0, 0)
         assert session_of(await engine.ask(issued)).id == issued.session.id
 
@@ -391,7 +391,7 @@ async def test_c68_notices_about_strangers_cause_no_query() -> None:
     async with running(policy=SLOW) as engine:
         _, socket = await opened(engine)
         cached = await engine.login("bob")
-        await looked(engine)
+        await invalidated(engine)
         queries = engine.store.queries
         for number in range(1000):
             said(engine, f"s:{number}")
@@ -422,7 +422,7 @@ async def test_c68_one_query_at_a_time_works_off_a_flood() -> None:
             said(engine, f"s:{issued.session.id}")
             said(engine, "all")
             await asyncio.sleep(0)
-        await looked(engine)
+        await invalidated(engine)
         assert most == 1
 
 
@@ -492,7 +492,7 @@ async def test_p4_what_ended_inside_the_window_is_closed_at_its_end() -> None:
     async with running(policy=SLOW) as engine:
         (_, first), (issued, socket) = await opened(engine), await opened(engine)
         said(engine, "all")
-        await looked(engine)
+        await invalidated(engine)
         end_unsaid(engine, issued)
         said(engine, "all")
         await until(lambda: socket.closed)

@@ -15,7 +15,7 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
 from tests.conftest import created
-from tests.examples.serving import (
+from tests.examples.servers import (
     EXAMPLES,
     PASSWORDS,
     Example,

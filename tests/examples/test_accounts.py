@@ -21,7 +21,7 @@ from examples.accounts import (
     hasher,
 )
 from handstamp import LoginRefused
-from tests.examples.serving import (
+from tests.examples.servers import (
     OTHER_SHAPES,
     ROOT,
     SECRET,

@@ -13,7 +13,7 @@ import pytest
 from handstamp import Cookies, Sessions
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.core.tokens import Tokens
-from tests.examples.serving import EXAMPLES, SECRET, Example, Server, each, sign_in
+from tests.examples.servers import EXAMPLES, SECRET, Example, Server, each, sign_in
 
 ALIEN = Tokens(["the secret of somebody else: 32 bytes and more"])
 STRANGER = "01HZY3J8Z8Z8Z8Z8Z8Z8Z8Z8Z8"

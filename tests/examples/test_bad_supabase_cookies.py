@@ -11,7 +11,7 @@ import jwt
 import pytest
 
 from handstamp.supabase.cookies import encode_session
-from tests.examples.serving import EXAMPLES, SECRET, Example, Server, each, sign_in
+from tests.examples.servers import EXAMPLES, SECRET, Example, Server, each, sign_in
 from tests.examples.test_bad_input_over_the_wire import exchange
 
 ALIEN = "the secret of another project: 32 bytes and more"

@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.examples.serving import SMOKED, Example, Server, each, sign_in, until
+from tests.examples.servers import SMOKED, Example, Server, each, sign_in, until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

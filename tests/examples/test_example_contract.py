@@ -11,7 +11,7 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.examples.serving import (
+from tests.examples.servers import (
     Example,
     Server,
     execute,

@@ -10,7 +10,7 @@ import pytest
 
 from handstamp.core.tokens import Tokens
 from handstamp.supabase.cookies import decode_session
-from tests.examples.serving import EXAMPLES, Example, Server, due, each, sign_in, until
+from tests.examples.servers import EXAMPLES, Example, Server, due, each, sign_in, until
 
 Pair = dict[str, str]
 """The cookies of one session: two, or the one of Supabase."""

@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.examples.serving import (
+from tests.examples.servers import (
     SOCKETS,
     Example,
     Server,

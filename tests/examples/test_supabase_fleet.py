@@ -18,7 +18,7 @@ from handstamp.supabase.cookies import decode_session, encode_session
 from handstamp.supabase.rules import SupabaseRules
 from handstamp.supabase.tokens import KeyRing, write_v2
 from tests.conftest import copied
-from tests.examples.serving import SECRET, Example, Server, due, seed, serving
+from tests.examples.servers import SECRET, Example, Server, due, seed, serving
 from tests.support.supabase import assert_gotrue_can_read
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.server]

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 import httpx
 import pytest
 
-from tests.examples.serving import Example, Server, serving, sign_in, until
+from tests.examples.servers import Example, Server, serving, sign_in, until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

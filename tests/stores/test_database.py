@@ -16,23 +16,23 @@ import pytest
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores import connection as breaker_module
 from handstamp.stores.connection import READ_POOL_SIZE, Database
+from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 from tests.support.waiting import until
-from tests.support.wire import Wire, wired
 
 BUDGET = timedelta(seconds=0.2)
 MINUTE = "select pg_sleep(60)"
 
 
 @pytest.fixture
-async def wire(dsn: str) -> AsyncIterator[Wire]:
+async def wire(dsn: str) -> AsyncIterator[TcpProxy]:
     """A wire to an empty database."""
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    async with wired(dsn) as wire:
+    async with tcp_proxy(dsn) as wire:
         yield wire
 
 
 @pytest.fixture
-async def database(wire: Wire) -> AsyncIterator[Database]:
+async def database(wire: TcpProxy) -> AsyncIterator[Database]:
     """A database at the end of a wire, with little patience."""
     database = Database(wire.dsn, width=2, budget=BUDGET)
     yield database
@@ -69,7 +69,7 @@ async def test_p16_c123_a_slow_query_ends_with_the_budget(
 
 
 async def test_p16_connecting_is_inside_the_budget(
-    database: Database, wire: Wire, no_probe: None
+    database: Database, wire: TcpProxy, no_probe: None
 ) -> None:
     """A server that accepts and says nothing is given up like a slow query."""
     wire.freeze()
@@ -77,7 +77,9 @@ async def test_p16_connecting_is_inside_the_budget(
     assert (database.queries, database.breaker.is_open) == (0, True)
 
 
-async def test_p16_handshakes_that_hang_are_a_few(database: Database, wire: Wire) -> None:
+async def test_p16_handshakes_that_hang_are_a_few(
+    database: Database, wire: TcpProxy
+) -> None:
     """However many ask while a server accepts and says nothing: a handshake that was given
     up goes on for a while, and its lane is taken by the next one."""
     wire.freeze()
@@ -95,7 +97,7 @@ async def test_p16_handshakes_that_hang_are_a_few(database: Database, wire: Wire
 
 
 async def test_c122_waiting_for_a_lane_is_inside_the_budget(
-    wire: Wire, no_probe: None
+    wire: TcpProxy, no_probe: None
 ) -> None:
     """When all lanes are taken, whoever waits for one is told in time."""
     database = Database(wire.dsn, width=1, budget=timedelta(seconds=1))
@@ -108,7 +110,7 @@ async def test_c122_waiting_for_a_lane_is_inside_the_budget(
 
 
 async def test_c123_a_frozen_connection_is_dropped_without_a_word(
-    database: Database, wire: Wire
+    database: Database, wire: TcpProxy
 ) -> None:
     """Not waited for: the wire thaws only after the answer, and a new one is made."""
     await database.look_up("select 1")
@@ -147,10 +149,10 @@ async def test_a_write_that_is_given_up_opens_no_breaker(database: Database) -> 
 
 
 async def test_a_refused_connection_opens_the_breaker(
-    database: Database, wire: Wire, no_probe: None
+    database: Database, wire: TcpProxy, no_probe: None
 ) -> None:
     """By a write as by a look-up: nobody needs to wait to know it."""
-    await wire.unplug()
+    await wire.stop()
     with pytest.raises(SessionsUnavailable):
         await database.fetch("select 1")
     assert database.breaker.is_open
@@ -164,20 +166,20 @@ async def test_an_error_of_the_server_opens_no_breaker(database: Database) -> No
 
 
 async def test_p16_the_breaker_closes_by_its_own_probe(
-    database: Database, wire: Wire
+    database: Database, wire: TcpProxy
 ) -> None:
     """When the server is back nobody has to try it: the probe has."""
-    await wire.unplug()
+    await wire.stop()
     await refused(database)
     connections = wire.connections
-    await wire.plug_in()
+    await wire.start()
     await until(lambda: not database.breaker.is_open)
     assert wire.connections == connections + 1
     await database.look_up("select 1")
 
 
 async def test_a_probe_of_a_frozen_server_is_given_up(
-    database: Database, wire: Wire
+    database: Database, wire: TcpProxy
 ) -> None:
     """Each within the budget, so that recovery is seen soon after it."""
     wire.freeze()
@@ -193,7 +195,7 @@ async def test_a_probe_of_a_frozen_server_is_given_up(
 
 
 async def test_c125_a_lost_connection_is_asked_for_once_more(
-    database: Database, wire: Wire
+    database: Database, wire: TcpProxy
 ) -> None:
     """Every held connection is dead, and every look-up still has its answer."""
     await asyncio.gather(*(database.look_up("select 1") for _ in range(READ_POOL_SIZE)))
@@ -240,7 +242,7 @@ async def test_an_answer_is_not_asked_for_twice(database: Database) -> None:
 
 
 async def test_work_of_several_statements_is_never_repeated(
-    database: Database, wire: Wire
+    database: Database, wire: TcpProxy
 ) -> None:
     """A connection that is lost within it is no answer, at once."""
     begun = 0

@@ -16,8 +16,8 @@ from handstamp.errors import SessionsUnavailable
 from handstamp.stores.base import ListenConnection, Notification
 from handstamp.stores.notify.sql import CHANNEL
 from handstamp.stores.table import TableStore
+from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 from tests.support.waiting import until
-from tests.support.wire import Wire, wired
 
 LISTENERS = """
     select pid from pg_stat_activity
@@ -143,7 +143,7 @@ async def test_nobody_to_listen_to_is_no_answer() -> None:
 class Hearer:
     """A bus on a wire that a test can freeze and cut."""
 
-    def __init__(self, wire: Wire, dsn: str) -> None:
+    def __init__(self, wire: TcpProxy, dsn: str) -> None:
         # It speaks past the wire, as other processes do.
         self.store = TableStore(dsn, listen_dsn=wire.dsn, budget=timedelta(seconds=1))
         self.notices: list[Notification] = []
@@ -158,14 +158,14 @@ class Hearer:
 
 
 @pytest.fixture
-async def wire(dsn: str) -> AsyncIterator[Wire]:
+async def wire(dsn: str) -> AsyncIterator[TcpProxy]:
     """A wire to an empty table."""
-    async with wired(dsn) as wire:
+    async with tcp_proxy(dsn) as wire:
         yield wire
 
 
 @pytest.fixture
-async def hearer(wire: Wire, dsn: str) -> AsyncIterator[Hearer]:
+async def hearer(wire: TcpProxy, dsn: str) -> AsyncIterator[Hearer]:
     """A bus that listens."""
     hearer = Hearer(wire, dsn)
     hearer.listener.start()
@@ -177,13 +177,13 @@ async def hearer(wire: Wire, dsn: str) -> AsyncIterator[Hearer]:
 
 
 async def test_c53_c55_a_cut_wire_is_noticed_and_doubts_everything(
-    hearer: Hearer, wire: Wire
+    hearer: Hearer, wire: TcpProxy
 ) -> None:
     """Deaf at once, listening again by itself, and everything doubted once more."""
-    await wire.unplug()
+    await wire.stop()
     await until(lambda: hearer.listener.hearing is ListenerState.DEAF)
     await hearer.store.channel.notify("s:unheard")
-    await wire.plug_in()
+    await wire.start()
     await until(lambda: hearer.listener.hearing is ListenerState.LISTENING)
     assert len(hearer.resets) == 2
     await hearer.store.channel.notify("s:heard")
@@ -192,7 +192,7 @@ async def test_c53_c55_a_cut_wire_is_noticed_and_doubts_everything(
 
 
 async def test_c54_a_wire_that_is_silent_and_open_is_noticed(
-    hearer: Hearer, wire: Wire
+    hearer: Hearer, wire: TcpProxy
 ) -> None:
     """No callback comes and no error: the missing proof alone says it."""
     wire.freeze()

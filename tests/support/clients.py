@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from handstamp import Sessions
+from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import TestClient
-from tests.support.served import over_asgi, over_wsgi
 
 HTTPS = "https://testserver.local"
 Make = Callable[[Sessions], Any]
@@ -29,7 +29,7 @@ def starlette_inside(sessions: Sessions) -> Any:
     from starlette.middleware import Middleware
 
     from handstamp.starlette import SessionAuthMiddleware
-    from tests.support.served import ROUTES
+    from tests.support.apps import ROUTES
 
     middleware = [Middleware(SessionAuthMiddleware, sessions=sessions)]
     return TestClient(Starlette(routes=ROUTES, middleware=middleware), base_url=HTTPS)

@@ -1,4 +1,4 @@
-"""A clock that a test moves by hand."""
+"""A clock that only the test moves."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 class FakeClock:
-    """One time under two readings: the engine's (call it) and a database's (``now``).
+    """One time with two readings: the engine's (call it) and the database's (``now``).
 
     ``Sessions(store, clock=clock)`` and ``MemoryStore(clock.now)`` then agree. Move
-    ``database`` alone to make a database whose clock was set.
+    ``database`` alone to simulate a database server whose clock was set.
     """
 
     def __init__(self, start: datetime = START) -> None:
@@ -26,7 +26,7 @@ class FakeClock:
         return self.database
 
     def advance(self, by: timedelta | float) -> None:
-        """Let time pass, in seconds or as a duration."""
+        """Move both readings ahead, by seconds or by a duration."""
         passed = by if isinstance(by, timedelta) else timedelta(seconds=by)
         self.uptime += passed.total_seconds()
         self.database += passed

@@ -1,5 +1,8 @@
-"""The command line in this process: what its users have, without the second that it takes
-to start Python and to import everything. `tests/cli/test_init.py` runs it from outside."""
+"""Runs the command line in this process.
+
+That saves the second that it takes to start Python and to import everything.
+`tests/cli/test_init.py` runs it in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from typer.testing import CliRunner
 from handstamp.cli.app import app
 
 _one_at_a_time = Lock()
-"""While a command runs, what is printed in this process is its output."""
+"""Everything that this process prints while a command runs is taken as its output."""
 
 
 def handstamp(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run ``handstamp`` with these arguments; ``DATABASE_URL`` is set only by ``environ``.
 
-    In a thread, for the test may have an event loop and the command makes its own.
+    It runs in a thread, because the test may have an event loop and the command starts one.
     """
     given = {"DATABASE_URL": None, **environ}
     with _one_at_a_time, ThreadPoolExecutor(1) as thread:

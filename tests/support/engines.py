@@ -1,4 +1,4 @@
-"""An engine on a store in memory, with one clock for both and its events in a list."""
+"""Engines on a store in memory, with one clock for both and their events in a list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from handstamp.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.waiting import PATIENCE
 
-SECRET = "a secret of the tests, and of nothing else"
+SECRET = "the secret of the tests: at least 32 bytes"
 ALICE = "alice"
 LAPTOP = Client(address="198.51.100.7", user_agent="Laptop", user_agent_hash="1" * 64)
 PHONE = Client(address="203.0.113.9", user_agent="Phone", user_agent_hash="2" * 64)
@@ -27,9 +27,9 @@ E = TypeVar("E", bound=Event)
 
 
 class Engine:
-    """One process: ``sessions`` over ``store``, and what it published.
+    """The engine of one process: ``sessions`` on ``store``, and the events it published.
 
-    Another engine with the same ``clock`` and ``store`` is another process.
+    Another engine with the same ``clock`` and ``store`` stands for another process.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Engine:
         return [event for event in self.events if isinstance(event, kind)]
 
     def row(self, session_id: str) -> Record:
-        """The row as it lies in the table."""
+        """The row of this session in the table."""
         return self.store.rows[session_id]
 
     async def login(self, user: str = ALICE, **options: Any) -> Issued:
-        """A new session, from the laptop, remembered."""
+        """Create a session; by default from the laptop, with ``remember``."""
         options = {"client": LAPTOP, "remember": True, **options}
         return await self.sessions.create(user, **options)
 
@@ -81,16 +81,16 @@ class Engine:
         return await self.sessions.authenticate(credentials, client, passive=passive)
 
     async def expire(self) -> None:
-        """Let every session token run out, and no more."""
+        """Move the clock so that every session token has expired, and no refresh token."""
         self.clock.advance(self.policy.session_ttl)
 
     async def refreshed(self, issued: Issued, client: Client = LAPTOP) -> Issued:
-        """What a request gets whose session token is dead."""
+        """The new tokens of a request that presents the refresh token only."""
         return new_tokens(await self.ask(issued, session=False, client=client))
 
 
 def shown(session: Iterable[str] = (), refresh: Iterable[str] = ()) -> Credentials:
-    """What a request carries in its cookies."""
+    """The credentials of a request with these cookies."""
     return Credentials(
         session=tuple(text.encode() for text in session),
         refresh=tuple(text.encode() for text in refresh),
@@ -100,13 +100,13 @@ def shown(session: Iterable[str] = (), refresh: Iterable[str] = ()) -> Credentia
 
 
 def session_of(answer: Answer) -> Session:
-    """The session of an answer that has one."""
+    """The session of an answer, which must have one."""
     assert isinstance(answer, Authenticated), answer
     return answer.session
 
 
 def new_tokens(answer: Answer) -> Issued:
-    """The tokens that come with an answer."""
+    """The new tokens of an answer, which must have some."""
     assert isinstance(answer, Authenticated), answer
     assert answer.issued is not None
     return answer.issued
@@ -130,13 +130,13 @@ async def running(**options: Any) -> AsyncIterator[Engine]:
 
 
 async def listening(engine: Engine) -> None:
-    """Return when the bus has proven itself, where the store answers at all."""
+    """Return when notifications are known to be delivered, or at once in an outage."""
     while not engine.store.down and engine.sessions.stats().listener != "listening":  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
-async def looked(engine: Engine) -> None:
-    """Return when the watch has worked off every doubt so far."""
+async def invalidated(engine: Engine) -> None:
+    """Return when the invalidator has handled every notification so far."""
     session = (await engine.login()).session
     marker, gone = replace(session, id="without a row"), asyncio.Event()
     engine.sessions.connections.add(marker, gone.set)
@@ -146,5 +146,5 @@ async def looked(engine: Engine) -> None:
 
 
 def seconds(number: float) -> timedelta:
-    """A duration, shorter to read."""
+    """A duration of so many seconds."""
     return timedelta(seconds=number)

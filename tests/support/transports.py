@@ -1,7 +1,7 @@
-"""One request to one world, through each transport: what came back and what it left.
+"""Sends one request through the ASGI and the WSGI middleware, to compare the results.
 
-Two worlds alike in every byte, their tokens included: the same clock, the same entropy,
-the same ids.
+Both have an engine of their own with the same clock, entropy and ids, so even the tokens
+are equal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Seen = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One request, to a world that was prepared, and what the application does with it.
+    """One request to a prepared engine, and what the application does with it.
 
     ``headers`` may hold ``{session}`` and ``{refresh}`` of the session ``alice`` has, and
     ``{other_session}`` and ``{other_refresh}`` of another one of hers. ``act`` is a method
@@ -49,8 +49,8 @@ class Case:
         return self.name
 
 
-def world() -> Engine:
-    """An engine that is the same in every byte whenever it is made."""
+def make_engine() -> Engine:
+    """A new engine that makes the same ids and tokens each time."""
     ids = iter(f"{number:026d}" for number in range(100))
     drawn = iter(range(1, 100))
     return Engine(
@@ -59,11 +59,11 @@ def world() -> Engine:
 
 
 async def prepare(engine: Engine, what: str) -> dict[str, str]:
-    """Two sessions of alice, and what happens before the request comes; their tokens."""
+    """Create two sessions of alice and do ``what``. Returns their tokens by name."""
     await engines.listening(engine)
     issued = await engine.login()
     other = await engine.login("alice")
-    await happen(engine, what, issued)
+    await apply(engine, what, issued)
     engine.store.users["locked"] = MemoryUser(is_active=False)
     return {
         "session": issued.session_token,
@@ -73,8 +73,8 @@ async def prepare(engine: Engine, what: str) -> dict[str, str]:
     }
 
 
-async def happen(engine: Engine, what: str, issued: Issued) -> None:
-    """One of the things that happen to a session."""
+async def apply(engine: Engine, what: str, issued: Issued) -> None:
+    """Do to the session what the word says."""
     match what:
         case "forget":
             engine.sessions._state.cache.reset_after_fork()
@@ -105,20 +105,20 @@ def headers(case: Case, tokens: Mapping[str, str]) -> dict[str, str]:
 
 
 def over_asgi(case: Case) -> Seen:
-    """What the ASGI middleware answers."""
+    """The response of the ASGI middleware, and its effects."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        heard = None
+        result = None
         case.meanwhile(engine)
         if case.act is not None:
-            heard = getattr(scope[SCOPE_KEY], case.act[0])
-            heard = heard(*case.act[1:]) if callable(heard) else heard
-            heard = await heard if hasattr(heard, "__await__") else heard
+            result = getattr(scope[SCOPE_KEY], case.act[0])
+            result = result(*case.act[1:]) if callable(result) else result
+            result = await result if hasattr(result, "__await__") else result
         answer = [(k.encode(), v.encode()) for k, v in case.answer]
-        body = b"" if case.method == "HEAD" else repr(heard).encode()
+        body = b"" if case.method == "HEAD" else repr(result).encode()
         await asgi.responding(headers=answer, body=body)(scope, receive, send)
 
-    engine = world()
+    engine = make_engine()
 
     async def run() -> Seen:
         async with engine.sessions:
@@ -133,28 +133,28 @@ def over_asgi(case: Case) -> Seen:
             try:
                 answer = await asgi.serve(middleware, scope)
             except HandstampError as exc:
-                return {"raised": repr(exc), **after(engine, asked)}
+                return {"raised": repr(exc), **effects(engine, asked)}
             start = answer.start
             found = [(k.decode(), v.decode("latin-1")) for k, v in start["headers"]]
             body = b"" if case.method == "HEAD" else answer.body
-            return {**shown(answer.status, found, body), **after(engine, asked)}
+            return {**response_of(answer.status, found, body), **effects(engine, asked)}
 
     return asyncio.run(run())
 
 
 def over_wsgi(case: Case) -> Seen:
-    """What the WSGI middleware answers."""
+    """The response of the WSGI middleware, and its effects."""
 
     def app(environ: Any, start_response: Any) -> Any:
-        heard = None
+        result = None
         case.meanwhile(engine)
         if case.act is not None:
-            heard = getattr(environ[ENVIRON_KEY], case.act[0])
-            heard = heard(*case.act[1:]) if callable(heard) else heard
+            result = getattr(environ[ENVIRON_KEY], case.act[0])
+            result = result(*case.act[1:]) if callable(result) else result
         start_response("200 OK", list(case.answer))
-        return [] if case.method == "HEAD" else [repr(heard).encode()]
+        return [] if case.method == "HEAD" else [repr(result).encode()]
 
-    engine = world()
+    engine = make_engine()
     call(engine.sessions.open)
     try:
         tokens = call(prepare, engine, case.prepare)
@@ -168,22 +168,22 @@ def over_wsgi(case: Case) -> Seen:
         try:
             answer = wsgi.serve(middleware, environ)
         except HandstampError as exc:
-            return {"raised": repr(exc), **call(settled, engine, asked)}
+            return {"raised": repr(exc), **call(effects_on_loop, engine, asked)}
         return {
-            **shown(answer.status, answer.headers, answer.body),
-            **call(settled, engine, asked),
+            **response_of(answer.status, answer.headers, answer.body),
+            **call(effects_on_loop, engine, asked),
         }
     finally:
         engine.store.down = False
         call(engine.sessions.close)
 
 
-async def settled(engine: Engine, asked: int) -> Seen:
-    return after(engine, asked)
+async def effects_on_loop(engine: Engine, asked: int) -> Seen:
+    return effects(engine, asked)
 
 
-def shown(status: int, found: list[tuple[str, str]], body: bytes) -> Seen:
-    """An answer, without the header that says how long it is."""
+def response_of(status: int, found: list[tuple[str, str]], body: bytes) -> Seen:
+    """A response without its Content-Length."""
     lowered = sorted((name.lower(), value) for name, value in found)
     return {
         "status": status,
@@ -192,8 +192,8 @@ def shown(status: int, found: list[tuple[str, str]], body: bytes) -> Seen:
     }
 
 
-def after(engine: Engine, asked: int) -> Seen:
-    """What the request left behind: rows, events, activity and queries of its own."""
+def effects(engine: Engine, asked: int) -> Seen:
+    """The effects of the request: rows, events, activity and its number of queries."""
     return {
         "rows": engine.store.rows,
         "events": [type(event).__name__ for event in engine.events],

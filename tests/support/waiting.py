@@ -1,4 +1,4 @@
-"""Waiting for a condition, instead of for a while."""
+"""Functions that wait for a condition, in place of a fixed time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ PATIENCE = 15
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Return when ``condition`` holds; a test that waits in vain fails."""
+    """Return when ``condition`` is true. Raises TimeoutError after ``PATIENCE`` seconds."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
 async def turns(number: int = 20) -> None:
-    """Let everything run that is ready to."""
+    """Let the event loop run ``number`` times, so that ready tasks proceed."""
     for _ in range(number):
         await asyncio.sleep(0)

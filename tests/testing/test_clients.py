@@ -21,6 +21,7 @@ from handstamp.testing import (
     outage,
     steal,
 )
+from tests.support.apps import over_wsgi
 from tests.support.clients import (
     ASYNC,
     SYNC,
@@ -35,7 +36,6 @@ from tests.support.clients import (
     quarted,
     webtest,
 )
-from tests.support.served import over_wsgi
 
 NAMES = {"__Host-session", "__Host-refresh"}
 

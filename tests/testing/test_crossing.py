@@ -12,8 +12,8 @@ from werkzeug.test import Client as WerkzeugClient
 from handstamp import ConfigError, Session, Sessions
 from handstamp.testing import acall, call, concurrently, login_as
 from handstamp.testing.concurrency import cross
+from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import browser
-from tests.support.served import over_asgi, over_wsgi
 
 
 def test_an_engine_that_is_open_nowhere_is_left_as_it_was(

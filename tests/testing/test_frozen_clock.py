@@ -17,9 +17,9 @@ from handstamp.testing import (
     login_as,
     memory_sessions,
 )
+from tests.support.apps import over_asgi
 from tests.support.browsers import browser
 from tests.support.engines import LAPTOP, SECRET, session_of, shown
-from tests.support.served import over_asgi
 
 DAY = timedelta(days=1)
 

@@ -17,7 +17,7 @@ import handstamp_pytest
 from handstamp import Policy, Sessions
 from handstamp.events import LoggedIn
 from handstamp.testing import FrozenClock, Recorded, call, login_as
-from tests.support.served import over_wsgi
+from tests.support.apps import over_wsgi
 
 ROOT = Path(__file__).parents[2]
 COLD = """

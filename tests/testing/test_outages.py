@@ -20,9 +20,9 @@ from handstamp.testing import (
     login_as,
     outage,
 )
+from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import browser
 from tests.support.engines import LAPTOP, SECRET, shown
-from tests.support.served import over_asgi, over_wsgi
 from tests.support.waiting import until
 
 

@@ -19,8 +19,8 @@ from handstamp.testing import (
     concurrently,
     login_as,
 )
+from tests.support.apps import over_asgi
 from tests.support.browsers import TestClient, browser
-from tests.support.served import over_asgi
 
 
 def test_all_threads_are_there_before_one_goes_on() -> None:

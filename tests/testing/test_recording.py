@@ -19,9 +19,9 @@ from handstamp.testing import (
     call,
     login_as,
 )
+from tests.support.apps import over_asgi
 from tests.support.browsers import TestClient, browser
 from tests.support.engines import SECRET
-from tests.support.served import over_asgi
 
 
 @pytest.fixture

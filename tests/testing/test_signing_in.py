@@ -23,8 +23,8 @@ from handstamp.testing import (
     login_as,
     memory_sessions,
 )
+from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import TestClient, browser
-from tests.support.served import over_asgi, over_wsgi
 
 HTTPS = "https://testserver.local"
 

@@ -37,6 +37,7 @@ from handstamp.testing import (
 )
 from handstamp.testing.concurrency import let_go
 from handstamp.testing.databases import database_like, template_database
+from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import TestClient, browser
 from tests.support.clients import (
     ASYNC,
@@ -49,7 +50,6 @@ from tests.support.clients import (
     quart,
     quarted,
 )
-from tests.support.served import over_asgi, over_wsgi
 from tests.support.supabase_clients import (
     READABLE,
     add,

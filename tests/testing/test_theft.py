@@ -21,9 +21,9 @@ from handstamp.testing import (
     steal,
 )
 from handstamp.testing.concurrency import let_go
+from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import TestClient, browser
 from tests.support.engines import SECRET
-from tests.support.served import over_asgi, over_wsgi
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from tests.examples.serving import PATIENCE, ROOT, environment, free_port, until
+from tests.examples.servers import PATIENCE, ROOT, environment, free_port, until
 from tests.support.wsgi import new_user
 
 APP = "tests.wsgi.site:app"

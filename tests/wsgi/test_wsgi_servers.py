@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from handstamp.stores.install import install
-from tests.examples.serving import PATIENCE, until
+from tests.examples.servers import PATIENCE, until
 from tests.support.wsgi import new_user, rows
 from tests.wsgi.serving import Server, gunicorn, serving, started, uwsgi, wsgiref
 

@@ -1,4 +1,4 @@
-"""Three small applications around one engine, for tests of what clients do with them."""
+"""Small applications on one engine, with and without a framework."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ ROUTES = [
 
 
 def over_asgi(sessions: Sessions, **options: Any) -> Any:
-    """``/me`` answers the user's id or 401, ``/public`` asks nobody."""
+    """A Starlette app: ``/me`` answers the user id or 401, ``/public`` always 200."""
     return wrap(Starlette(routes=ROUTES), sessions, **options)
 
 
 def over_wsgi(sessions: Sessions, **options: Any) -> WSGIApplication:
-    """The same paths without a framework."""
+    """A WSGI app without a framework, with the same paths but the WebSocket."""
     return wsgi.SessionAuthMiddleware(_plain, sessions, **options)
 
 

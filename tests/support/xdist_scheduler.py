@@ -1,4 +1,4 @@
-"""Which tests run in one worker, one after the other: those that share what is costly."""
+"""A scheduler for pytest-xdist: tests that share a costly server run in one worker."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ EXAMPLE = re.compile(r"[a-z]+-(?:asgi|wsgi)-(?:ulid|uuid|supabase)")
 
 
 class Scheduling(LoadScopeScheduling):
-    """``--dist loadscope``, with the scopes of :func:`scope_of`."""
+    """``--dist loadscope`` with the scopes of :func:`scope_of`."""
 
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)
 
 
 def scope_of(nodeid: str) -> str:
-    """A module; of the examples, one of them, for its servers are started once; of the
-    contract of the stores, one rule, for there are a thousand tests in that module."""
+    """Returns the scope of a test: its module, with two exceptions. In tests/examples it is
+    the example, whose servers are started once. In the contract of the stores, which has a
+    thousand tests, it is the test function."""
     module, _, name = nodeid.partition("::")
     if module == "tests/stores/test_contract.py":
         return nodeid.partition("[")[0]

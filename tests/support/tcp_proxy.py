@@ -1,4 +1,7 @@
-"""A wire to a server that a test can freeze, cut or unplug."""
+"""A TCP proxy in the test's event loop, which can freeze, cut and refuse connections.
+
+`tests/faults/proxy.py` is the same in a thread, for tests that block.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 CHUNK = 65536
 
 
-class Wire:
-    """A TCP proxy in this event loop. ``dsn`` leads through it."""
+class TcpProxy:
+    """Forwards to the server of a DSN. ``dsn`` is the address through the proxy."""
 
     def __init__(self, dsn: str) -> None:
         url = urlsplit(dsn)
@@ -31,30 +34,30 @@ class Wire:
         netloc = f"{user}@127.0.0.1:{self.port}"
         return urlunsplit(self._url._replace(netloc=netloc))
 
-    async def plug_in(self) -> None:
+    async def start(self) -> None:
         """Accept connections, on the same port as before."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    async def unplug(self) -> None:
-        """Refuse connections and cut those there are."""
+    async def stop(self) -> None:
+        """Refuse new connections and abort the open ones."""
         if self._server is not None:
             self._server.close()
             self._server = None
         self.cut()
 
     def cut(self) -> None:
-        """Lose every connection there is."""
+        """Abort every open connection."""
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
 
     def freeze(self) -> None:
-        """Let no byte through, in either direction; sockets stay open."""
+        """Forward nothing in either direction. Sockets stay open."""
         self._flowing.clear()
 
     def thaw(self) -> None:
-        """Deliver what was held, and go on."""
+        """Forward what was held back, and continue."""
         self._flowing.set()
 
     async def _accept(
@@ -65,11 +68,11 @@ class Wire:
         far_reader, far_writer = await asyncio.open_connection(*self._target)
         self._writers.add(far_writer)
         for source, target in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.ensure_future(self._carry(source, target))
+            task = asyncio.ensure_future(self._forward(source, target))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _carry(
+    async def _forward(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter
     ) -> None:
         with suppress(OSError):
@@ -80,9 +83,9 @@ class Wire:
         target.close()
 
     async def close(self) -> None:
-        """End it all."""
+        """Stop the proxy and its tasks."""
         self.thaw()
-        await self.unplug()
+        await self.stop()
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
@@ -91,11 +94,11 @@ class Wire:
 
 
 @asynccontextmanager
-async def wired(dsn: str) -> AsyncIterator[Wire]:
-    """A wire that is plugged in."""
-    wire = Wire(dsn)
-    await wire.plug_in()
+async def tcp_proxy(dsn: str) -> AsyncIterator[TcpProxy]:
+    """A started proxy, closed at the end."""
+    proxy = TcpProxy(dsn)
+    await proxy.start()
     try:
-        yield wire
+        yield proxy
     finally:
-        await wire.close()
+        await proxy.close()
