@@ -15,9 +15,9 @@ from handstamp.engine.dispatch import ListenerState
 from handstamp.engine.invalidation import NEVER, NotificationListener
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.base import Notification
-from tests.support.air import Air
 from tests.support.clock import FakeClock
 from tests.support.engines import Engine, running, seconds, session_of
+from tests.support.fake_channel import FakeChannel
 from tests.support.waiting import turns, until
 
 STALENESS = 0.04
@@ -27,13 +27,13 @@ STALENESS = 0.04
 class Ear:
     """A bus, and what it was told."""
 
-    def __init__(self, air: Air) -> None:
-        self.air = air
+    def __init__(self, channel: FakeChannel) -> None:
+        self.channel = channel
         self.clock = FakeClock()
         self.notices: list[Notification] = []
         self.resets = 0
         self.listener = NotificationListener(
-            air,
+            channel,
             heard=self.notices.append,
             reset=self._reset,
             max_staleness=STALENESS,
@@ -57,21 +57,21 @@ class Ear:
 
 
 @pytest.fixture
-async def air() -> Air:
+async def channel() -> FakeChannel:
     """A channel that works."""
-    return Air()
+    return FakeChannel()
 
 
 @pytest.fixture
-async def ear(air: Air) -> AsyncIterator[Ear]:
+async def ear(channel: FakeChannel) -> AsyncIterator[Ear]:
     """A bus that has begun, on a channel of its own."""
-    async with started(air) as ear:
+    async with started(channel) as ear:
         yield ear
 
 
 @asynccontextmanager
-async def started(air: Air) -> AsyncIterator[Ear]:
-    ear = Ear(air)
+async def started(channel: FakeChannel) -> AsyncIterator[Ear]:
+    ear = Ear(channel)
     ear.listener.start()
     try:
         yield ear
@@ -94,9 +94,9 @@ def other_tasks() -> set[asyncio.Task[object]]:
 # What is proven.
 
 
-async def test_nothing_is_trusted_before_the_bus_begins(air: Air) -> None:
+async def test_nothing_is_trusted_before_the_bus_begins(channel: FakeChannel) -> None:
     """A bus that was not started is off and vouches for nothing."""
-    ear = Ear(air)
+    ear = Ear(channel)
     assert (ear.hearing, ear.trusts) == (ListenerState.OFF, False)
 
 
@@ -112,27 +112,27 @@ async def test_a_store_without_a_channel_has_no_bus() -> None:
     await bus.stop()
 
 
-async def test_p4_a_proof_counts_from_its_start(ear: Ear, air: Air) -> None:
+async def test_p4_a_proof_counts_from_its_start(ear: Ear, channel: FakeChannel) -> None:
     """Trust reaches from the start of the round trip, however long that took."""
     await ear.until(ListenerState.LISTENING)
-    air.answers.clear()
-    proofs = air.proofs
-    await until(lambda: air.proofs > proofs)
+    channel.may_answer.clear()
+    proofs = channel.proofs
+    await until(lambda: channel.proofs > proofs)
     for number in range(2, 5):
         start = ear.clock()
         ear.clock.advance(seconds(1000))
-        air.answers.set()
-        air.answers.clear()  # this one round trip ends, and the next one begins
-        await until(lambda number=number: air.proofs == proofs + number)
+        channel.may_answer.set()
+        channel.may_answer.clear()  # this one round trip ends, and the next one begins
+        await until(lambda number=number: channel.proofs == proofs + number)
         assert ear.listener.trusted_until == start + STALENESS
 
 
-async def test_p4_trust_ends_by_itself(ear: Ear, air: Air) -> None:
+async def test_p4_trust_ends_by_itself(ear: Ear, channel: FakeChannel) -> None:
     """When no further proof comes the bound stands where it stood, and time passes it."""
     await ear.until(ListenerState.LISTENING)
-    air.answers.clear()
-    proofs = air.proofs
-    await until(lambda: air.proofs > proofs)
+    channel.may_answer.clear()
+    proofs = channel.proofs
+    await until(lambda: channel.proofs > proofs)
     assert ear.listener.trusted_until == ear.clock() + STALENESS
     ear.clock.advance(seconds(STALENESS))
     assert not ear.trusts
@@ -148,36 +148,38 @@ async def test_the_heart_beats_faster_than_the_bound() -> None:
 
 
 async def test_c56_a_mute_channel_is_never_trusted(
-    air: Air, hasty: None, caplog: pytest.LogCaptureFixture
+    channel: FakeChannel, hasty: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """LISTEN succeeds and nothing arrives: no proof is even asked for, and it is said."""
-    air.mute = True
+    channel.loses_notifications = True
     with caplog.at_level(logging.WARNING, "handstamp"):
-        async with started(air) as ear:
+        async with started(channel) as ear:
             await ear.until(ListenerState.MUTE)
             assert not ear.trusts
-    assert (air.proofs, ear.resets) == (0, 0)
+    assert (channel.proofs, ear.resets) == (0, 0)
     assert "listen_dsn" in caplog.text
 
 
-async def test_c58_somebody_elses_canary_proves_nothing(air: Air, hasty: None) -> None:
+async def test_c58_somebody_elses_canary_proves_nothing(
+    channel: FakeChannel, hasty: None
+) -> None:
     """Only the bus's own nonce counts, and a foreign one disturbs nobody."""
-    air.mute = True
-    async with started(air) as ear:
-        await until(lambda: air.links)
-        air.say("c:")
-        air.say("c:0123456789abcdef")
+    channel.loses_notifications = True
+    async with started(channel) as ear:
+        await until(lambda: channel.connections)
+        channel.deliver("c:")
+        channel.deliver("c:0123456789abcdef")
         await ear.until(ListenerState.MUTE)
     assert ear.notices == []
 
 
-async def test_p4_without_the_trigger_nothing_is_trusted(air: Air) -> None:
+async def test_p4_without_the_trigger_nothing_is_trusted(channel: FakeChannel) -> None:
     """Where foreign writers are not heard, every entry is read again by its own age."""
-    air.covers = False
-    async with started(air) as ear:
+    channel.all_writers_notify = False
+    async with started(channel) as ear:
         await ear.until(ListenerState.LISTENING)
-        proofs = air.proofs
-        await until(lambda: air.proofs > proofs + 3)
+        proofs = channel.proofs
+        await until(lambda: channel.proofs > proofs + 3)
         assert (ear.listener.trusted_until, ear.listener.proven_until) == (NEVER, NEVER)
         assert ear.listener.all_writers_notify is False
 
@@ -186,64 +188,68 @@ async def test_p4_without_the_trigger_nothing_is_trusted(air: Air) -> None:
 
 
 async def test_c55_everything_is_doubted_once_listening_is_confirmed(
-    ear: Ear, air: Air
+    ear: Ear, channel: FakeChannel
 ) -> None:
     """At the first connection and at each later one, before anything is trusted again."""
     await ear.until(ListenerState.LISTENING)
     assert ear.resets == 1
-    air.cut()
+    channel.disconnect()
     await until(lambda: ear.resets == 2)
     await ear.until(ListenerState.LISTENING)
-    assert (air.listens, len(air.links)) == (2, 1)
+    assert (channel.listens, len(channel.connections)) == (2, 1)
 
 
-async def test_c53_a_lost_connection_is_deaf_at_once(ear: Ear, air: Air) -> None:
+async def test_c53_a_lost_connection_is_deaf_at_once(
+    ear: Ear, channel: FakeChannel
+) -> None:
     """Trust ends with the connection, whatever was proven, and a refusal keeps it so."""
     await ear.until(ListenerState.LISTENING)
-    air.fault = SessionsUnavailable("gone")
-    air.cut()
+    channel.fault = SessionsUnavailable("gone")
+    channel.disconnect()
     await ear.until(ListenerState.DEAF)
     assert not ear.trusts
-    assert air.links == []
+    assert channel.connections == []
 
 
 async def test_c54_a_silent_connection_is_given_up(
-    air: Air, hasty: None, caplog: pytest.LogCaptureFixture
+    channel: FakeChannel, hasty: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A proof that takes longer than its budget ends the connection, without a callback."""
     with caplog.at_level(logging.WARNING, "handstamp"):
-        async with started(air) as ear:
+        async with started(channel) as ear:
             await ear.until(ListenerState.LISTENING)
-            air.answers.clear()
+            channel.may_answer.clear()
             await ear.until(ListenerState.DEAF)
             assert not ear.trusts
-            await until(lambda: air.listens > 1)
+            await until(lambda: channel.listens > 1)
     assert "does not answer" in caplog.text
 
 
-async def test_c54_a_server_that_never_confirms_is_given_up(air: Air, hasty: None) -> None:
+async def test_c54_a_server_that_never_confirms_is_given_up(
+    channel: FakeChannel, hasty: None
+) -> None:
     """Connecting and LISTEN have a budget too, or a bus would hang there for good."""
-    air.listening.clear()
-    async with started(air) as ear:
-        await until(lambda: air.listens > 1)
+    channel.may_listen.clear()
+    async with started(channel) as ear:
+        await until(lambda: channel.listens > 1)
         assert ear.hearing is ListenerState.DEAF
-        air.listening.set()
+        channel.may_listen.set()
         await ear.until(ListenerState.LISTENING)
 
 
 @pytest.mark.parametrize("fault", [SessionsUnavailable("no"), RuntimeError("a bug")])
-async def test_no_fault_ends_the_listening(air: Air, fault: Exception) -> None:
+async def test_no_fault_ends_the_listening(channel: FakeChannel, fault: Exception) -> None:
     """Whatever goes wrong, the bus tries again and recovers by itself."""
-    air.fault = fault
-    async with started(air) as ear:
-        await until(lambda: air.listens > 1)
-        air.fault = None
+    channel.fault = fault
+    async with started(channel) as ear:
+        await until(lambda: channel.listens > 1)
+        channel.fault = None
         await ear.until(ListenerState.LISTENING)
         await until(lambda: ear.trusts)
 
 
 async def test_a_refused_bus_does_not_spin(
-    air: Air, monkeypatch: pytest.MonkeyPatch
+    channel: FakeChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each pause is longer than the last one up to a limit, and has some chance in it."""
     pauses: list[tuple[float, float]] = []
@@ -257,35 +263,35 @@ async def test_a_refused_bus_does_not_spin(
         return 0.0
 
     monkeypatch.setattr(bus_module, "uniform", note)
-    air.fault = SessionsUnavailable("no")
-    async with started(air):
+    channel.fault = SessionsUnavailable("no")
+    async with started(channel):
         await enough.wait()
         await turns()
-        assert air.listens == 9
+        assert channel.listens == 9
     assert [high for _, high in pauses] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 2.0]
     assert all(low == high / 2 for low, high in pauses)
 
 
 async def test_a_proven_connection_resets_the_pause(
-    air: Air, monkeypatch: pytest.MonkeyPatch
+    channel: FakeChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that worked and was lost is replaced at once, not after the longest pause."""
     pauses: list[float] = []
     monkeypatch.setattr(bus_module, "uniform", lambda low, high: pauses.append(high) or 0.0)
-    air.fault = SessionsUnavailable("no")
-    async with started(air) as ear:
+    channel.fault = SessionsUnavailable("no")
+    async with started(channel) as ear:
         await until(lambda: len(pauses) > 5)
-        air.fault = None
+        channel.fault = None
         await ear.until(ListenerState.LISTENING)
         pauses.clear()
-        air.cut()
+        channel.disconnect()
         await until(lambda: ear.resets == 2)
     assert pauses[0] == 0.05
 
 
-async def test_stopping_leaves_nothing(air: Air) -> None:
+async def test_stopping_leaves_nothing(channel: FakeChannel) -> None:
     """No task, no connection, no trust; a second stop and a new start are fine."""
-    ear = Ear(air)
+    ear = Ear(channel)
     before = other_tasks()
     for _ in range(2):
         ear.listener.start()
@@ -293,44 +299,44 @@ async def test_stopping_leaves_nothing(air: Air) -> None:
         await ear.listener.stop()
         await ear.listener.stop()
         assert (ear.hearing, ear.trusts) == (ListenerState.OFF, False)
-        assert (air.links, other_tasks()) == ([], before)
+        assert (channel.connections, other_tasks()) == ([], before)
 
 
-async def test_starting_twice_listens_once(ear: Ear, air: Air) -> None:
+async def test_starting_twice_listens_once(ear: Ear, channel: FakeChannel) -> None:
     """The second start changes nothing."""
     ear.listener.start()
     await ear.until(ListenerState.LISTENING)
-    assert air.listens == 1
+    assert channel.listens == 1
 
 
 # What is said.
 
 
 async def test_c68_a_flood_of_nonsense_is_counted_and_logged_once_in_a_while(
-    ear: Ear, air: Air, caplog: pytest.LogCaptureFixture
+    ear: Ear, channel: FakeChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ten thousand malformed payloads raise nothing into the driver, end no trust, and are
     one line in the log, which quotes none of them; a minute later there is another one."""
     await ear.until(ListenerState.LISTENING)
     for n in range(10_000):
-        air.say(f"?nonsense{n}")
+        channel.deliver(f"?nonsense{n}")
     await until(lambda: ear.trusts)
     assert ear.notices == [Notification(understood=False)] * 10_000
     assert (ear.listener.notices, ear.listener.unknown_notices) == (10_000, 10_000)
     ear.clock.advance(seconds(bus_module.REPORTED))
-    air.say("?nonsense")
-    air.say("all")
+    channel.deliver("?nonsense")
+    channel.deliver("all")
     assert (ear.listener.notices, ear.listener.unknown_notices) == (10_002, 10_001)
     lines = [r.getMessage() for r in caplog.records if "no handstamp sends" in r.message]
     assert [line.split()[1] for line in lines] == ["1", "10001"]
     assert "nonsense" not in caplog.text
 
 
-async def test_notices_come_as_they_were_said(ear: Ear, air: Air) -> None:
+async def test_notices_come_as_they_were_said(ear: Ear, channel: FakeChannel) -> None:
     """In their order, each once, and without the canaries."""
     await ear.until(ListenerState.LISTENING)
     for payload in ("s:one", "c:foreign", "u:alice", "s:two"):
-        air.say(payload)
+        channel.deliver(payload)
     assert ear.notices == [
         Notification(session_id="one"),
         Notification(user_id="alice"),
@@ -339,17 +345,17 @@ async def test_notices_come_as_they_were_said(ear: Ear, air: Air) -> None:
 
 
 async def test_c55_a_notice_that_comes_before_anything_is_proven_is_worked_off(
-    air: Air, hasty: None
+    channel: FakeChannel, hasty: None
 ) -> None:
     """Between LISTEN and the canary, and where no canary ever arrives: it can only make
     this process read more."""
-    air.mute = True
-    async with started(air) as ear:
-        await until(lambda: air.links)
-        air.say("s:early")
+    channel.loses_notifications = True
+    async with started(channel) as ear:
+        await until(lambda: channel.connections)
+        channel.deliver("s:early")
         await ear.until(ListenerState.MUTE)
-        air.say("u:late")
-        air.say("junk")
+        channel.deliver("u:late")
+        channel.deliver("junk")
         assert ear.notices == [
             Notification(session_id="early"),
             Notification(user_id="late"),
@@ -358,11 +364,13 @@ async def test_c55_a_notice_that_comes_before_anything_is_proven_is_worked_off(
         assert not ear.trusts
 
 
-async def test_c68_canaries_of_a_stranger_change_nothing(ear: Ear, air: Air) -> None:
+async def test_c68_canaries_of_a_stranger_change_nothing(
+    ear: Ear, channel: FakeChannel
+) -> None:
     """Neither before the bus has heard its own nor after; they are no notices either."""
     await ear.until(ListenerState.LISTENING)
     for number in range(1000):
-        air.say(f"c:{number}")
+        channel.deliver(f"c:{number}")
     assert (ear.notices, ear.resets, ear.listener.notices) == ([], 1, 0)
 
 
@@ -439,23 +447,27 @@ async def test_c52_a_revocation_is_heard_in_the_other_process() -> None:
         assert two.sessions.hit(issued.session_token.encode()) is None
 
 
-async def test_p4_a_trigger_that_goes_takes_the_trust_along(ear: Ear, air: Air) -> None:
+async def test_p4_a_trigger_that_goes_takes_the_trust_along(
+    ear: Ear, channel: FakeChannel
+) -> None:
     """What was proven while it stood counts to its end, and nothing is added."""
     await until(lambda: ear.trusts)
-    air.covers = False
+    channel.all_writers_notify = False
     await until(lambda: not ear.listener.all_writers_notify)
-    proofs = air.proofs
+    proofs = channel.proofs
     ear.clock.advance(seconds(STALENESS))
-    await until(lambda: air.proofs > proofs + 3)
+    await until(lambda: channel.proofs > proofs + 3)
     assert not ear.trusts
 
 
-async def test_p4_a_trigger_that_comes_doubts_everything_first(air: Air) -> None:
+async def test_p4_a_trigger_that_comes_doubts_everything_first(
+    channel: FakeChannel,
+) -> None:
     """Nobody said what was written before it came; from then on there is trust."""
-    air.covers = False
-    async with started(air) as ear:
+    channel.all_writers_notify = False
+    async with started(channel) as ear:
         await ear.until(ListenerState.LISTENING)
         assert ear.resets == 1
-        air.covers = True
+        channel.all_writers_notify = True
         await until(lambda: ear.trusts)
         assert ear.resets == 2
