@@ -1,7 +1,7 @@
 """The pytest plugin of handstamp: fixtures, and nothing else.
 
-pytest imports this at every start, in every project where handstamp is installed. So it
-stands outside of the package and imports nothing of it before a fixture is asked for.
+pytest imports this module at every start, in every project where handstamp is installed.
+So it is outside of the package, and imports nothing of it before a fixture is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def handstamp_clock() -> FrozenClock:
-    """Time that stands still; ``handstamp_sessions`` goes by it."""
+    """A clock that does not move by itself; ``handstamp_sessions`` uses it."""
     from handstamp.testing import FrozenClock
 
     return FrozenClock()
@@ -26,7 +26,7 @@ def handstamp_clock() -> FrozenClock:
 
 @pytest.fixture
 def handstamp_policy() -> Policy:
-    """The policy of ``handstamp_sessions``: define a fixture of this name for yours."""
+    """The policy of ``handstamp_sessions``. Define a fixture of this name to use yours."""
     from handstamp import Policy
 
     return Policy()
@@ -38,16 +38,16 @@ def handstamp_sessions(
 ) -> Iterator[Sessions]:
     """An engine on a store in memory, for one test; build your application with it."""
     from handstamp.testing import memory_sessions
-    from handstamp.testing.concurrency import let_go
+    from handstamp.testing.engines import close
 
     sessions = memory_sessions(clock=handstamp_clock, policy=handstamp_policy)
     yield sessions
-    let_go(sessions)
+    close(sessions)
 
 
 @pytest.fixture
 def handstamp_events(handstamp_sessions: Sessions) -> Recorded:
-    """What ``handstamp_sessions`` published during the test."""
+    """The events that ``handstamp_sessions`` publishes during the test."""
     from handstamp.testing import Recorded
 
     return Recorded(handstamp_sessions)
@@ -55,7 +55,7 @@ def handstamp_events(handstamp_sessions: Sessions) -> Recorded:
 
 @pytest.fixture(scope="session")
 def handstamp_postgres() -> Iterator[str]:
-    """The address of a PostgreSQL server for the whole run: embedded, or the one in
+    """The address of a PostgreSQL server for the whole run: an embedded one, or the one in
     ``HANDSTAMP_TEST_DATABASE_URL``."""
     from handstamp.testing.databases import postgres_server
 
@@ -65,8 +65,8 @@ def handstamp_postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def handstamp_template_dsn(handstamp_postgres: str) -> Iterator[str]:
-    """A database with empty tables, which each test's own is copied from. Define a
-    fixture of this name for tables of your own."""
+    """The address of a database with empty tables, which is copied for each test. Define a
+    fixture of this name to use your own tables."""
     from handstamp.testing.databases import template_database
 
     with template_database(handstamp_postgres) as dsn:

@@ -111,10 +111,10 @@ def test_a_401_is_fastapis_own(engine: Engine) -> None:
     assert response.headers["www-authenticate"] == "APIKey"
 
 
-def test_a_session_may_be_optional(client: TestClient) -> None:
+def test_a_session_may_be_optional(client: TestClient, engine: Engine) -> None:
     """None for nobody."""
     assert client.get("/maybe").json() == {"user_id": None}
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=engine.sessions)
     assert client.get("/maybe").json() == {"user_id": "alice"}
 
 
@@ -123,7 +123,7 @@ def test_p5_asking_in_an_outage_is_a_503(
     client: TestClient, engine: Engine, path: str
 ) -> None:
     """For the optional session as well: nobody can say that there is none."""
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=engine.sessions)
     cookies = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
     with outage(engine.sessions):
@@ -137,26 +137,26 @@ def test_p5_asking_in_an_outage_is_a_503(
 def test_a_503_is_fastapis_own(engine: Engine) -> None:
     """JSON with a detail that tells nothing of the cause."""
     with browser(outside(engine)) as client:
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=engine.sessions)
         with outage(engine.sessions):
             assert client.get("/me").json() == {"detail": "temporarily unavailable"}
 
 
 def test_an_old_sign_in_is_a_401(client: TestClient, engine: Engine) -> None:
     """For a route that wants a fresh one."""
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=engine.sessions)
     assert client.get("/fresh").status_code == 200
     engine.clock.advance(timedelta(minutes=6))
     assert client.get("/fresh").status_code == 401
     assert client.get("/me").status_code == 200
 
 
-def test_a_socket_takes_the_dependency(client: TestClient) -> None:
+def test_a_socket_takes_the_dependency(client: TestClient, engine: Engine) -> None:
     """And is denied without a session."""
     refused = pytest.raises(DENIED)
     with refused, client.websocket_connect("wss://testserver/ws"):
         pass
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=engine.sessions)
     with client.websocket_connect("wss://testserver/ws") as ws:
         assert ws.receive_json() == {"user_id": "alice"}
 
@@ -213,5 +213,5 @@ def test_a_dependency_of_the_application_builds_on_ours(engine: Engine) -> None:
 
     with browser(wrap(app, engine.sessions)) as client:
         assert client.get("/user").status_code == 401
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=engine.sessions)
         assert client.get("/user").json() == "ALICE"

@@ -160,17 +160,17 @@ def test_a_user_logs_in_and_out(client: TestClient) -> None:
     assert client.get("/me").json() == [False, "", ""]
 
 
-def test_a_sync_endpoint_has_the_user_too(client: TestClient) -> None:
+def test_a_sync_endpoint_has_the_user_too(client: TestClient, engine: Engine) -> None:
     """It runs in a thread."""
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     assert client.get("/sync-me").json() == ["alice", ["authenticated"]]
 
 
 @pytest.mark.parametrize("path", ["/secret", "/sync-secret"])
-def test_requires_authenticated(client: TestClient, path: str) -> None:
+def test_requires_authenticated(client: TestClient, path: str, engine: Engine) -> None:
     """The framework's own 403 without a session."""
     assert client.get(path).status_code == 403
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     assert (client.get(path).status_code, client.get(path).text) == (200, "alice")
 
 
@@ -183,28 +183,28 @@ def test_requires_may_redirect(client: TestClient) -> None:
     )
 
 
-def test_require_is_a_401(client: TestClient) -> None:
+def test_require_is_a_401(client: TestClient, engine: Engine) -> None:
     """Raised by the handle, answered by us."""
     assert client.get("/required").status_code == 401
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     assert client.get("/required").text == "alice"
 
 
-def test_a_mounted_application_has_the_user(client: TestClient) -> None:
+def test_a_mounted_application_has_the_user(client: TestClient, engine: Engine) -> None:
     """The scope of a mount is a copy with the same handle."""
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     assert client.get("/mounted/me").json()[1] == "alice"
 
 
-def test_a_stream_is_streamed(client: TestClient) -> None:
+def test_a_stream_is_streamed(client: TestClient, engine: Engine) -> None:
     """With the user asked while it is made."""
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     assert client.get("/stream").text == "aaliceb"
 
 
 def test_an_expired_session_is_refreshed(client: TestClient, engine: Engine) -> None:
     """The browser's jar holds the new pair, which works."""
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     old = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
     assert client.get("/public").headers["cache-control"] == "private, no-store"
@@ -220,7 +220,7 @@ def test_p5_asking_in_an_outage_is_a_503(
     client: TestClient, engine: Engine, path: str
 ) -> None:
     """With Retry-After, whichever way is asked, and the cookies stay."""
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     cookies = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
     with outage(engine.sessions):
@@ -233,7 +233,7 @@ def test_p5_asking_in_an_outage_is_a_503(
 
 def test_p5_not_asking_in_an_outage_is_a_200(client: TestClient, engine: Engine) -> None:
     """And nobody is signed out."""
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     engine.clock.advance(engine.policy.session_ttl)
     with outage(engine.sessions):
         response = client.get("/public")
@@ -248,22 +248,22 @@ def test_c102_public_pages_stay_cacheable(client: TestClient) -> None:
     assert client.get("/public").headers["vary"] == "Cookie"
 
 
-def test_a_socket_has_the_user(client: TestClient) -> None:
+def test_a_socket_has_the_user(client: TestClient, engine: Engine) -> None:
     """And is refused without one."""
     with (
         pytest.raises(WebSocketDisconnect),
         client.websocket_connect("wss://testserver/ws"),
     ):
         pass
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     with client.websocket_connect("wss://testserver/ws") as ws:
         assert ws.receive_json() == {"user_id": "alice"}
         ws.send_text("bye")
 
 
-def test_a_revoked_session_closes_its_socket(client: TestClient) -> None:
+def test_a_revoked_session_closes_its_socket(client: TestClient, engine: Engine) -> None:
     """4401, from a logout in the same browser."""
-    login_as(client, "alice", remember=True)
+    login_as(client, "alice", remember=True, sessions=engine.sessions)
     with client.websocket_connect("wss://testserver/ws") as ws:
         ws.receive_json()
         client.post("/logout")
@@ -278,7 +278,7 @@ def test_a_socket_that_asks_for_more_than_there_is_is_denied(
 ) -> None:
     """Without a session, and in an outage: a refused handshake and no crash."""
     if down:
-        login_as(client, "alice", remember=True)
+        login_as(client, "alice", remember=True, sessions=engine.sessions)
         engine.clock.advance(engine.policy.session_ttl)
         engine.store.down = True
     refused = pytest.raises(DENIED)
@@ -298,7 +298,7 @@ def test_c157_a_cookie_on_an_unhandled_error(engine: Engine) -> None:
     for make in (outside, inside):
         engine = Engine()
         with browser(make(engine), raise_server_exceptions=False) as client:
-            login_as(client, "alice", remember=True)
+            login_as(client, "alice", remember=True, sessions=engine.sessions)
             engine.clock.advance(engine.policy.session_ttl)
             response = client.get("/broken")
             assert response.status_code == 500
@@ -319,7 +319,7 @@ def test_c156_starlettes_own_sessions_stay_theirs(engine: Engine) -> None:
         middleware=[Middleware(SessionMiddleware, secret_key="x" * 32)],
     )
     with browser(wrap(app, engine.sessions)) as client:
-        login_as(client, "alice", remember=True)
+        login_as(client, "alice", remember=True, sessions=engine.sessions)
         assert [client.get("/count").json() for _ in range(2)] == [
             [1, "alice"],
             [2, "alice"],

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from handstamp import ConfigError, Cookies, Sessions, wsgi
+from handstamp import ConfigError, Cookies, Sessions
 from handstamp.testing import (
     FrozenClock,
     alogin_as,
@@ -28,13 +28,14 @@ from tests.support.clients import (
     Make,
     Seen,
     aget,
+    bottle,
     falcon_wsgi,
     flask,
     get,
     litestar_async,
     quart,
     quarted,
-    webtest,
+    starlette,
 )
 
 NAMES = {"__Host-session", "__Host-refresh"}
@@ -60,7 +61,7 @@ def test_a_client_is_signed_in_refreshed_and_signed_out(
 ) -> None:
     """A whole life of a session, by the framework's own means."""
     assert get(client).status == 401
-    alice = login_as(client, "alice")
+    alice = login_as(client, "alice", sessions=handstamp_sessions)
     assert get(client) == Seen(200, "alice")
     handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
     assert get(client) == Seen(200, "alice")
@@ -81,7 +82,7 @@ async def test_an_async_client_is_signed_in_refreshed_and_signed_out(
         else quarted(handstamp_sessions) as client
     ):
         assert (await aget(client)).status == 401
-        alice = await alogin_as(client, "alice")
+        alice = await alogin_as(client, "alice", sessions=handstamp_sessions)
         assert await aget(client) == Seen(200, "alice")
         handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
         assert await aget(client) == Seen(200, "alice")
@@ -92,13 +93,15 @@ async def test_an_async_client_is_signed_in_refreshed_and_signed_out(
     await handstamp_sessions.close()
 
 
-def test_a_client_s_cookies_can_be_stolen(client: Any) -> None:
+def test_a_client_s_cookies_can_be_stolen(
+    client: Any, handstamp_sessions: Sessions
+) -> None:
     """Both, as they are in its own kind of jar, and put into another of the kind."""
-    alice = login_as(client, "alice")
-    stolen = steal(client)
+    alice = login_as(client, "alice", sessions=handstamp_sessions)
+    stolen = steal(client, sessions=handstamp_sessions)
     assert stolen.session_token == alice.session_token
     assert stolen.refresh_token == alice.refresh_token
-    login_as(client, "bob")
+    login_as(client, "bob", sessions=handstamp_sessions)
     assert get(client) == Seen(200, "bob")
     stolen.into(client)
     assert get(client) == Seen(200, "alice")
@@ -108,7 +111,7 @@ def test_p5_a_client_sees_an_outage_as_a_503(
     client: Any, handstamp_sessions: Sessions
 ) -> None:
     """The framework's own answer, and everything as before at its end."""
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=handstamp_sessions)
     assert get(client).status == 200
     with outage(handstamp_sessions):
         assert get(client).status == 503
@@ -119,8 +122,8 @@ def test_two_users_at_once_are_two_clients(handstamp_sessions: Sessions) -> None
     """On one application."""
     flask_client = flask(handstamp_sessions)
     other = flask_client.application.test_client()
-    login_as(flask_client, "alice")
-    login_as(other, "bob")
+    login_as(flask_client, "alice", sessions=handstamp_sessions)
+    login_as(other, "bob", sessions=handstamp_sessions)
     assert [get(c).text for c in (flask_client, other, flask_client)] == [
         "alice",
         "bob",
@@ -134,7 +137,7 @@ def test_a_server_name_is_where_flask_s_cookies_belong(
     """A host of the application's own, with a port."""
     client = flask(handstamp_sessions)
     client.application.config["SERVER_NAME"] = "shop.example:8443"
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=handstamp_sessions)
     assert get(client) == Seen(200, "alice")
 
 
@@ -143,7 +146,7 @@ async def test_litestar_s_async_client_is_signed_in_without_a_lifespan(
 ) -> None:
     """Each of its requests has a loop of its own, and none of them is the test's."""
     client = litestar_async(handstamp_sessions)
-    await alogin_as(client, "alice")
+    await alogin_as(client, "alice", sessions=handstamp_sessions)
     handstamp_sessions._state.cache.doubt()  # so that the engine has to open
     assert await aget(client) == Seen(200, "alice")
 
@@ -157,7 +160,7 @@ def test_flask_s_cookies_keep_to_their_path(handstamp_sessions: Sessions) -> Non
     cookies = Cookies(session_name="s", refresh_name="r", path="/app")
     SessionAuth(app, handstamp_sessions, cookies=cookies)
     client = app.test_client()
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=app.wsgi_app)  # type: ignore[arg-type]
     assert client.get_cookie("s", path="/app") is not None
     assert client.get_cookie("s") is None
 
@@ -168,7 +171,7 @@ async def test_a_server_name_is_where_quart_s_cookies_belong(
     """Else a rotation would put new ones beside the old."""
     async with quarted(handstamp_sessions) as client:
         client.app.config["SERVER_NAME"] = "shop.example"
-        await alogin_as(client, "alice")
+        await alogin_as(client, "alice", sessions=handstamp_sessions)
         handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
         assert await aget(client) == Seen(200, "alice")
         assert sorted(cookie.name for cookie in client.cookie_jar) == sorted(NAMES)
@@ -179,7 +182,7 @@ def test_a_client_without_a_jar_is_an_error(handstamp_sessions: Sessions) -> Non
     client = flask(handstamp_sessions)
     cookieless = client.application.test_client(use_cookies=False)
     with pytest.raises((ConfigError, TypeError), match="ookies"):
-        login_as(cookieless, "alice")
+        login_as(cookieless, "alice", sessions=handstamp_sessions)
 
 
 def test_webtest_over_plain_http_is_an_error(handstamp_sessions: Sessions) -> None:
@@ -187,53 +190,64 @@ def test_webtest_over_plain_http_is_an_error(handstamp_sessions: Sessions) -> No
     webtest = pytest.importorskip("webtest")
     client = webtest.TestApp(over_wsgi(handstamp_sessions))
     with pytest.raises(ConfigError, match=r"wsgi\.url_scheme"):
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=handstamp_sessions)
 
 
 def test_falcon_s_default_headers_are_kept(handstamp_sessions: Sessions) -> None:
     """The Cookie header is added to them."""
     client = falcon_wsgi(handstamp_sessions)
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=handstamp_sessions)
     assert client._default_headers["Accept"] == "text/plain"
     assert set(client._default_headers) == {"Accept", "Cookie"}
 
 
-def test_flask_wrapped_by_hand_is_found(handstamp_sessions: Sessions) -> None:
-    """`app.wsgi_app = SessionAuthMiddleware(app.wsgi_app, sessions)` as Flask's docs do."""
-    flask = pytest.importorskip("flask")
-    app = flask.Flask("tests", root_path=".")
-    app.wsgi_app = wsgi.SessionAuthMiddleware(app.wsgi_app, handstamp_sessions)
+WRAPPED = "Write sessions=app, where app is what wrap"
+ADVICE = {
+    **dict.fromkeys(("starlette", "starlette_inside", "fastapi", "litestar"), WRAPPED),
+    **dict.fromkeys(("litestar_plugin", "litestar_async"), WRAPPED),
+    **dict.fromkeys(("falcon_wsgi", "falcon_asgi", "falcon_conductor"), WRAPPED),
+    "flask": r"Write sessions=app\.wsgi_app",
+    "quart": r"Write sessions=app\.asgi_app",
+    **dict.fromkeys(("pyramid", "bottle", "bare_wsgi"), "SessionAuthPlugin"),
+    **dict.fromkeys(("httpx_wsgi", "httpx_asgi"), "app is the SessionAuthMiddleware"),
+}
+"""What the error says, for each client of `SYNC` and `ASYNC`."""
 
-    @app.get("/me")
-    def me() -> str:
-        return str(flask.request.environ["handstamp"].require().user_id)
 
-    client = app.test_client()
-    login_as(client, "alice")
+@pytest.mark.parametrize("given", [None, "app"])
+@pytest.mark.parametrize("make", SYNC + ASYNC, ids=lambda make: make.__name__)
+async def test_without_an_engine_the_error_says_what_to_write(
+    make: Make, given: Any, handstamp_sessions: Sessions
+) -> None:
+    """For the framework at hand, and for everything that signs in or steals."""
+    client, advice = make(handstamp_sessions), ADVICE[make.__name__]
+    with pytest.raises(ConfigError, match=advice):
+        steal(client, sessions=given)
+    signing_in: Any = alogin_as if make in ASYNC else login_as
+    with pytest.raises(ConfigError, match=advice):
+        await signing_in(client, "alice", sessions=given)
+
+
+@pytest.mark.parametrize("make", [flask, bottle, falcon_wsgi, starlette])
+def test_what_the_error_says_to_write_works(
+    make: Make, handstamp_sessions: Sessions
+) -> None:
+    """The middleware names the engine, and is public where the framework keeps it."""
+    client = make(handstamp_sessions)
+    where = {
+        flask: lambda: client.application.wsgi_app,
+        bottle: lambda: handstamp_sessions,
+        falcon_wsgi: lambda: client.app,
+        starlette: lambda: client.app,
+    }
+    login_as(client, "alice", sessions=where[make]())
     assert get(client) == Seen(200, "alice")
 
 
-class Lazy:
-    """As Django's lazy objects are, where what they stand for cannot be had."""
-
-    @property
-    def __class__(self) -> Any:
-        raise RuntimeError("evaluated")
-
-    def __call__(self) -> None:
-        raise RuntimeError("called")
-
-
-def test_a_lazy_object_on_the_way_to_the_middleware_is_not_evaluated(
+async def test_what_the_error_says_to_write_works_for_quart(
     handstamp_sessions: Sessions,
 ) -> None:
-    """Looking for the middleware asks objects for nothing but what they hold."""
-    a_lazy_one, inner = Lazy(), over_wsgi(handstamp_sessions)
-
-    def outer(environ: Any, start_response: Any) -> Any:
-        assert a_lazy_one is not inner
-        return inner(environ, start_response)
-
-    client = webtest(outer)
-    login_as(client, "alice")
-    assert get(client) == Seen(200, "alice")
+    """The same with await."""
+    async with quarted(handstamp_sessions) as client:
+        await alogin_as(client, "alice", sessions=client.app.asgi_app)
+        assert await aget(client) == Seen(200, "alice")

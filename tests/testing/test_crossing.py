@@ -11,7 +11,7 @@ from werkzeug.test import Client as WerkzeugClient
 
 from handstamp import ConfigError, Session, Sessions
 from handstamp.testing import acall, call, concurrently, login_as
-from handstamp.testing.concurrency import cross
+from handstamp.testing.engines import run
 from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import browser
 
@@ -34,7 +34,7 @@ def test_an_engine_on_a_test_client_s_loop_is_asked_there(
         loop = handstamp_sessions._loop
         call(handstamp_sessions.create, "alice")
         assert handstamp_sessions._loop is loop is not None
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=handstamp_sessions)
         assert client.get("/me").text == "alice"
 
 
@@ -43,7 +43,7 @@ def test_an_engine_on_the_loop_of_a_wsgi_process_is_asked_there(
 ) -> None:
     """Where its requests are answered."""
     client = WerkzeugClient(over_wsgi(handstamp_sessions))
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=handstamp_sessions)
     handstamp_sessions._state.cache.doubt()
     client.get("/me")  # opens it
     loop = handstamp_sessions._loop
@@ -68,7 +68,7 @@ async def test_an_async_test_reaches_an_engine_on_another_loop(
     """One that a client of its own loop opened."""
     with browser(over_asgi(handstamp_sessions)) as client:
         issued = await acall(handstamp_sessions.create, "alice")
-        login_as(client, "bob")
+        login_as(client, "bob", sessions=handstamp_sessions)
         assert await acall(handstamp_sessions.revoke, issued.session.id) is True
 
 
@@ -115,9 +115,9 @@ def test_two_threads_never_share_a_loop_that_one_of_them_closes(
 
     def one(number: int) -> asyncio.AbstractEventLoop:
         if number == 0:
-            return cross(handstamp_sessions, first)
+            return run(handstamp_sessions, first)
         begun.wait(10)
-        return cross(handstamp_sessions, second)
+        return run(handstamp_sessions, second)
 
     loops = concurrently(2, one)
     assert loops[0] is not loops[1]

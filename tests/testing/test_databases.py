@@ -10,7 +10,7 @@ import pytest
 from handstamp import Sessions
 from handstamp.testing import add_user, call
 from handstamp.testing.databases import (
-    GIVEN_SERVER,
+    SERVER_VARIABLE,
     database_like,
     postgres_server,
     template_database,
@@ -70,11 +70,20 @@ async def test_only_what_was_made_is_dropped(handstamp_postgres: str) -> None:
     connection.terminate()
 
 
+def test_a_server_is_started_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An embedded one, which has ended afterwards."""
+    monkeypatch.delenv(SERVER_VARIABLE, raising=False)
+    with postgres_server() as server, template_database(server) as dsn:
+        assert add_user(dsn, "alice")
+    with pytest.raises(OSError):
+        add_user(dsn, "bob")
+
+
 def test_a_server_may_be_given(
     handstamp_postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a variable of its own: an application's DATABASE_URL is never used for it."""
-    monkeypatch.setenv(GIVEN_SERVER, handstamp_postgres)
+    monkeypatch.setenv(SERVER_VARIABLE, handstamp_postgres)
     monkeypatch.setenv("DATABASE_URL", "postgresql://production.example/app")
     with postgres_server() as dsn:
         assert dsn == handstamp_postgres

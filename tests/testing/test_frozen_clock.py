@@ -64,7 +64,7 @@ def test_a_session_expires_when_the_clock_says_so(
 ) -> None:
     """The refresh limit ends it, and not a second sooner."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=handstamp_sessions)
         handstamp_clock.advance(handstamp_sessions.policy.browser_ttl - DAY / 24)
         assert client.get("/me").status_code == 200
         handstamp_clock.advance(DAY / 24)
@@ -75,7 +75,7 @@ def test_an_engine_that_runs_already_is_stopped() -> None:
     """Its cache and its store in memory then go by the new clock."""
     sessions = memory_sessions()
     with browser(over_asgi(sessions)) as client:
-        login_as(client, "alice", remember=True)
+        login_as(client, "alice", remember=True, sessions=sessions)
         assert client.get("/me").status_code == 200
         with frozen_clock(sessions) as clock:
             clock.advance(timedelta(days=31))
@@ -89,7 +89,7 @@ def test_time_runs_again_at_the_end() -> None:
     assert isinstance(store, MemoryStore)
     now = store._now
     with browser(over_asgi(sessions)) as client:
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=sessions)
         with frozen_clock(sessions) as clock:
             clock.advance(timedelta(minutes=10))
             assert client.get("/me").status_code == 200

@@ -98,7 +98,7 @@ def test_an_engine_in_the_thread_of_wsgi_is_closed_at_the_end(
 ) -> None:
     """It would otherwise listen and flush until the end of the whole run."""
     client = WerkzeugClient(over_wsgi(handstamp_sessions))
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=handstamp_sessions)
     handstamp_sessions._state.cache.doubt()
     assert client.get("/me").text == "alice"
     assert handstamp_sessions._loop is not None

@@ -29,7 +29,7 @@ from tests.support.waiting import until
 def test_who_asks_gets_a_503(handstamp_sessions: Sessions) -> None:
     """Also for a session that was cached a moment ago; afterwards all is as before."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=handstamp_sessions)
         assert client.get("/me").text == "alice"
         with outage(handstamp_sessions):
             assert client.get("/me").status_code == 503
@@ -42,7 +42,7 @@ def test_an_outage_that_has_just_begun_leaves_the_cache_believed(
 ) -> None:
     """For as long as the policy says, and no longer."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=handstamp_sessions)
         assert client.get("/me").text == "alice"
         with outage(handstamp_sessions, just_begun=True):
             assert client.get("/me").text == "alice"
@@ -55,11 +55,11 @@ def test_nobody_logs_in_and_nobody_is_revoked(
 ) -> None:
     """And no event says otherwise."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        alice = login_as(client, "alice")
+        alice = login_as(client, "alice", sessions=handstamp_sessions)
         handstamp_events.clear()
         with outage(handstamp_sessions):
             with pytest.raises(SessionsUnavailable):
-                login_as(client, "bob")
+                login_as(client, "bob", sessions=handstamp_sessions)
             with pytest.raises(SessionsUnavailable):
                 alice.revoke()
         assert len(handstamp_events) == 0
@@ -69,7 +69,7 @@ def test_nobody_logs_in_and_nobody_is_revoked(
 def test_a_wsgi_application_notices_it_too(handstamp_sessions: Sessions) -> None:
     """Across the thread that its engine runs in."""
     client = WerkzeugClient(over_wsgi(handstamp_sessions))
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=handstamp_sessions)
     assert client.get("/me").text == "alice"
     with outage(handstamp_sessions):
         assert client.get("/me").status_code == 503
@@ -93,7 +93,7 @@ async def test_a_real_table_gives_no_answer_either(handstamp_dsn: str) -> None:
         transport = httpx.ASGITransport(over_asgi(sessions))
         base_url = "https://testserver.local"
         async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
-            await alogin_as(client, user)
+            await alogin_as(client, user, sessions=sessions)
             await until(lambda: sessions.stats().listener == "listening")
             with outage(sessions):
                 assert (await client.get("/me")).status_code == 503

@@ -112,7 +112,7 @@ async def test_many_tabs_share_one_refresh(
         handstamp_sessions,
         httpx.AsyncClient(transport=transport, base_url=base_url) as client,
     ):
-        await alogin_as(client, "alice")
+        await alogin_as(client, "alice", sessions=handstamp_sessions)
         handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
         answers = await aconcurrently(12, lambda: client.get("/me"))
     assert [getattr(answer, "text", answer) for answer in answers] == ["alice"] * 12
@@ -125,7 +125,9 @@ def test_many_threads_sign_in_at_once(handstamp_sessions: Sessions) -> None:
 
     def sign_in(number: int) -> str:
         client = TestClient(app, base_url="https://testserver")
-        return login_as(client, f"user {number}").session.user_id
+        return login_as(
+            client, f"user {number}", sessions=handstamp_sessions
+        ).session.user_id
 
     assert concurrently(4, sign_in) == [f"user {n}" for n in range(4)]
     with browser(app) as client:

@@ -32,9 +32,11 @@ def client(handstamp_sessions: Sessions) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def alice(handstamp_events: Recorded, client: TestClient) -> SignedIn:
+def alice(
+    handstamp_events: Recorded, client: TestClient, handstamp_sessions: Sessions
+) -> SignedIn:
     """Somebody in it, of whom everything is recorded."""
-    return login_as(client, "alice")
+    return login_as(client, "alice", sessions=handstamp_sessions)
 
 
 def test_a_live_session_is_not_revoked(alice: SignedIn, handstamp_events: Recorded) -> None:
@@ -81,10 +83,13 @@ def test_a_session_or_an_id_will_do(
 
 
 def test_another_session_of_the_same_user_proves_nothing(
-    alice: SignedIn, client: TestClient, handstamp_events: Recorded
+    alice: SignedIn,
+    client: TestClient,
+    handstamp_events: Recorded,
+    handstamp_sessions: Sessions,
 ) -> None:
     """Each session has its own end."""
-    other = login_as(client, "alice")
+    other = login_as(client, "alice", sessions=handstamp_sessions)
     alice.revoke(reason="gone")
     with pytest.raises(AssertionError):
         assert_revoked(other)

@@ -22,6 +22,7 @@ from handstamp.testing import (
     assert_revoked,
     login_as,
     memory_sessions,
+    steal,
 )
 from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import TestClient, browser
@@ -43,7 +44,7 @@ def test_the_client_is_that_user(handstamp_sessions: Sessions) -> None:
     """From its next request on, with a row in the store."""
     with browser(over_asgi(handstamp_sessions)) as client:
         assert client.get("/me").status_code == 401
-        alice = login_as(client, "alice")
+        alice = login_as(client, "alice", sessions=handstamp_sessions)
         assert client.get("/me").text == "alice"
         store = handstamp_sessions.store
         assert isinstance(store, MemoryStore)
@@ -53,7 +54,7 @@ def test_the_client_is_that_user(handstamp_sessions: Sessions) -> None:
 def test_a_client_without_a_lifespan_is_signed_in_too(handstamp_sessions: Sessions) -> None:
     """Each of its requests has an event loop of its own."""
     client = TestClient(over_asgi(handstamp_sessions), base_url=HTTPS)
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=handstamp_sessions)
     assert [client.get("/me").text for _ in range(2)] == ["alice", "alice"]
 
 
@@ -62,14 +63,14 @@ async def test_inside_a_running_loop_it_works_all_the_same(
 ) -> None:
     """A sync client in an async test."""
     client = plain(over_wsgi(handstamp_sessions))
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=handstamp_sessions)
     assert client.get("/me").text == "alice"
 
 
 async def test_an_async_client_is_signed_in(handstamp_sessions: Sessions) -> None:
     """With await, on the loop of the test."""
     async with handstamp_sessions, asynchronous(over_asgi(handstamp_sessions)) as client:
-        await alogin_as(client, "alice")
+        await alogin_as(client, "alice", sessions=handstamp_sessions)
         assert (await client.get("/me")).text == "alice"
 
 
@@ -78,7 +79,7 @@ async def test_an_async_client_is_signed_in_before_anything_is_open(
 ) -> None:
     """The engine is then open as after a first request."""
     async with asynchronous(over_asgi(handstamp_sessions)) as client:
-        await alogin_as(client, "alice")
+        await alogin_as(client, "alice", sessions=handstamp_sessions)
         assert (await client.get("/me")).text == "alice"
     await handstamp_sessions.close()
 
@@ -87,9 +88,9 @@ async def test_an_async_client_is_signed_in_before_anything_is_open(
 def test_a_wsgi_client_is_signed_in(handstamp_sessions: Sessions, make: Any) -> None:
     """The engine then runs in the thread of its own, as in production."""
     client = make(over_wsgi(handstamp_sessions))
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=handstamp_sessions)
     assert client.get("/me").text == "alice"
-    login_as(client, "bob")
+    login_as(client, "bob", sessions=handstamp_sessions)
     assert client.get("/me").text == "bob"
 
 
@@ -98,7 +99,7 @@ def test_a_rotation_replaces_both_cookies_in_the_jar(
 ) -> None:
     """One cookie of each name, before and after."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=handstamp_sessions)
         before = sorted((c.name, c.value) for c in client.cookies.jar)
         handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
         assert client.get("/me").text == "alice"
@@ -110,7 +111,7 @@ def test_a_rotation_replaces_both_cookies_in_the_jar(
 def test_a_logout_clears_the_jar(handstamp_sessions: Sessions) -> None:
     """The cookies are where the application's own would be."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=handstamp_sessions)
         client.post("/logout")
         assert list(client.cookies.jar) == []
 
@@ -118,8 +119,8 @@ def test_a_logout_clears_the_jar(handstamp_sessions: Sessions) -> None:
 def test_signing_in_again_replaces_the_user(handstamp_sessions: Sessions) -> None:
     """One client is one user at a time; the first session lives on elsewhere."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        login_as(client, "alice")
-        login_as(client, "bob")
+        login_as(client, "alice", sessions=handstamp_sessions)
+        login_as(client, "bob", sessions=handstamp_sessions)
         assert client.get("/me").text == "bob"
         assert len(client.cookies.jar) == 2
 
@@ -137,7 +138,7 @@ def test_the_cookies_of_the_application_are_used() -> None:
     with browser(
         over_asgi(sessions, cookies=cookies), base_url="http://testserver"
     ) as client:
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=client.app)
         held = {(c.name, c.path, c.secure) for c in client.cookies.jar}
     assert held == {("sid", "/app", False), ("rid", "/app", False)}
 
@@ -145,9 +146,12 @@ def test_the_cookies_of_the_application_are_used() -> None:
 def test_remembered_cookies_outlive_the_browser(handstamp_sessions: Sessions) -> None:
     """And others do not, as after a real sign-in."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        assert login_as(client, "alice").remember is False
+        assert login_as(client, "alice", sessions=handstamp_sessions).remember is False
         assert {c.discard for c in client.cookies.jar} == {True}
-        assert login_as(client, "alice", remember=True).remember is True
+        assert (
+            login_as(client, "alice", remember=True, sessions=handstamp_sessions).remember
+            is True
+        )
         assert {c.discard for c in client.cookies.jar} == {False}
 
 
@@ -157,7 +161,7 @@ def test_what_the_row_remembers_can_be_said(
     """An address for the list of sessions; the event is that of any sign-in."""
     with browser(over_asgi(handstamp_sessions)) as client:
         phone = Client(address="203.0.113.9")
-        alice = login_as(client, "alice", signed_in_from=phone)
+        alice = login_as(client, "alice", signed_in_from=phone, sessions=handstamp_sessions)
     assert alice.session.address == "203.0.113.9"
     assert [e.client for e in handstamp_events.of(LoggedIn)] == [phone]
 
@@ -166,7 +170,7 @@ def test_a_socket_is_that_user_s_too(handstamp_sessions: Sessions) -> None:
     """With its whole address: the client's default is a plain ws, which gets no Secure
     cookie."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=handstamp_sessions)
         with client.websocket_connect("wss://testserver/ws") as socket:
             assert socket.receive_text() == "alice"
 
@@ -178,7 +182,7 @@ def test_a_disabled_user_is_not_signed_in(handstamp_sessions: Sessions) -> None:
     store.users["mallory"] = MemoryUser(is_active=False)
     with browser(over_asgi(handstamp_sessions)) as client:
         with pytest.raises(LoginRefused):
-            login_as(client, "mallory")
+            login_as(client, "mallory", sessions=handstamp_sessions)
         assert list(client.cookies.jar) == []
 
 
@@ -186,7 +190,7 @@ def test_secure_cookies_over_plain_http_are_an_error(handstamp_sessions: Session
     """It says how to make the client, and no session was made."""
     client = TestClient(over_asgi(handstamp_sessions))
     with pytest.raises(ConfigError, match=r"base_url='https://testserver\.local'"):
-        login_as(client, "alice")
+        login_as(client, "alice", sessions=handstamp_sessions)
     assert list(client.cookies.jar) == []
     store = handstamp_sessions.store
     assert isinstance(store, MemoryStore)
@@ -198,9 +202,9 @@ def test_cookies_of_another_domain_are_an_error() -> None:
     cookies = Cookies(session_name="s", refresh_name="r", domain="example.com")
     app = over_asgi(memory_sessions(), cookies=cookies)
     with pytest.raises(ConfigError, match=r"outside of the cookies' domain"):
-        login_as(TestClient(app, base_url=HTTPS), "alice")
+        login_as(TestClient(app, base_url=HTTPS), "alice", sessions=app)
     client = TestClient(app, base_url="https://app.example.com")
-    login_as(client, "alice")
+    login_as(client, "alice", sessions=app)
     assert client.get("/me").text == "alice"
 
 
@@ -208,49 +212,46 @@ async def test_a_client_for_no_host_is_an_error(handstamp_sessions: Sessions) ->
     """Nobody can say where its cookies belong."""
     client = asynchronous(over_asgi(handstamp_sessions), base_url="")
     with pytest.raises(ConfigError, match="no host"):
-        await alogin_as(client, "alice")
+        await alogin_as(client, "alice", sessions=handstamp_sessions)
 
 
 async def test_the_wrong_one_of_the_two_is_an_error(handstamp_sessions: Sessions) -> None:
     """It names the other."""
     with pytest.raises(ConfigError, match="await alogin_as"):
-        login_as(asynchronous(over_asgi(handstamp_sessions)), "alice")
+        login_as(
+            asynchronous(over_asgi(handstamp_sessions)),
+            "alice",
+            sessions=handstamp_sessions,
+        )
     with pytest.raises(ConfigError, match="call login_as"):
-        await alogin_as(plain(over_wsgi(handstamp_sessions)), "alice")
+        await alogin_as(
+            plain(over_wsgi(handstamp_sessions)), "alice", sessions=handstamp_sessions
+        )
 
 
 def test_what_is_no_test_client_is_an_error(handstamp_sessions: Sessions) -> None:
     """With what it was instead."""
-    with pytest.raises(ConfigError, match="object is no test client"):
+    with pytest.raises(ConfigError, match="object is not a test client"):
         login_as(object(), "alice", sessions=handstamp_sessions)
 
 
-def test_an_application_that_is_not_wrapped_is_an_error() -> None:
-    """It says what to give."""
-    client = TestClient(over_asgi(memory_sessions()).app, base_url=HTTPS)
-    with pytest.raises(ConfigError, match="give sessions="):
-        login_as(client, "alice")
-
-
-def test_an_engine_may_be_given(handstamp_sessions: Sessions) -> None:
-    """For an application that hides its middleware."""
-    hidden = over_asgi(handstamp_sessions)
-
-    class Opaque:
-        __slots__ = ()
-
-        async def __call__(self, *arguments: Any) -> None:
-            await hidden(*arguments)
-
-    with browser(Opaque()) as client:
-        login_as(client, "alice", sessions=handstamp_sessions)
+def test_the_middleware_names_the_engine_and_the_cookies() -> None:
+    """Both middlewares do; cookies that are given count first."""
+    cookies = Cookies(session_name="sid", refresh_name="rid")
+    sessions = memory_sessions()
+    for app in (over_wsgi(sessions, cookies=cookies), over_asgi(sessions, cookies=cookies)):
+        client = WerkzeugClient(over_wsgi(sessions, cookies=cookies))
+        login_as(client, "alice", sessions=app)
         assert client.get("/me").text == "alice"
+        assert steal(client, sessions=sessions, cookies=cookies).session_token
+        with pytest.raises(ConfigError, match="sign it in"):
+            steal(client, sessions=app, cookies=Cookies())
 
 
 def test_its_session_can_be_revoked(handstamp_sessions: Sessions) -> None:
     """In one line, by what signing in returned."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        alice = login_as(client, "alice")
+        alice = login_as(client, "alice", sessions=handstamp_sessions)
         assert alice.revoke(reason="lost phone") is True
         assert client.get("/me").status_code == 401
         assert_revoked(alice, reason="lost phone")
@@ -259,7 +260,7 @@ def test_its_session_can_be_revoked(handstamp_sessions: Sessions) -> None:
 async def test_its_session_can_be_revoked_with_await(handstamp_sessions: Sessions) -> None:
     """The same for an async test."""
     async with handstamp_sessions, asynchronous(over_asgi(handstamp_sessions)) as client:
-        alice = await alogin_as(client, "alice")
+        alice = await alogin_as(client, "alice", sessions=handstamp_sessions)
         assert await alice.arevoke() is True
         assert (await client.get("/me")).status_code == 401
 
@@ -267,6 +268,6 @@ async def test_its_session_can_be_revoked_with_await(handstamp_sessions: Session
 def test_no_token_shows(handstamp_sessions: Sessions) -> None:
     """Not in what a failing assertion prints."""
     with browser(over_asgi(handstamp_sessions)) as client:
-        alice = login_as(client, "alice")
+        alice = login_as(client, "alice", sessions=handstamp_sessions)
     assert alice.session_token not in repr(alice)
     assert alice.refresh_token not in repr(alice)

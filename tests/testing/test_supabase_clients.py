@@ -35,8 +35,8 @@ from handstamp.testing import (
     outage,
     steal,
 )
-from handstamp.testing.concurrency import let_go
 from handstamp.testing.databases import database_like, template_database
+from handstamp.testing.engines import close
 from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import TestClient, browser
 from tests.support.clients import (
@@ -81,7 +81,7 @@ def ending() -> Iterator[ExitStack]:
 def sessions(supabase_dsn: str, ending: ExitStack) -> SupabaseSessions:
     """An engine on empty tables, whose cookie holds the user too."""
     sessions = sessions_on(supabase_dsn, cookie=READABLE)
-    ending.callback(let_go, sessions)
+    ending.callback(close, sessions)
     return sessions
 
 
@@ -112,16 +112,16 @@ def is_falcon(client: object) -> bool:
 
 
 def test_a_client_is_signed_in_refreshed_robbed_and_signed_out(
-    client: Any, alice: str, bob: str
+    client: Any, alice: str, bob: str, sessions: SupabaseSessions
 ) -> None:
     """Whole or in pieces, nothing of the cookie before is left in its own kind of jar."""
     assert get(client).status == 401
-    signed_in = login_as(client, bob)
+    signed_in = login_as(client, bob, sessions=sessions)
     assert set(held(client)) == pieces(5)
     assert get(client) == Seen(200, bob)
-    stolen = steal(client)
+    stolen = steal(client, sessions=sessions)
     assert (stolen.refresh_token != signed_in.refresh_token) is not is_falcon(client)
-    first = login_as(client, alice)
+    first = login_as(client, alice, sessions=sessions)
     assert set(held(client)) == {NAME}
     assert get(client) == Seen(200, alice)
     assert (in_jar(client) != first.refresh_token) is not is_falcon(client)
@@ -131,7 +131,7 @@ def test_a_client_is_signed_in_refreshed_robbed_and_signed_out(
     assert signed_in.revoke() is True
     assert get(client).status == 401
     assert_revoked(signed_in)
-    login_as(client, bob)
+    login_as(client, bob, sessions=sessions)
     assert get(client, "/logout").status in (200, 204)
     assert is_falcon(client) or held(client) == {}
     assert get(client).status == 401
@@ -147,11 +147,11 @@ async def test_an_async_client_is_signed_in_refreshed_robbed_and_signed_out(
     sessions = sessions_on(supabase_dsn, cookie=READABLE)
     async with make(sessions) if make is not quart else quarted(sessions) as client:
         assert (await aget(client)).status == 401
-        signed_in = await alogin_as(client, bob)
+        signed_in = await alogin_as(client, bob, sessions=sessions)
         assert set(held(client)) == pieces(5)
         assert await aget(client) == Seen(200, bob)
-        stolen = steal(client)
-        first = await alogin_as(client, alice)
+        stolen = steal(client, sessions=sessions)
+        first = await alogin_as(client, alice, sessions=sessions)
         assert set(held(client)) == {NAME}
         assert await aget(client) == Seen(200, alice)
         assert (in_jar(client) != first.refresh_token) is not is_falcon(client)
@@ -161,11 +161,11 @@ async def test_an_async_client_is_signed_in_refreshed_robbed_and_signed_out(
         assert (await aget(client)).status == 401
         if not hasattr(client, "portal"):  # the engine is on this loop
             await aassert_revoked(signed_in)
-        await alogin_as(client, bob)
+        await alogin_as(client, bob, sessions=sessions)
         assert (await aget(client, "/logout")).status == 204
         assert is_falcon(client) or held(client) == {}
         assert (await aget(client)).status == 401
-    await asyncio.to_thread(let_go, sessions)
+    await asyncio.to_thread(close, sessions)
     await sessions.close()
 
 
@@ -175,9 +175,11 @@ def victim(sessions: SupabaseSessions, ending: ExitStack) -> TestClient:
     return ending.enter_context(browser(over_asgi(sessions)))
 
 
-def test_a_sign_in_is_gotrue_s(victim: TestClient, alice: str, supabase_dsn: str) -> None:
+def test_a_sign_in_is_gotrue_s(
+    victim: TestClient, alice: str, supabase_dsn: str, sessions: SupabaseSessions
+) -> None:
     """With its answer, its AMR row, its audit entry; and no token shows."""
-    signed_in = login_as(victim, alice)
+    signed_in = login_as(victim, alice, sessions=sessions)
     assert signed_in.body is not None
     assert signed_in.body["access_token"] == signed_in.session_token
     assert signed_in.remember is True
@@ -186,7 +188,7 @@ def test_a_sign_in_is_gotrue_s(victim: TestClient, alice: str, supabase_dsn: str
     assert claim.access_token == signed_in.session_token
     sql = "select authentication_method from auth.mfa_amr_claims where session_id = $1"
     assert fetch(supabase_dsn, sql, UUID(signed_in.session.id)) == "password"
-    for shown in (repr(signed_in), repr(steal(victim))):
+    for shown in (repr(signed_in), repr(steal(victim, sessions=sessions))):
         assert signed_in.session_token not in shown
         assert str(signed_in.refresh_token) not in shown
         assert victim.cookies[NAME] not in shown
@@ -200,12 +202,12 @@ def test_the_cookie_is_where_the_application_s_own_would_be(
     sessions = sessions_on(supabase_dsn, cookie=cookie)
     app = over_asgi(sessions)
     client = ending.enter_context(browser(app, base_url="https://app.example.org"))
-    login_as(client, alice)
+    login_as(client, alice, sessions=sessions)
     assert {(c.name, c.path, c.domain, c.secure) for c in client.cookies.jar} == {
         (NAME, "/app", ".example.org", True)
     }
     with pytest.raises(ConfigError, match="outside of the cookies' domain"):
-        login_as(TestClient(app, base_url=HTTPS), alice)
+        login_as(TestClient(app, base_url=HTTPS), alice, sessions=sessions)
 
 
 def test_plain_http_needs_insecure_cookies(
@@ -215,12 +217,14 @@ def test_plain_http_needs_insecure_cookies(
     sessions = sessions_on(supabase_dsn)
     base_url = "http://testserver"
     with pytest.raises(ConfigError, match=r"cookies=Cookies\.insecure\(\)"):
-        login_as(TestClient(over_asgi(sessions), base_url=base_url), alice)
+        login_as(
+            TestClient(over_asgi(sessions), base_url=base_url), alice, sessions=sessions
+        )
     sql = "select count(*) from auth.sessions where user_id = $1"
     assert fetch(supabase_dsn, sql, UUID(alice)) == 0
     app = over_asgi(sessions, cookies=Cookies.insecure())
     client = ending.enter_context(browser(app, base_url=base_url))
-    login_as(client, alice)
+    login_as(client, alice, sessions=app)
     assert get(client) == Seen(200, alice)
 
 
@@ -229,8 +233,8 @@ def test_a_replay_ends_a_v2_session(
 ) -> None:
     """Two steps behind and no reuse interval; the reason is in the events alone."""
     events = Recorded(sessions)
-    signed_in = login_as(victim, alice)
-    stolen = steal(victim)
+    signed_in = login_as(victim, alice, sessions=sessions)
+    stolen = steal(victim, sessions=sessions)
     assert [get(victim).status for _ in range(2)] == [200, 200]  # two refreshes
     assert stolen.replay() is None
     assert [e.session_id for e in events.of(Replayed)] == [signed_in.session.id]
@@ -247,8 +251,8 @@ def test_a_lost_answer_is_no_theft(
 ) -> None:
     """One step behind, the old token gets the current one again."""
     events = Recorded(sessions)
-    login_as(victim, alice)
-    stolen = steal(victim)
+    login_as(victim, alice, sessions=sessions)
+    stolen = steal(victim, sessions=sessions)
     get(victim)
     again = stolen.replay()
     assert again is not None
@@ -263,8 +267,8 @@ def test_a_replay_of_a_v1_token_ends_its_family(
     sessions = sessions_on(supabase_dsn, version=1)
     events = Recorded(sessions)
     victim = ending.enter_context(browser(over_asgi(sessions)))
-    signed_in = login_as(victim, alice)
-    stolen = steal(victim)
+    signed_in = login_as(victim, alice, sessions=sessions)
+    stolen = steal(victim, sessions=sessions)
     assert [get(victim).status for _ in range(2)] == [200, 200]
     assert stolen.replay() is None
     assert [e.session_id for e in events.of(Replayed)] == [signed_in.session.id]
@@ -278,21 +282,21 @@ def test_eight_tabs_have_one_successor(supabase_dsn: str, alice: str) -> None:
     sessions = sessions_on(supabase_dsn)
     app = over_wsgi(sessions)
     tabs = [WerkzeugClient(app) for _ in range(8)]
-    login_as(tabs[0], alice)
-    copied = steal(tabs[0])
+    login_as(tabs[0], alice, sessions=sessions)
+    copied = steal(tabs[0], sessions=sessions)
     for tab in tabs:
         copied.into(tab)
     answers = concurrently(8, lambda number: get(tabs[number]))
     assert answers == [Seen(200, alice)] * 8
     assert {in_jar(tab) for tab in tabs} - {copied.refresh_token} == {in_jar(tabs[0])}
-    let_go(sessions)
+    close(sessions)
 
 
 def test_p5_an_outage_is_a_503(
     victim: TestClient, sessions: SupabaseSessions, alice: str
 ) -> None:
     """And everything as before at its end."""
-    login_as(victim, alice)
+    login_as(victim, alice, sessions=sessions)
     with outage(sessions):
         assert get(victim).status == 503
     assert get(victim) == Seen(200, alice)
@@ -305,7 +309,7 @@ def test_an_access_token_runs_out_by_the_frozen_clock(
     the database sets the engine right again."""
     sessions = sessions_on(supabase_dsn, rules=SupabaseRules())
     client = ending.enter_context(browser(over_asgi(sessions)))
-    signed_in = login_as(client, alice)
+    signed_in = login_as(client, alice, sessions=sessions)
     with frozen_clock(sessions) as clock:
         clock.advance(timedelta(minutes=58))
         assert get(client) == Seen(200, alice)
@@ -315,20 +319,12 @@ def test_an_access_token_runs_out_by_the_frozen_clock(
         assert in_jar(client) != signed_in.refresh_token
 
 
-async def test_an_engine_may_be_given(supabase_dsn: str) -> None:
-    """For an application that hides its middleware; and its cookies with it."""
+async def test_cookies_may_be_given(supabase_dsn: str) -> None:
+    """Beside an engine whose middleware has others than the project's."""
     alice = await asyncio.to_thread(add, supabase_dsn, "alice@example.org")
     async with sessions_on(supabase_dsn) as sessions:
-        hidden = over_asgi(sessions, cookies=Cookies.insecure())
-
-        class Opaque:
-            __slots__ = ()
-
-            async def __call__(self, *arguments: Any) -> None:
-                await hidden(*arguments)
-
-        transport = httpx.ASGITransport(Opaque())
-        base_url = "http://testserver"
+        app = over_asgi(sessions, cookies=Cookies.insecure())
+        transport, base_url = httpx.ASGITransport(app), "http://testserver"
         async with httpx.AsyncClient(transport=transport, base_url=base_url) as client:
             with pytest.raises(ConfigError, match="Secure"):
                 await alogin_as(client, alice, sessions=sessions)
@@ -340,29 +336,31 @@ def test_a_thief_takes_the_session_s_cookies_and_no_others(
     victim: TestClient, sessions: SupabaseSessions, alice: str, bob: str
 ) -> None:
     """What else is in either jar stays where it is."""
-    login_as(victim, bob)
+    login_as(victim, bob, sessions=sessions)
     victim.cookies.set("theme", "dark")
     thief = WerkzeugClient(over_wsgi(sessions))
     thief.set_cookie("lang", "en")
-    steal(victim).into(thief)
+    steal(victim, sessions=sessions).into(thief)
     assert set(held(thief)) == {*pieces(5), "lang"}
     assert set(held(victim)) == {*pieces(5), "theme"}
     plain = TestClient(over_asgi(sessions), base_url="http://testserver")
     with pytest.raises(ConfigError, match="Secure"):
-        steal(victim).into(plain)
+        steal(victim, sessions=sessions).into(plain)
 
 
-def test_nobody_steals_from_nobody(victim: TestClient) -> None:
+def test_nobody_steals_from_nobody(victim: TestClient, sessions: SupabaseSessions) -> None:
     """A cookie of the name in which there is no session is none."""
     victim.cookies.set(NAME, "base64-e30")
     with pytest.raises(ConfigError, match="sign it in"):
-        steal(victim)
+        steal(victim, sessions=sessions)
 
 
-def test_who_is_no_user_is_not_signed_in(victim: TestClient) -> None:
+def test_who_is_no_user_is_not_signed_in(
+    victim: TestClient, sessions: SupabaseSessions
+) -> None:
     """The refusal comes through, and the jar stays empty."""
     with pytest.raises(LoginRefused):
-        login_as(victim, str(UUID(int=7)))
+        login_as(victim, str(UUID(int=7)), sessions=sessions)
     assert held(victim) == {}
 
 
@@ -373,7 +371,7 @@ def test_without_a_key_that_signs_nobody_is_signed_in(
     sessions = sessions_on(supabase_dsn, jwt_secret=None, jwt_keys=[public_key("ES256")])
     client = WerkzeugClient(over_wsgi(sessions))
     with pytest.raises(ConfigError, match="jwt_secret="):
-        login_as(client, alice)
+        login_as(client, alice, sessions=sessions)
     sql = "select count(*) from auth.sessions where user_id = $1"
     assert fetch(supabase_dsn, sql, UUID(alice)) == 0
 

@@ -11,8 +11,8 @@ from handstamp import Cookies
 from handstamp.supabase import SupabaseSessions
 from handstamp.supabase.cookies import SupabaseCookie
 from handstamp.testing import alogin_as, assert_revoked, login_as, steal
-from handstamp.testing.concurrency import let_go
 from handstamp.testing.databases import database_like
+from handstamp.testing.engines import close
 from tests.support.supabase_clients import READABLE, add, held, in_jar, pieces, sessions_on
 from tests.support.supabase_site import NAME
 
@@ -40,7 +40,7 @@ def sessions(supabase_dsn: str) -> Iterator[SupabaseSessions]:
     """An engine on empty tables, whose cookie holds the user too."""
     sessions = sessions_on(supabase_dsn, cookie=READABLE)
     yield sessions
-    let_go(sessions)
+    close(sessions)
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_the_cookie_has_the_attributes_of_the_project_s(
             assert client.cookies[NAME]["samesite"] == same_site
             answer = client.get("/required")
             assert answer.cookies[NAME]["samesite"] == same_site
-    let_go(strict)
+    close(strict)
 
 
 def test_every_line_and_header_of_a_refresh_leaves(supabase_dsn: str) -> None:
@@ -123,7 +123,7 @@ def test_every_line_and_header_of_a_refresh_leaves(supabase_dsn: str) -> None:
         assert (answer["Expires"], answer["Pragma"]) == ("0", "no-cache")
         assert answer["Cache-Control"].startswith("private, no-cache, no-store")
         lines = [morsel.OutputString() for morsel in client.get("/logout").cookies.values()]
-    let_go(sessions)
+    close(sessions)
     assert len(lines) == 2
     assert all(line.startswith(f"{NAME}=; Max-Age=0; ") for line in lines)
     assert sorted("Domain=a.test" in line for line in lines) == [False, True]

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from handstamp.testing.databases import database_like
+from handstamp.testing.databases import SERVER_VARIABLE, database_like
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "testing.md"
@@ -27,7 +27,7 @@ def anyio_backend():
 Outcomes = tuple[dict[str, Counter[str]], str]
 INI = """
 [pytest]
-addopts = -p handstamp_pytest --import-mode=importlib
+addopts = -p handstamp_pytest -p anyio --import-mode=importlib
 filterwarnings = error:::handstamp
 """
 
@@ -55,10 +55,12 @@ def wanted(block: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def outcomes(
-    tmp_path_factory: pytest.TempPathFactory, supabase_template_dsn: str
+    tmp_path_factory: pytest.TempPathFactory,
+    supabase_template_dsn: str,
+    handstamp_postgres: str,
 ) -> Outcomes:
     """How often each block's tests passed and failed, run as a project of their own, and
-    what pytest said to it."""
+    what pytest printed."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "pytest.ini").write_text(INI)
@@ -68,7 +70,13 @@ def outcomes(
     command = [sys.executable, "-m", "pytest", "-q", "--junitxml=outcome.xml"]
     path = os.pathsep.join(filter(None, sys.path))
     with database_like(supabase_template_dsn) as dsn:
-        environ = {**os.environ, "PYTHONPATH": path, "SUPABASE_DB_URL": dsn}
+        environ = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "SUPABASE_DB_URL": dsn,
+            SERVER_VARIABLE: handstamp_postgres,
+        }
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, env=environ
         )

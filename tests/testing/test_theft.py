@@ -20,7 +20,7 @@ from handstamp.testing import (
     login_as,
     steal,
 )
-from handstamp.testing.concurrency import let_go
+from handstamp.testing.engines import close
 from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import TestClient, browser
 from tests.support.engines import SECRET
@@ -42,8 +42,8 @@ def test_a_replay_ends_the_session_and_is_reported(
     handstamp_events: Recorded,
 ) -> None:
     """P8: after the victim was refreshed, came back, and grace is over."""
-    alice = login_as(victim, "alice")
-    stolen = steal(victim)
+    alice = login_as(victim, "alice", sessions=handstamp_sessions)
+    stolen = steal(victim, sessions=handstamp_sessions)
     handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
     assert [victim.get("/me").text for _ in range(2)] == ["alice", "alice"]
     handstamp_clock.advance(handstamp_sessions.policy.grace + timedelta(seconds=1))
@@ -60,8 +60,8 @@ def test_the_event_names_the_thief(
     handstamp_events: Recorded,
 ) -> None:
     """By an address that is nobody's."""
-    login_as(victim, "alice")
-    stolen = steal(victim)
+    login_as(victim, "alice", sessions=handstamp_sessions)
+    stolen = steal(victim, sessions=handstamp_sessions)
     handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
     victim.get("/me")
     victim.get("/me")
@@ -79,10 +79,10 @@ def test_a_thief_s_browser_is_signed_out_too(
     handstamp_events: Recorded,
 ) -> None:
     """The copy in another client: it works until it gives itself away."""
-    login_as(victim, "alice")
+    login_as(victim, "alice", sessions=handstamp_sessions)
     thief = TestClient(victim.app, base_url="https://testserver.local")
     thief.portal = victim.portal  # the same server: one event loop
-    steal(victim).into(thief)
+    steal(victim, sessions=handstamp_sessions).into(thief)
     assert thief.get("/me").text == "alice"
     handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
     assert [victim.get("/me").text for _ in range(2)] == ["alice", "alice"]
@@ -100,8 +100,8 @@ def test_a_lost_answer_is_no_theft(
     handstamp_events: Recorded,
 ) -> None:
     """P7: while nobody has shown the new token, the old one gets it again."""
-    login_as(victim, "alice")
-    stolen = steal(victim)
+    login_as(victim, "alice", sessions=handstamp_sessions)
+    stolen = steal(victim, sessions=handstamp_sessions)
     handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
     victim.get("/me")
     handstamp_clock.advance(2 * handstamp_sessions.policy.grace)
@@ -121,8 +121,8 @@ async def test_a_replay_with_await(
         handstamp_sessions,
         httpx.AsyncClient(transport=transport, base_url=base_url) as victim,
     ):
-        await alogin_as(victim, "alice")
-        stolen = steal(victim)
+        await alogin_as(victim, "alice", sessions=handstamp_sessions)
+        stolen = steal(victim, sessions=handstamp_sessions)
         handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
         await victim.get("/me")
         await victim.get("/me")
@@ -131,20 +131,24 @@ async def test_a_replay_with_await(
         assert (await victim.get("/me")).status_code == 401
 
 
-def test_the_victim_keeps_what_was_copied(victim: TestClient) -> None:
+def test_the_victim_keeps_what_was_copied(
+    victim: TestClient, handstamp_sessions: Sessions
+) -> None:
     """Stealing changes nothing in the jar, and no token shows."""
-    login_as(victim, "alice")
+    login_as(victim, "alice", sessions=handstamp_sessions)
     before = dict(victim.cookies)
-    stolen = steal(victim)
+    stolen = steal(victim, sessions=handstamp_sessions)
     assert dict(victim.cookies) == before
     assert set(before.values()) == {stolen.session_token, stolen.refresh_token}
     assert not any(token in repr(stolen) for token in before.values())
 
 
-def test_nobody_steals_from_nobody(victim: TestClient) -> None:
+def test_nobody_steals_from_nobody(
+    victim: TestClient, handstamp_sessions: Sessions
+) -> None:
     """A client that is not signed in has nothing to copy."""
     with pytest.raises(ConfigError, match="sign it in"):
-        steal(victim)
+        steal(victim, sessions=handstamp_sessions)
 
 
 def test_without_refresh_tokens_there_is_a_copy_and_no_replay(uuid_dsn: str) -> None:
@@ -153,11 +157,11 @@ def test_without_refresh_tokens_there_is_a_copy_and_no_replay(uuid_dsn: str) -> 
     app = over_wsgi(sessions)
     victim, thief = WerkzeugClient(app), WerkzeugClient(app)
     user = "7d1c1a6e-3f0e-4b0a-9d7e-2f5d6a1b8c90"
-    login_as(victim, user)
-    stolen = steal(victim)
+    login_as(victim, user, sessions=sessions)
+    stolen = steal(victim, sessions=sessions)
     assert stolen.refresh_token is None
     stolen.into(thief)
     assert thief.get("/me").text == user
     with pytest.raises(ConfigError, match=r"into\(client\)"):
         stolen.replay()
-    let_go(sessions)
+    close(sessions)

@@ -202,9 +202,9 @@ def check_by_hand(client: object, clock: FrozenClock) -> None:
     """A test without await."""
     engine = assert_type(memory_sessions(clock=clock, policy=Policy()), Sessions)
     events = Recorded(engine)
-    alice = assert_type(login_as(client, "alice", remember=True), SignedIn)
+    alice = assert_type(login_as(client, "alice", remember=True, sessions=engine), SignedIn)
     assert_type(alice.session, Session)
-    stolen = assert_type(steal(client), Stolen)
+    stolen = assert_type(steal(client, sessions=engine), Stolen)
     clock.advance(timedelta(minutes=15))
     with outage(engine), frozen_clock(other) as another:
         assert_type(another, FrozenClock)
@@ -220,6 +220,6 @@ def check_by_hand(client: object, clock: FrozenClock) -> None:
 
 async def check_with_await(client: object) -> None:
     """A test with await."""
-    alice = assert_type(await alogin_as(client, "alice"), SignedIn)
+    alice = assert_type(await alogin_as(client, "alice", sessions=fake), SignedIn)
     assert_type(await acall(sessions.list_for_user, "alice"), list[Session])
     assert_type(await aconcurrently(2, alice.arevoke), list[bool | Exception])

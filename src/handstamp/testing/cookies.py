@@ -1,16 +1,12 @@
-"""The cookie jars of test clients: what Set-Cookie puts in and takes out.
+"""The session's cookies in the jar of a test client: read, set and copied.
 
-Rule 1. A cookie enters a jar the way a response's would, with the same name, domain, path
-and attributes. So a rotation replaces it and a logout removes it.
-Rule 2. A cookie that the client would never send is refused with the reason at once, not
-found out by a 401 three lines later. The client itself is never changed to make it fit.
-Rule 3. Clients are known by how they keep cookies: no framework is imported.
-
-The tokens of a session in a test client's jar, in whichever cookies they travel.
-
-Rule 1. What goes in is what the middleware itself would send, over what is in the jar: its
-own writer makes the lines. So a cookie in pieces leaves no old piece behind.
-Rule 2. What comes out is what the middleware itself would read.
+Rule 1. A cookie gets into a jar as the cookie of a response does, with the same name,
+domain, path and attributes, written by the middleware's own writer. So a rotation replaces
+it, a logout removes it, and no piece of an older cookie is left.
+Rule 2. What is read from a jar is what the middleware would read from a request.
+Rule 3. A cookie that the client would never send is refused at once with the reason, and
+not found out by a 401 later. The client itself is never changed to make it fit.
+Rule 4. Clients are recognised by how they keep cookies: no framework is imported.
 """
 
 from __future__ import annotations
@@ -37,36 +33,46 @@ class Jar(Protocol):
     """Where one test client keeps its cookies."""
 
     def check(self, cookies: Cookies) -> None:
-        """Raise :class:`ConfigError` where the client would never send them."""
+        """Raise :class:`ConfigError` if the client would never send such cookies."""
         ...
 
     def put(self, set_cookie: Iterable[str]) -> None:
-        """Take the values of Set-Cookie headers; what has no age left goes."""
+        """Apply the values of Set-Cookie headers; ``Max-Age=0`` removes a cookie."""
         ...
 
     def held(self) -> Pairs:
-        """Every cookie in it: name and value, as they would be sent."""
+        """Every cookie in the jar: name and value, as they would be sent."""
         ...
 
 
 def jar_of(client: Any) -> Jar:
     """The jar of a test client. Raises :class:`ConfigError` for an unknown kind."""
     if isinstance(getattr(client, "cookie_jar", None), CookieJar):
-        return _Unconditional(client)
+        return _QuartJar(client)
     if isinstance(getattr(client, "cookiejar", None), CookieJar):
-        return _Strict(client.cookiejar, _webtest_url(client), _WEBTEST)
-    if isinstance(getattr(client, "cookies", None), SimpleCookie):
-        return _Simple(client.cookies)
+        environ = client.extra_environ
+        scheme = environ.get("wsgi.url_scheme", "http")
+        url = f"{scheme}://{environ.get('HTTP_HOST', 'localhost')}"
+        remedy = "make the client with extra_environ={'wsgi.url_scheme': 'https'}"
+        return _BrowserLikeJar(client.cookiejar, url, remedy)
+    if is_django(client):
+        return _DjangoJar(client.cookies)
     if isinstance(getattr(getattr(client, "cookies", None), "jar", None), CookieJar):
-        return _Strict(client.cookies.jar, str(client.base_url), _HTTPX)
+        remedy = "make the client with base_url='https://testserver.local'"
+        return _BrowserLikeJar(client.cookies.jar, str(client.base_url), remedy)
     if hasattr(client, "set_cookie") and hasattr(client, "get_cookie"):
-        return _Werkzeug(client)
+        return _WerkzeugJar(client)
     if hasattr(client, "_default_headers"):
-        return _Header(client)
+        return _FalconHeader(client)
     raise ConfigError(
-        f"{type(client).__name__} is no test client that handstamp knows, or it keeps no "
+        f"{type(client).__name__} is not a test client that handstamp knows, or it has no "
         "cookies"
     )
+
+
+def is_django(client: object) -> bool:
+    """Whether this is a test client of Django or Django REST framework."""
+    return isinstance(getattr(client, "cookies", None), SimpleCookie)
 
 
 def is_async(client: object) -> bool:
@@ -76,12 +82,8 @@ def is_async(client: object) -> bool:
     return any(map(iscoroutinefunction, methods))
 
 
-_HTTPX = "make the client with base_url='https://testserver.local'"
-_WEBTEST = "make the client with extra_environ={'wsgi.url_scheme': 'https'}"
-
-
-class _Strict:
-    """A jar that judges like a browser: httpx, Starlette, FastAPI, Litestar, WebTest."""
+class _BrowserLikeJar:
+    """A jar with a browser's rules: httpx, Starlette, FastAPI, Litestar, WebTest."""
 
     def __init__(self, jar: CookieJar, url: str, remedy: str) -> None:
         self._jar = jar
@@ -90,10 +92,10 @@ class _Strict:
 
     def check(self, cookies: Cookies) -> None:
         if "://" not in self._url:
-            raise ConfigError(f"this client is for no host yet: {self._remedy}")
+            raise ConfigError(f"this client has no host yet: {self._remedy}")
         if cookies.secure and not self._url.startswith("https:"):
             raise ConfigError(
-                f"this client speaks {self._url} and would never send Secure cookies: "
+                f"this client sends to {self._url}, and never sends Secure cookies there: "
                 f"{self._remedy}, or wrap the application with cookies=Cookies.insecure()"
             )
         trial = CookieJar()
@@ -110,8 +112,8 @@ class _Strict:
         return _pairs(self._jar)
 
 
-class _Unconditional:
-    """Quart's: it sends whatever it holds, to any address."""
+class _QuartJar:
+    """Quart's jar: it sends every cookie to every address."""
 
     def __init__(self, client: Any) -> None:
         self._jar: CookieJar = client.cookie_jar
@@ -127,24 +129,24 @@ class _Unconditional:
         return _pairs(self._jar)
 
 
-class _Simple:
-    """Django's, which knows names only."""
+class _DjangoJar:
+    """Django's jar, which has names only: no domains and no paths."""
 
     def __init__(self, jar: SimpleCookie) -> None:
         self._jar = jar
 
     def check(self, cookies: Cookies) -> None:
-        """It sends whatever it holds."""
+        """Every cookie is sent."""
 
     def put(self, set_cookie: Iterable[str]) -> None:
         _load(self._jar, set_cookie)
 
     def held(self) -> Pairs:
-        return _crumbs(self._jar)
+        return _morsels_of(self._jar)
 
 
-class _Werkzeug:
-    """Flask's, which goes by domain and path."""
+class _WerkzeugJar:
+    """The jar of Flask and Werkzeug, which finds cookies by domain and path."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -172,24 +174,24 @@ class _Werkzeug:
         return [(c.key, c.value) for c in (self._client._cookies or {}).values()]
 
 
-class _Header:
-    """Falcon's clients keep headers only: theirs is a Cookie header, never replaced."""
+class _FalconHeader:
+    """Falcon's clients have no jar: a default Cookie header, which no response changes."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def check(self, cookies: Cookies) -> None:
-        """It sends whatever it holds."""
+        """Every cookie is sent."""
 
     def put(self, set_cookie: Iterable[str]) -> None:
         jar = self._read()
         _load(jar, set_cookie)
         kept = {k: v for k, v in self._headers().items() if k.lower() != "cookie"}
-        pairs = "; ".join(f"{name}={value}" for name, value in _crumbs(jar))
+        pairs = "; ".join(f"{name}={value}" for name, value in _morsels_of(jar))
         self._client._default_headers = {**kept, "Cookie": pairs} if pairs else kept
 
     def held(self) -> Pairs:
-        return _crumbs(self._read())
+        return _morsels_of(self._read())
 
     def _headers(self) -> dict[str, str]:
         return dict(self._client._default_headers or {})
@@ -208,8 +210,8 @@ def _check_host(host: str, cookies: Cookies) -> None:
 
 def _outside(where: str, cookies: Cookies) -> str:
     return (
-        f"this client speaks to {where}, which is outside of the cookies' domain "
-        f"{cookies.domain!r}: let it speak to a host of that domain"
+        f"this client sends to {where}, which is outside of the cookies' domain "
+        f"{cookies.domain!r}: give the client a host of that domain"
     )
 
 
@@ -223,19 +225,19 @@ def _is_gone(morsel: Morsel[str]) -> bool:
 
 
 def _load(jar: SimpleCookie, set_cookie: Iterable[str]) -> None:
-    """Each as a new morsel: `load` would leave it the attributes of the one before."""
+    """Set each as a new morsel: ``load`` would keep the attributes of the old one."""
     for morsel in map(_morsel, set_cookie):
         jar.pop(morsel.key, None)
         if not _is_gone(morsel):
             jar[morsel.key] = morsel
 
 
-def _crumbs(jar: SimpleCookie) -> Pairs:
+def _morsels_of(jar: SimpleCookie) -> Pairs:
     return [(morsel.key, morsel.coded_value) for morsel in jar.values()]
 
 
 class _Response:
-    """As much of a response as a jar looks at."""
+    """The part of a response that a :class:`CookieJar` reads."""
 
     def __init__(self, set_cookie: Iterable[str]) -> None:
         self._message = Message()
@@ -255,17 +257,11 @@ def _pairs(jar: CookieJar) -> Pairs:
     return [(cookie.name, cookie.value or "") for cookie in jar]
 
 
-def _webtest_url(client: Any) -> str:
-    environ = client.extra_environ
-    scheme = environ.get("wsgi.url_scheme", "http")
-    return f"{scheme}://{environ.get('HTTP_HOST', 'localhost')}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Carried:
-    """What a jar holds of one session: both tokens, and the cookies they are in.
+class SessionCookies:
+    """The tokens of one session in a jar, and the cookies that hold them.
 
-    ``refresh_token`` is None where the table has none.
+    ``refresh_token`` is None if the table has none.
     """
 
     session_token: str = field(repr=False)
@@ -273,63 +269,63 @@ class Carried:
     cookies: Mapping[str, str] = field(repr=False)
 
 
-def check(client: object, cookie_transport: CookieTransport) -> None:
-    """Raise :class:`ConfigError` where this client would never send such cookies."""
-    jar_of(client).check(cookie_transport.cookies)
+def check_client(client: object, transport: CookieTransport) -> None:
+    """Raise :class:`ConfigError` if this client would never send such cookies."""
+    jar_of(client).check(transport.cookies)
 
 
-def give(client: object, issued: Issued, cookie_transport: CookieTransport) -> None:
-    """Put the tokens into the jar, as the response to a sign-in would."""
+def set_tokens(client: object, issued: Issued, transport: CookieTransport) -> None:
+    """Put the tokens into the jar, as the response to a login would."""
     jar = jar_of(client)
-    _put(jar, cookie_transport.writer.deliver(issued, _came(jar, cookie_transport)))
+    _put(jar, transport.writer.deliver(issued, _present(jar, transport)))
 
 
-def copy_to(client: object, carried: Carried, cookie_transport: CookieTransport) -> None:
-    """Put the very same cookies into the jar of another client, in place of its own.
+def copy_cookies(
+    client: object, copied: SessionCookies, transport: CookieTransport
+) -> None:
+    """Put a copy of the cookies into the jar of another client, instead of its own.
 
-    Raises :class:`ConfigError` where it would never send them.
+    The values are copied byte for byte. Raises :class:`ConfigError` if the client would
+    never send them.
     """
     jar = jar_of(client)
-    jar.check(cookie_transport.cookies)
-    _put(jar, cookie_transport.writer.clear(_came(jar, cookie_transport)))
-    _put(jar, (_line(*pair, cookie_transport.cookies) for pair in carried.cookies.items()))
+    jar.check(transport.cookies)
+    _put(jar, transport.writer.clear(_present(jar, transport)))
+    for name, value in copied.cookies.items():
+        one = replace(transport.cookies, session_name=name, refresh_name=f"{name}-")
+        _put(jar, [CookieWriter(one).session(value, None)])
 
 
-def carried_by(client: object, cookie_transport: CookieTransport) -> Carried | None:
-    """What this client would be known by; None where it holds no session."""
+def read_session(client: object, transport: CookieTransport) -> SessionCookies | None:
+    """The session that this client's requests would have; None without one."""
     pairs = jar_of(client).held()
-    credentials = cookie_transport.reader.read(_headers(pairs), bearer=False)
-    ours = {
-        name: value
-        for name, value in pairs
-        if name.encode() in cookie_transport.writer.names
-    }
+    credentials = transport.reader.read(_headers(pairs), bearer=False)
     if not credentials.session:
         return None
-    if credentials.claims:  # a cookie with an inside
+    if credentials.claims:  # one cookie that holds both tokens
         claim = cast("CookieSession", credentials.claims[0])
         session_token, refresh_token = claim.access_token, claim.refresh_token or None
     else:
         session_token = credentials.session[0].decode("ascii")
         refresh = (text.decode("ascii") for text in credentials.refresh)
         refresh_token = next(refresh, None)
-    return Carried(session_token=session_token, refresh_token=refresh_token, cookies=ours)
+    names = transport.writer.names
+    return SessionCookies(
+        session_token=session_token,
+        refresh_token=refresh_token,
+        cookies={name: value for name, value in pairs if name.encode() in names},
+    )
 
 
 def _put(jar: Jar, lines: Iterable[bytes]) -> None:
     jar.put([line.decode("ascii") for line in lines])
 
 
-def _came(jar: Jar, cookie_transport: CookieTransport) -> Mapping[str, str | None]:
-    return cookie_transport.reader.came(_headers(jar.held()))
+def _present(jar: Jar, transport: CookieTransport) -> Mapping[str, str | None]:
+    """The cookies in the jar that the writer must know of."""
+    return transport.reader.came(_headers(jar.held()))
 
 
 def _headers(pairs: Pairs) -> list[tuple[bytes, bytes]]:
     text = "; ".join(f"{name}={value}" for name, value in pairs)
     return [(b"cookie", text.encode("latin-1", "replace"))]
-
-
-def _line(name: str, value: str, cookies: Cookies) -> bytes:
-    """One cookie as it was, byte for byte: a thief copies and reads nothing."""
-    alone = replace(cookies, session_name=name, refresh_name=f"{name}-")
-    return CookieWriter(alone).session(value, None)

@@ -1,177 +1,74 @@
-"""Finding the middleware from a test client: which engine, and which cookies.
+"""Sign a test client in without a login form, copy its cookies, see that a session ended.
 
-Rule 1. Nothing is imported to find it: frameworks are known by the names under which they
-keep the application they call. (Django's clients go by its settings, and are asked for.)
-Rule 2. The outermost middleware counts, as it does for a request.
-
-Signing in a test client without its sign-in form.
-
-A real session is made by the application's own engine, and its cookies go into the
-client's jar. Nothing is faked: the client's next request is authenticated, refreshed,
-listed and revoked like any other.
-
-A thief: a copy of a browser's cookies, used when their owner has moved on.
-
-What happens next is the engine's to say: a refresh token that comes a second time, after
-its successor was seen and grace is over, proves that two parties hold one session, and it
-is revoked. The victim has to come back twice for that: once to be refreshed, and once with
-the new cookies, for until then the first answer may simply have been lost.
+Rule 1. Nothing is faked: the application's own engine makes a real session, and its cookies
+go into the client's jar. The client's next request is authenticated, refreshed, listed and
+revoked like any other.
+Rule 2. The test names the engine: ``sessions=`` is the application's :class:`Sessions`, or
+the ``SessionAuthMiddleware`` around the application, which also has the settings of its
+cookies. Django's clients need neither: its settings name both.
+Rule 3. A stolen refresh token that is presented after its successor was used, and after
+grace, proves that two parties hold one session, which is then revoked. So the victim must
+send two requests before the replay: one that is refreshed, and one with the new cookies.
+Until then the response with the new cookies may simply have been lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from http.cookies import SimpleCookie
-from types import FunctionType, MethodType
-from typing import Any
+from typing import TypeAlias
 
-from handstamp._request import MiddlewareOptions
-from handstamp.asgi import SessionAuthMiddleware
+from handstamp import asgi, wsgi
 from handstamp.config import Cookies
 from handstamp.core.cookies import CookieTransport
-from handstamp.core.models import Client, Issued
+from handstamp.core.models import Client, Issued, Record, Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError
-from handstamp.testing.concurrency import acall, across, call, cross
-from handstamp.testing.cookies import Carried, carried_by, check, copy_to, give, is_async
-
-# Where test clients and applications keep what they call next.
-_NEXT = (
-    *("app", "_app", "application", "_transport", "handler", "func"),
-    *("wsgi_app", "asgi_app", "asgi_handler", "wsgi", "execution_policy"),
+from handstamp.events import Revoked
+from handstamp.testing.cookies import (
+    SessionCookies,
+    check_client,
+    copy_cookies,
+    is_async,
+    is_django,
+    read_session,
+    set_tokens,
 )
-_DECLARED = ("user_middleware", "middleware")
-"""Where Starlette and Litestar keep what they will build at their first request."""
-_FARTHEST = 500
-"""Objects to look at before giving up: a wrapped application is a few steps away."""
+from handstamp.testing.engines import Recorded, acall, arun, call, run
 
+Engine: TypeAlias = Sessions | asgi.SessionAuthMiddleware | wsgi.SessionAuthMiddleware
 
-def find_speech(
-    client: object, sessions: Sessions | None, cookies: Cookies | None
-) -> tuple[Sessions, CookieTransport]:
-    """The engine behind a test client, and how its tokens travel.
-
-    What is given counts before what is found. Raises :class:`ConfigError` where neither
-    is there.
-    """
-    door = find_door(client) if sessions is None else look_for_door(client)
-    if door is None:
-        assert sessions is not None  # noqa: S101 - find_door would have raised
-        return sessions, sessions.cookie_transport(cookies)
-    sessions = sessions or door.sessions
-    return sessions, sessions.cookie_transport(cookies or door.cookies)
-
-
-def find_door(client: object) -> MiddlewareOptions:
-    """The door of the middleware around a test client's application.
-
-    ``client`` may be the application too. Raises :class:`ConfigError` where there is none.
-    """
-    door = look_for_door(client)
-    if door is None:
-        raise ConfigError(
-            f"no SessionAuthMiddleware was found from this {type(client).__name__}: give "
-            "sessions=, and cookies= if they are not the default ones"
-        )
-    return door
-
-
-def look_for_door(client: object) -> MiddlewareOptions | None:
-    """The same, or None."""
-    if isinstance(getattr(client, "cookies", None), SimpleCookie):
-        return _door_of_django()
-    waiting: deque[object] = deque([client])
-    met: dict[int, object] = {}  # held, for the id of what is gone is given out again
-    while waiting and len(met) < _FARTHEST:
-        thing = waiting.popleft()
-        if id(thing) in met:
-            continue
-        met[id(thing)] = thing
-        door = _door_of(thing)
-        if door is not None:
-            return door
-        waiting.extend(_leads(thing))
-    return None
-
-
-def _door_of(thing: object) -> MiddlewareOptions | None:
-    own = _held(thing, "__dict__")
-    door = own.get("_options") if isinstance(own, Mapping) else None
-    return door if isinstance(door, MiddlewareOptions) else None
-
-
-def _door_of_django() -> MiddlewareOptions:
-    """Django's own clients go through MIDDLEWARE, which its settings describe."""
-    from handstamp.django.settings import configuration
-
-    described = configuration()
-    options = {
-        k: v for k, v in described.options.items() if k not in ("exclude", "passive")
-    }
-    return MiddlewareOptions.of(described.sessions, **options)
-
-
-def _leads(thing: object) -> Iterator[object]:
-    """What this object calls, as far as it shows."""
-    # By type(): asking a lazy object for its class would evaluate it.
-    if type(thing) is MethodType:
-        yield thing.__self__
-    elif type(thing) is FunctionType:
-        yield from (
-            cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)
-        )
-    else:
-        yield from (held for name in _NEXT if (held := _held(thing, name)) is not None)
-        for name in _DECLARED:
-            yield from _to_be_built(_held(thing, name))
-
-
-def _held(thing: object, name: str) -> object:
-    """An attribute, unless asking for it fails, in whichever way."""
-    try:
-        return getattr(thing, name, None)
-    except Exception:
-        return None
-
-
-def _is_full(cell: Any) -> bool:
-    try:
-        return callable(cell.cell_contents)
-    except ValueError:
-        return False
-
-
-def _to_be_built(declared: object) -> Iterator[object]:
-    """The middleware that is named there with its options, made once more."""
-    for entry in declared if isinstance(declared, list) else ():
-        kind = _held(entry, "cls") or _held(entry, "middleware")
-        if isinstance(kind, type) and issubclass(kind, SessionAuthMiddleware):
-            yield kind(_nothing, *entry.args, **entry.kwargs)
-
-
-async def _nothing(scope: object, receive: object, send: object) -> None:
-    """Stands where the application will."""
-
-
-_NOBODY = Client()
+_WRAPPED = "sessions=app, where app is what wrap(…) returned"
+_WHERE: Mapping[str, str] = {
+    "starlette": _WRAPPED,
+    "litestar": _WRAPPED,
+    "falcon": _WRAPPED,
+    "flask": "sessions=app.wsgi_app",
+    "quart": "sessions=app.asgi_app",
+    "webtest": "sessions=sessions, the Sessions that config.set_session_auth(…) of Pyramid "
+    "or SessionAuthPlugin(…) of Bottle was given",
+}
+"""What to write for the test client of each framework, by the package it comes from."""
+_ANY = "sessions=app, where app is the SessionAuthMiddleware"
+_NO_CLIENT = Client()
+THIEF = Client(address="203.0.113.66", user_agent="Thief", user_agent_hash="f" * 64)
+"""The client of a replay, as an event shows it. The address is reserved for examples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedIn(Issued):
-    """What :func:`login_as` did: the session, its tokens as text, and its engine."""
+    """The result of :func:`login_as`: the session, its tokens as text, and its engine."""
 
     sessions: Sessions = field(repr=False)
 
     def revoke(self, *, reason: str = "revoked") -> bool:
-        """End this session; whether it was live. As :meth:`Sessions.revoke`."""
+        """Revoke this session; returns whether it was live. As :meth:`Sessions.revoke`."""
         return call(self.sessions.revoke, self.session.id, reason=reason)
 
     async def arevoke(self, *, reason: str = "revoked") -> bool:
-        """The same, for a test with await."""
+        """The same for a test with ``await``."""
         return await acall(self.sessions.revoke, self.session.id, reason=reason)
 
 
@@ -179,127 +76,233 @@ def login_as(
     client: object,
     user_id: str,
     *,
-    remember: bool = False,
-    signed_in_from: Client = _NOBODY,
-    sessions: Sessions | None = None,
+    sessions: Engine | None = None,
     cookies: Cookies | None = None,
+    remember: bool = False,
+    signed_in_from: Client = _NO_CLIENT,
 ) -> SignedIn:
     """Sign a test client in, without a request.
 
     ``client`` is the test client of Starlette, FastAPI, Litestar, Django, Django REST
     framework, Flask or Falcon, a WebTest ``TestApp``, or an ``httpx.Client`` on a WSGI
-    application. ``sessions`` and ``cookies`` are found from the wrapped application
-    unless they are given. ``signed_in_from`` is what the row remembers of the sign-in's
-    address and browser. With :class:`SupabaseSessions` the jar gets the cookie of
-    ``@supabase/ssr``, and the user must have their row in ``auth.users``.
+    application. ``sessions`` is the application's :class:`Sessions` or its
+    ``SessionAuthMiddleware``; Django's settings name it, so leave it out there.
+    ``cookies`` is needed with a :class:`Sessions` whose middleware has ``cookies=`` too.
+    ``signed_in_from`` is the address and the browser that the row keeps. With
+    :class:`SupabaseSessions` the jar gets the cookie of ``@supabase/ssr``, and the user
+    must have a row in ``auth.users``.
 
-    Raises :class:`ConfigError` where the client would not send the cookies or where the
-    middleware is not found, and what :meth:`Sessions.create` raises.
+    Returns the session and its tokens. Raises :class:`ConfigError` if ``sessions`` is
+    missing or the client would never send the cookies, and what :meth:`Sessions.create`
+    raises.
     """
     if is_async(client):
         raise ConfigError(f"{type(client).__name__} is async: await alogin_as(…)")
-    sessions, cookie_transport = find_speech(client, sessions, cookies)
-    check(client, cookie_transport)  # before there is a session that nobody has
-    create = partial(sessions.create, user_id, client=signed_in_from, remember=remember)
-    issued = cross(sessions, create)
-    return _give(client, issued, sessions, cookie_transport)
+    engine, transport = _resolve(client, sessions, cookies)
+    check_client(client, transport)  # before there is a session that is of no use
+    create = partial(engine.create, user_id, client=signed_in_from, remember=remember)
+    return _signed_in(client, run(engine, create), engine, transport)
 
 
 async def alogin_as(
     client: object,
     user_id: str,
     *,
-    remember: bool = False,
-    signed_in_from: Client = _NOBODY,
-    sessions: Sessions | None = None,
+    sessions: Engine | None = None,
     cookies: Cookies | None = None,
+    remember: bool = False,
+    signed_in_from: Client = _NO_CLIENT,
 ) -> SignedIn:
-    """The same for a client whose requests are awaited.
+    """The same as :func:`login_as` for a client whose requests are awaited.
 
     ``client`` is an ``httpx.AsyncClient`` on an ``ASGITransport``, Litestar's
     ``AsyncTestClient``, Quart's test client, Django's ``AsyncClient``, or Falcon's
-    ``ASGIConductor``. The rest is as for :func:`login_as`.
+    ``ASGIConductor``.
     """
     if not is_async(client):
         raise ConfigError(f"{type(client).__name__} is not async: call login_as(…)")
-    sessions, cookie_transport = find_speech(client, sessions, cookies)
-    check(client, cookie_transport)  # before there is a session that nobody has
-    create = partial(sessions.create, user_id, client=signed_in_from, remember=remember)
+    engine, transport = _resolve(client, sessions, cookies)
+    check_client(client, transport)  # before there is a session that is of no use
+    create = partial(engine.create, user_id, client=signed_in_from, remember=remember)
     if hasattr(client, "portal"):  # Litestar's serves on a loop of its own
-        issued = await asyncio.to_thread(cross, sessions, create)
+        issued = await asyncio.to_thread(run, engine, create)
     else:
-        issued = await across(sessions, create)
-    return _give(client, issued, sessions, cookie_transport)
+        issued = await arun(engine, create)
+    return _signed_in(client, issued, engine, transport)
 
 
-def _give(
-    client: object, issued: Issued, sessions: Sessions, cookie_transport: CookieTransport
+def _resolve(
+    client: object, given: object, cookies: Cookies | None
+) -> tuple[Sessions, CookieTransport]:
+    """The engine, and the cookies that carry its sessions (rule 2)."""
+    if given is None and is_django(client):
+        from handstamp.django.settings import configuration
+
+        configured = configuration()
+        given, cookies = configured.sessions, cookies or configured.cookies
+    if isinstance(given, asgi.SessionAuthMiddleware | wsgi.SessionAuthMiddleware):
+        options = given._options
+        given, cookies = options.sessions, cookies or options.cookies
+    if isinstance(given, Sessions):
+        return given, given.cookie_transport(cookies)
+    packages = (kind.__module__.partition(".")[0] for kind in type(client).__mro__)
+    write = next((_WHERE[name] for name in packages if name in _WHERE), _ANY)
+    if given is None:
+        problem = f"this {type(client).__name__} does not name its engine"
+    else:
+        problem = f"sessions= has no engine: it is of type {type(given).__name__}"
+    raise ConfigError(
+        f"{problem}. Write {write}; or sessions=sessions, with the Sessions itself (and "
+        "cookies=, if the middleware has cookies= too)"
+    )
+
+
+def _signed_in(
+    client: object, issued: Issued, sessions: Sessions, transport: CookieTransport
 ) -> SignedIn:
-    give(client, issued, cookie_transport)
-    known = {f.name: getattr(issued, f.name) for f in fields(issued)}
-    return SignedIn(**known, sessions=sessions)
-
-
-THIEF = Client(address="203.0.113.66", user_agent="Thief", user_agent_hash="f" * 64)
-"""Who replays, as an event will say. The address is one of those kept for examples."""
+    set_tokens(client, issued, transport)
+    values = {f.name: getattr(issued, f.name) for f in fields(issued)}
+    return SignedIn(**values, sessions=sessions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stolen:
-    """The cookies of :func:`steal`, as the thief has them: they never change."""
+    """The copy that :func:`steal` made of a session's cookies: it never changes."""
 
-    carried: Carried = field(repr=False)
+    copied: SessionCookies = field(repr=False)
     sessions: Sessions = field(repr=False)
-    cookie_transport: CookieTransport = field(repr=False)
+    transport: CookieTransport = field(repr=False)
 
     @property
     def session_token(self) -> str:
-        """What the thief could show as a bearer token."""
-        return self.carried.session_token
+        """The session token, which also works as a bearer token."""
+        return self.copied.session_token
 
     @property
     def refresh_token(self) -> str | None:
-        """What :meth:`replay` presents; None where the table has none."""
-        return self.carried.refresh_token
+        """The refresh token that :meth:`replay` presents; None if the table has none."""
+        return self.copied.refresh_token
 
     def replay(self) -> Issued | None:
-        """Present the refresh token, now; None if it was refused, as it should be.
+        """Present the refresh token now; returns None if it was refused, as it should be.
 
-        What the victim did until now is written down first, so that the table knows of
-        it. Raises :class:`SessionsUnavailable`, and :class:`ConfigError` where there is
-        no refresh token.
+        The activity of the victim is written to the table first, so that it counts. Raises
+        :class:`SessionsUnavailable`, and :class:`ConfigError` without a refresh token.
         """
-        return cross(self.sessions, partial(_replay, self))
+        return run(self.sessions, self._replay)
 
     async def areplay(self) -> Issued | None:
-        """The same, for a test with await."""
-        return await across(self.sessions, partial(_replay, self))
+        """The same for a test with ``await``."""
+        return await arun(self.sessions, self._replay)
+
+    async def _replay(self) -> Issued | None:
+        if self.refresh_token is None:
+            raise ConfigError(
+                "there is no refresh token to replay in these cookies: use the copy as it "
+                "is, with into(client)"
+            )
+        await self.sessions.flush()
+        return await self.sessions.refresh(self.refresh_token, client=THIEF)
 
     def into(self, client: object) -> None:
-        """Put the cookies into another client's jar, the thief's browser."""
-        copy_to(client, self.carried, self.cookie_transport)
+        """Put the cookies into the jar of another client: the thief's browser."""
+        copy_cookies(client, self.copied, self.transport)
 
 
 def steal(
-    client: object, *, sessions: Sessions | None = None, cookies: Cookies | None = None
+    client: object, *, sessions: Engine | None = None, cookies: Cookies | None = None
 ) -> Stolen:
-    """Copy the session's cookies out of a test client's jar, and leave them there.
+    """Copy the session's cookies from the jar of a test client, which keeps them.
 
-    ``sessions`` and ``cookies`` as for :func:`login_as`. Raises :class:`ConfigError`
-    where the client holds none: nobody is signed in.
+    ``sessions`` and ``cookies`` as for :func:`login_as`. Raises :class:`ConfigError` if
+    the client is not signed in.
     """
-    sessions, cookie_transport = find_speech(client, sessions, cookies)
-    carried = carried_by(client, cookie_transport)
-    if carried is None:
+    engine, transport = _resolve(client, sessions, cookies)
+    copied = read_session(client, transport)
+    if copied is None:
         raise ConfigError("this client holds no session to steal: sign it in first")
-    return Stolen(carried=carried, sessions=sessions, cookie_transport=cookie_transport)
+    return Stolen(copied=copied, sessions=engine, transport=transport)
 
 
-async def _replay(stolen: Stolen) -> Issued | None:
-    if stolen.refresh_token is None:
-        raise ConfigError(
-            "there is no refresh token to replay in these cookies: use the copy as it is, "
-            "with into(client)"
+def assert_revoked(
+    session: Session | Issued | str,
+    *,
+    reason: str | None = None,
+    sessions: Sessions | None = None,
+    events: Recorded | None = None,
+) -> None:
+    """Fail unless this session was revoked, and for this reason if one is given.
+
+    ``session`` is what :func:`login_as` returned, a :class:`Session`, or an id; the last
+    two need ``sessions`` too. The row decides. With ``events`` the published events
+    decide, which also works for tables that delete the row or keep no reason. An expired
+    session is not a revoked one. Raises :class:`AssertionError`.
+    """
+    __tracebackhide__ = True
+    session_id = _id_of(session)
+    if events is not None:
+        _judge_events(session_id, reason, events)
+    else:
+        engine = _engine_of(session, sessions)
+        row = run(engine, partial(engine.store.find_by_id, session_id))
+        _judge_row(session_id, reason, row)
+
+
+async def aassert_revoked(
+    session: Session | Issued | str,
+    *,
+    reason: str | None = None,
+    sessions: Sessions | None = None,
+    events: Recorded | None = None,
+) -> None:
+    """The same as :func:`assert_revoked` for a test with ``await``."""
+    __tracebackhide__ = True
+    session_id = _id_of(session)
+    if events is not None:
+        _judge_events(session_id, reason, events)
+    else:
+        engine = _engine_of(session, sessions)
+        row = await arun(engine, partial(engine.store.find_by_id, session_id))
+        _judge_row(session_id, reason, row)
+
+
+def _id_of(session: Session | Issued | str) -> str:
+    if isinstance(session, Issued):
+        session = session.session
+    return session if isinstance(session, str) else session.id
+
+
+def _engine_of(session: object, sessions: Sessions | None) -> Sessions:
+    if sessions is None and isinstance(session, SignedIn):
+        return session.sessions
+    if sessions is None:
+        raise ConfigError("give sessions= or events=: this alone does not name its engine")
+    return sessions
+
+
+def _judge_events(session_id: str, reason: str | None, events: Recorded) -> None:
+    __tracebackhide__ = True
+    reasons = [e.reason for e in events.of(Revoked) if e.session_id == session_id]
+    if not reasons:
+        raise AssertionError(f"there is no event that session {session_id} was revoked")
+    if reason is not None and reason not in reasons:
+        raise AssertionError(_other_reason(session_id, reasons[-1], reason))
+
+
+def _judge_row(session_id: str, reason: str | None, row: Record | None) -> None:
+    __tracebackhide__ = True
+    if row is not None and row.is_active and row.revoked_at is None:
+        raise AssertionError(f"session {session_id} is not revoked")
+    if reason is None:
+        return
+    if row is None or row.revoked_reason is None:
+        raise AssertionError(
+            f"the table holds no reason for the end of session {session_id}: "
+            "look at the events with events="
         )
-    await stolen.sessions.flush()
-    return await stolen.sessions.refresh(stolen.refresh_token, client=THIEF)
+    if row.revoked_reason != reason:
+        raise AssertionError(_other_reason(session_id, row.revoked_reason, reason))
+
+
+def _other_reason(session_id: str, found: str, expected: str) -> str:
+    return f"session {session_id} was revoked for {found!r}, not for {expected!r}"
