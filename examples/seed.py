@@ -12,6 +12,7 @@ import asyncpg
 from examples import settings
 from examples.accounts import hasher
 from handstamp.stores.install import install, install_trigger
+from handstamp.supabase.schema import install_supabase_trigger
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -63,7 +64,9 @@ async def _make_tables(connection: Connection, shape: str) -> None:
         return
     if shape == settings.SUPABASE:
         await connection.execute(_text("auth"))
-    outcomes = await install(connection, shape, trigger=shape != "uuid")
+        outcomes = await install_supabase_trigger(connection)
+    else:
+        outcomes = await install(connection, shape, trigger=shape == "ulid")
     if shape != "ulid":
         await _make_users(connection)
     if shape == "uuid":  # of the users' table, too, whom the preset does not know

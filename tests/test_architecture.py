@@ -138,11 +138,6 @@ core_file = pytest.mark.parametrize(
 )
 
 
-# `install` makes the triggers of Supabase Auth's tables too; that part is to move to
-# `handstamp.supabase`.
-EXCEPTIONS = {ROOT / "stores" / "install.py"}
-
-
 def test_every_module_has_a_layer() -> None:
     """A new module at the top of the package must say in which layer it is."""
     assert {room_of(name_of(path)) for path in FILES} <= set(RANKS)
@@ -153,7 +148,7 @@ def test_imports_only_go_down(path: Path) -> None:
     """No module imports from a layer above its own."""
     own = RANKS[room_of(name_of(path))]
     above = [room for room in own_imports(TREES[path]) if RANKS[room] > own]
-    assert above == [] or path in EXCEPTIONS
+    assert above == []
 
 
 @every_file
@@ -164,7 +159,7 @@ def test_only_the_commands_and_the_test_helpers_know_supabase_and_the_doctor(
     serves a person at a terminal, and no request."""
     room = room_of(name_of(path))
     known = set(own_imports(TREES[path])) & ({"supabase", "doctor"} - {room})
-    assert known == set() or room in {"cli", "testing", "supabase"} or path in EXCEPTIONS
+    assert known == set() or room in {"cli", "testing", "supabase"}
 
 
 @every_file

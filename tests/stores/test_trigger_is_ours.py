@@ -13,20 +13,16 @@ import pytest
 
 from handstamp.errors import ConfigError
 from handstamp.stores.base import ListenConnection
-from handstamp.stores.install import (
-    documented_triggers,
-    install,
-    install_trigger,
-    script,
-)
+from handstamp.stores.install import install, install_trigger, script
 from handstamp.stores.notify.check import canonical, check_triggers, read_version
 from handstamp.stores.notify.sql import function_sql, triggers_of
-from handstamp.stores.shapes import TableShape
+from handstamp.stores.resolve import assumed
+from handstamp.stores.shapes import ULID_HASHED, TableShape
 from handstamp.stores.table import TableStore
 from tests.support.foreign_tables import FOREIGN
 
 FUNCTIONS = ("handstamp_notify_session", "handstamp_notify_user", "handstamp_notify_all")
-ULID = documented_triggers("ulid")
+ULID = triggers_of(assumed(ULID_HASHED))
 PLANTED = """
     create function {schema}.{name}() returns trigger language plpgsql as $$ begin
         if (select rolsuper from pg_catalog.pg_roles where rolname = current_user) then

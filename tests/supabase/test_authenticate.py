@@ -29,10 +29,10 @@ from handstamp.events import (
     Replayed,
     Revoked,
 )
-from handstamp.stores.install import install
 from handstamp.supabase import SupabaseSessions
 from handstamp.supabase import authenticate as engine_module
 from handstamp.supabase.cookies import CookieSession, decode_session
+from handstamp.supabase.schema import install_supabase_trigger
 from handstamp.supabase.tokens import read_v2
 from handstamp.testing import outage
 from tests.support.clock import FakeClock
@@ -244,7 +244,7 @@ async def test_p4_what_the_trigger_misses_is_noticed_within_longest_trust(
 ) -> None:
     """A ban that no trigger heard, though the listener is trusted all the time."""
     clock = FakeClock()
-    await install(world.psql, "supabase", trigger=True)
+    await install_supabase_trigger(world.psql)
     sessions = await world.process(clock=clock)
     client, held = await world.browser(sessions), await world.sign_in(sessions)
     await until(lambda: sessions._listener.trusted_until > clock())

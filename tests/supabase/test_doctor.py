@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from handstamp.cli.app import app
 from handstamp.errors import ConfigError
-from handstamp.stores.install import install
-from handstamp.supabase.schema import TABLES
+from handstamp.supabase.schema import TABLES, install_supabase_trigger
 from handstamp.testing.postgres import ephemeral
 from tests.cli.test_doctor import LOGINS, Told, connection_to, heard, run, sql
 from tests.faults.pooler import pooled, program
@@ -59,7 +58,7 @@ async def ask(dsn: str, *arguments: str) -> Told:
 
 async def with_trigger(dsn: str) -> None:
     async with connection_to(dsn) as connection:
-        await install(connection, "supabase", trigger=True)
+        await install_supabase_trigger(connection)
 
 
 @dataclass

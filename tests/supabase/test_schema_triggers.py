@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from handstamp.stores.install import install, script, statements
+from handstamp.supabase.schema import install_supabase_trigger, supabase_trigger_script
 from tests.support.supabase import HOUR, LAPTOP, OWNER, Supabase, supabase
 
 
@@ -54,7 +54,8 @@ async def settled(dsn: str, *, trigger: bool = True, **rules: Any) -> AsyncItera
     async with supabase(dsn, **rules) as auth:
         psql = await asyncpg.connect(dsn)
         try:
-            await install(psql, "supabase", trigger=trigger)
+            if trigger:
+                await install_supabase_trigger(psql)
         finally:
             await psql.close()
         town = Town(auth)
@@ -67,8 +68,7 @@ async def settled(dsn: str, *, trigger: bool = True, **rules: Any) -> AsyncItera
 
 def test_there_is_no_table_to_make() -> None:
     """The tables are Supabase's own: only functions and triggers are ours, if wanted."""
-    assert statements("supabase") == []
-    made = script("supabase", trigger=True)
+    made = supabase_trigger_script()
     assert set(re.findall("^create (?:or replace )?([a-z]+)", made, re.M)) == {
         "function",
         "trigger",
@@ -79,8 +79,8 @@ async def test_installing_makes_every_trigger_and_twice_none(supabase_dsn: str) 
     """All are found the second time, and no table changes."""
     psql = await asyncpg.connect(supabase_dsn)
     try:
-        first = await install(psql, "supabase", trigger=True)
-        second = await install(psql, "supabase", trigger=True)
+        first = await install_supabase_trigger(psql)
+        second = await install_supabase_trigger(psql)
     finally:
         await psql.close()
     assert {outcome.state for outcome in first} == {"created"}
@@ -94,7 +94,7 @@ async def test_a_database_without_factors_gets_the_other_triggers(
     psql = await asyncpg.connect(supabase_dsn)
     try:
         await psql.execute("drop table auth.mfa_factors")
-        outcomes = await install(psql, "supabase", trigger=True)
+        outcomes = await install_supabase_trigger(psql)
     finally:
         await psql.close()
     skipped = [outcome for outcome in outcomes if outcome.state == "skipped"]
@@ -102,7 +102,7 @@ async def test_a_database_without_factors_gets_the_other_triggers(
     assert all("no table auth.mfa_factors" in outcome.reason for outcome in skipped)
 
 
-async def test_the_trigger_all_writers_notify_and_nothing_else_does(
+async def test_the_trigger_makes_all_writers_notify(
     supabase_dsn: str,
 ) -> None:
     """Where a rule depends on factors, those must be watched too."""

@@ -21,10 +21,10 @@ from handstamp.blocking import call
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import CookieOverridden, LoginWasRefused, Revoked
 from handstamp.starlette import wrap
-from handstamp.stores.install import install
 from handstamp.supabase import SupabaseSessions
 from handstamp.supabase.cookies import SupabaseCookie, decode_session
 from handstamp.supabase.rules import SupabaseRules
+from handstamp.supabase.schema import install_supabase_trigger
 from handstamp.wsgi import ENVIRON_KEY
 from handstamp.wsgi import SessionAuthMiddleware as WsgiMiddleware
 from tests.support import asgi, wsgi
@@ -362,7 +362,7 @@ async def test_without_the_trigger_gotrue_is_noticed_within_the_bound(
 
 async def test_with_the_trigger_gotrue_is_heard_at_once(world: World) -> None:
     """A row it deletes, a user it bans, a level it lowers; nothing is read again before."""
-    await install(world.psql, "supabase", trigger=True)
+    await install_supabase_trigger(world.psql)
     sessions = await world.process(clock=FakeClock())
     await until(lambda: sessions.stats().foreign_writers_heard)
     client = await world.browser(sessions)
@@ -387,7 +387,7 @@ async def test_with_the_trigger_gotrue_is_heard_at_once(world: World) -> None:
 
 async def test_a_socket_is_closed_when_gotrue_signs_its_user_out(world: World) -> None:
     """4401, by the trigger; its handshake was given the refreshed cookie."""
-    await install(world.psql, "supabase", trigger=True)
+    await install_supabase_trigger(world.psql)
     sessions = await world.process()
     await until(lambda: sessions.stats().foreign_writers_heard)
     held = await world.sign_in(sessions)

@@ -13,8 +13,10 @@ from rich.text import Text
 from handstamp.cli._shared import complain, connected
 from handstamp.errors import ConfigError
 from handstamp.stores.connection import FAULTS
-from handstamp.stores.install import Outcome, install, script, shapes
+from handstamp.stores.install import PRESETS, Outcome, install, script
+from handstamp.supabase.schema import install_supabase_trigger, supabase_trigger_script
 
+_SUPABASE = "supabase"
 _STYLES = {"created": "green", "found": "dim", "skipped": "yellow"}
 
 
@@ -50,10 +52,13 @@ def init(
     All that is missing is created in one transaction. What is there already is
     left as it is.
     """
-    if shape not in shapes():
-        raise typer.BadParameter(f"there is only: {', '.join(shapes())}")
+    if shape not in (*PRESETS, _SUPABASE):
+        raise typer.BadParameter(f"there is only: {', '.join((*PRESETS, _SUPABASE))}")
     if only_print:
-        typer.echo(script(shape, trigger=trigger), nl=False)
+        if shape != _SUPABASE:
+            typer.echo(script(shape, trigger=trigger), nl=False)
+        elif trigger:
+            typer.echo(supabase_trigger_script(), nl=False)
         return
     if not dsn:
         raise complain("which database? give --dsn or set DATABASE_URL", status=2)
@@ -63,7 +68,9 @@ def init(
 async def _install(dsn: str, shape: str, trigger: bool) -> list[Outcome]:
     async with connected(dsn) as connection:
         try:
-            return await install(connection, shape, trigger=trigger)
+            if shape != _SUPABASE:
+                return await install(connection, shape, trigger=trigger)
+            return await install_supabase_trigger(connection) if trigger else []
         except asyncpg.InsufficientPrivilegeError as error:
             hint = "give the address of a role that may create tables and triggers there"
             raise complain(f"nothing was changed: {error}; {hint}", status=1) from None

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field, replace
 import asyncpg
 
 from handstamp.stores.base import Capabilities
+from handstamp.stores.connection import Connection
+from handstamp.stores.install import Outcome, install_triggers
 from handstamp.stores.notify.sql import (
     DELETE,
     INSERT,
@@ -35,6 +37,7 @@ from handstamp.stores.notify.sql import (
     moves_back,
     session_triggers,
     shortens,
+    trigger_script,
     truncate_trigger,
     user_triggers,
 )
@@ -379,3 +382,23 @@ def _changed(
             made = rule(column)
             found += [made] if isinstance(made, str) else made
     return any_of(found)
+
+
+async def install_supabase_trigger(
+    connection: Connection, name: str = "auth"
+) -> list[Outcome]:
+    """Create the trigger on the tables of the schema ``name``, as far as it is missing.
+
+    Returns one outcome for each statement; a table that an older database does not have
+    is skipped. Raises as :func:`handstamp.stores.install.install` does.
+    """
+    rows = await connection.fetch(LOOK, name, list(TABLES))
+    columns = {row["name"]: row["columns"] for row in rows}
+    triggers = supabase_triggers(name, columns, WATCHED)
+    documented = supabase_triggers(name, NEWEST, WATCHED)
+    return await install_triggers(connection, triggers, documented)
+
+
+def supabase_trigger_script(name: str = "auth") -> str:
+    """The SQL that creates the trigger on the newest tables of the schema ``name``."""
+    return f"{trigger_script(supabase_triggers(name, NEWEST, WATCHED))};\n"

@@ -1,2 +1,0 @@
--- The tables of Supabase Auth are made and changed by its own server and by nobody else:
--- there is nothing to make here. Only the trigger is ours, and optional.
