@@ -19,5 +19,5 @@ async def wait_until_listening(sessions: Sessions) -> None:
     async with asyncio.timeout(TIMEOUT):
         while sessions.stats().listener is not ListenerState.LISTENING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-    if not sessions.stats().foreign_writers_heard:
+    if not sessions.stats().all_writers_notify:
         raise RuntimeError("no trigger makes other writers notify")

@@ -16,7 +16,7 @@ async def health(sessions: Sessions) -> dict[str, str]:
     somebody else may be noticed here: "pushed", or after so many seconds."""
     database = await _database(sessions)
     stats = sessions.stats()
-    pushed = stats.listener == "listening" and stats.foreign_writers_heard
+    pushed = stats.listener == "listening" and stats.all_writers_notify
     return {
         "status": "ok" if database == "ok" else "degraded",
         "database": database,

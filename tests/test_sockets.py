@@ -356,7 +356,7 @@ async def interrupted(
 async def relisten(engine: Engine, record: Record) -> None:
     """The listening connection is lost and made anew."""
     engine.store.channel.cut()  # type: ignore[attr-defined]
-    await until(lambda: engine.sessions.stats().listener == "deaf")
+    await until(lambda: engine.sessions.stats().listener == "disconnected")
     await until(lambda: engine.sessions.stats().listener == "listening")
 
 

@@ -245,7 +245,7 @@ async def test_the_trigger_is_offered_for_the_table_s_own_columns(empty_dsn: str
     )
     assert said == ["s:1", "s:2", "all"]
     async with Sessions(empty_dsn, secret=SECRET, shape=told.shape()) as sessions:
-        await until(lambda: sessions.stats().foreign_writers_heard)
+        await until(lambda: sessions.stats().all_writers_notify)
 
 
 async def heard(dsn: str, *statements: str) -> list[str]:

@@ -26,7 +26,7 @@ async def outage(engine: Engine) -> None:
     """Take the database away, as the bus notices too."""
     engine.store.down = True
     engine.store.channel.cut()  # type: ignore[attr-defined]
-    await until(lambda: engine.sessions.stats().listener == "deaf")
+    await until(lambda: engine.sessions.stats().listener == "disconnected")
 
 
 async def test_c119_inside_the_bound_a_session_is_believed() -> None:

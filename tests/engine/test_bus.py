@@ -154,7 +154,7 @@ async def test_c56_a_mute_channel_is_never_trusted(
     channel.loses_notifications = True
     with caplog.at_level(logging.WARNING, "handstamp"):
         async with started(channel) as ear:
-            await ear.until(ListenerState.MUTE)
+            await ear.until(ListenerState.NO_DELIVERY)
             assert not ear.trusts
     assert (channel.proofs, ear.resets) == (0, 0)
     assert "listen_dsn" in caplog.text
@@ -169,7 +169,7 @@ async def test_c58_somebody_elses_canary_proves_nothing(
         await until(lambda: channel.connections)
         channel.deliver("c:")
         channel.deliver("c:0123456789abcdef")
-        await ear.until(ListenerState.MUTE)
+        await ear.until(ListenerState.NO_DELIVERY)
     assert ear.notices == []
 
 
@@ -206,7 +206,7 @@ async def test_c53_a_lost_connection_is_deaf_at_once(
     await ear.until(ListenerState.LISTENING)
     channel.fault = SessionsUnavailable("gone")
     channel.disconnect()
-    await ear.until(ListenerState.DEAF)
+    await ear.until(ListenerState.DISCONNECTED)
     assert not ear.trusts
     assert channel.connections == []
 
@@ -219,7 +219,7 @@ async def test_c54_a_silent_connection_is_given_up(
         async with started(channel) as ear:
             await ear.until(ListenerState.LISTENING)
             channel.may_answer.clear()
-            await ear.until(ListenerState.DEAF)
+            await ear.until(ListenerState.DISCONNECTED)
             assert not ear.trusts
             await until(lambda: channel.listens > 1)
     assert "does not answer" in caplog.text
@@ -232,7 +232,7 @@ async def test_c54_a_server_that_never_confirms_is_given_up(
     channel.may_listen.clear()
     async with started(channel) as ear:
         await until(lambda: channel.listens > 1)
-        assert ear.hearing is ListenerState.DEAF
+        assert ear.hearing is ListenerState.DISCONNECTED
         channel.may_listen.set()
         await ear.until(ListenerState.LISTENING)
 
@@ -322,11 +322,17 @@ async def test_c68_a_flood_of_nonsense_is_counted_and_logged_once_in_a_while(
         channel.deliver(f"?nonsense{n}")
     await until(lambda: ear.trusts)
     assert ear.notices == [Notification(understood=False)] * 10_000
-    assert (ear.listener.notices, ear.listener.unknown_notices) == (10_000, 10_000)
+    assert (ear.listener.notifications, ear.listener.unknown_notifications) == (
+        10_000,
+        10_000,
+    )
     ear.clock.advance(seconds(bus_module.REPORTED))
     channel.deliver("?nonsense")
     channel.deliver("all")
-    assert (ear.listener.notices, ear.listener.unknown_notices) == (10_002, 10_001)
+    assert (ear.listener.notifications, ear.listener.unknown_notifications) == (
+        10_002,
+        10_001,
+    )
     lines = [r.getMessage() for r in caplog.records if "no handstamp sends" in r.message]
     assert [line.split()[1] for line in lines] == ["1", "10001"]
     assert "nonsense" not in caplog.text
@@ -353,7 +359,7 @@ async def test_c55_a_notice_that_comes_before_anything_is_proven_is_worked_off(
     async with started(channel) as ear:
         await until(lambda: channel.connections)
         channel.deliver("s:early")
-        await ear.until(ListenerState.MUTE)
+        await ear.until(ListenerState.NO_DELIVERY)
         channel.deliver("u:late")
         channel.deliver("junk")
         assert ear.notices == [
@@ -371,7 +377,7 @@ async def test_c68_canaries_of_a_stranger_change_nothing(
     await ear.until(ListenerState.LISTENING)
     for number in range(1000):
         channel.deliver(f"c:{number}")
-    assert (ear.notices, ear.resets, ear.listener.notices) == ([], 1, 0)
+    assert (ear.notices, ear.resets, ear.listener.notifications) == ([], 1, 0)
 
 
 # What an engine makes of it.

@@ -133,7 +133,7 @@ async def outage(engine: Engine) -> None:
     """Take the database away, as the bus notices too."""
     engine.store.down = True
     engine.store.channel.cut()  # type: ignore[attr-defined]
-    await until(lambda: engine.sessions.stats().listener == "deaf")
+    await until(lambda: engine.sessions.stats().listener == "disconnected")
 
 
 @pytest.mark.parametrize("age", [0, 20, 29, 60])

@@ -97,11 +97,13 @@ async def test_p2_a_slow_subscriber_is_told_of_a_bounded_number_of_events(
         dispatcher.publish(event)
     assert sum(map(len, dispatcher._tasks.values())) == MOST_RUNNING + 1
     assert dispatcher.counts["revoked"] == 3 * MOST_RUNNING
-    assert dispatcher.counts["hook_dropped"] == 2 * MOST_RUNNING
+    assert dispatcher.counts["subscriber_dropped"] == 2 * MOST_RUNNING
     free.set()
     await until(lambda: not any(dispatcher._tasks.values()))
     assert heard == {Revoked: MOST_RUNNING, Replayed: 1}
-    assert [r.__dict__.get("action") for r in caplog.records].count("hook_dropped") == 1
+    assert [r.__dict__.get("action") for r in caplog.records].count(
+        "subscriber_dropped"
+    ) == 1
     dispatcher.publish(REVOKED)
     await dispatcher.drain()
     assert heard[Revoked] == MOST_RUNNING + 1

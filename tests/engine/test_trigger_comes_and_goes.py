@@ -36,11 +36,11 @@ async def test_a_trigger_that_was_dropped_is_relied_on_no_longer(
     await install(psql, "ulid", trigger=True)
     async with Sessions(dsn, secret="s" * 32, policy=BRIEF) as sessions:
         issued = await sessions.create(await psql.fetchval(ADD))
-        await until(lambda: sessions.stats().foreign_writers_heard)
+        await until(lambda: sessions.stats().all_writers_notify)
         await psql.execute("drop trigger handstamp_session_changed on user_sessions")
         await psql.execute("drop trigger handstamp_session_deleted on user_sessions")
         await psql.execute(END, issued.session.id)
-        await until(lambda: not sessions.stats().foreign_writers_heard)
+        await until(lambda: not sessions.stats().all_writers_notify)
         await until(lambda: sessions.hit(issued.session_token.encode()) is None)
 
 
@@ -50,13 +50,13 @@ async def test_a_trigger_that_was_made_is_relied_on_without_a_restart(
     """And what was cached before it came is read again first."""
     async with Sessions(dsn, secret="s" * 32) as sessions:
         await until(lambda: sessions.stats().listener == "listening")
-        assert not sessions.stats().foreign_writers_heard
+        assert not sessions.stats().all_writers_notify
         issued = await sessions.create(await psql.fetchval(ADD))
         token = issued.session_token.encode()
         assert sessions.hit(token) is not None
         await psql.execute(END, issued.session.id)
         await install(psql, "ulid", trigger=True)
-        await until(lambda: sessions.stats().foreign_writers_heard)
+        await until(lambda: sessions.stats().all_writers_notify)
         assert sessions.hit(token) is None
 
 
@@ -71,14 +71,14 @@ async def test_p4_a_revocation_while_the_trigger_was_off_is_noticed(
         await until(lambda: sessions.stats().listener == "listening")
         issued = await sessions.create(await psql.fetchval(ADD))
         token = issued.session_token.encode()
-        assert sessions.stats().foreign_writers_heard
+        assert sessions.stats().all_writers_notify
         assert sessions.hit(token) is not None
         async with psql.transaction():
             await psql.execute("alter table user_sessions disable trigger user")
             await psql.execute(END, issued.session.id)
             await psql.execute("alter table user_sessions enable trigger user")
         await until(lambda: sessions.hit(token) is None)
-        await until(lambda: sessions.stats().foreign_writers_heard)
+        await until(lambda: sessions.stats().all_writers_notify)
 
 
 @pytest.mark.parametrize("how", ["replica", "quietly"])
@@ -101,4 +101,4 @@ async def test_p4_a_writer_who_silences_the_trigger_is_noticed_within_longest_tr
             await psql.execute(silence[how])
             await psql.execute(END, issued.session.id)
         await until(lambda: sessions.hit(token) is None)
-        assert sessions.stats().foreign_writers_heard  # it was trusted all the time
+        assert sessions.stats().all_writers_notify  # it was trusted all the time

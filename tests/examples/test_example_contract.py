@@ -420,7 +420,10 @@ def test_without_a_database_the_answer_is_503_and_nobody_is_signed_out(
                 client.post("/logout"),
                 client.post("/login", data={"username": "bob", "password": "builder"}),
             ]
-            until(lambda: client.get("/healthz").json()["bus"] == "deaf", "deafness")
+            until(
+                lambda: client.get("/healthz").json()["bus"] == "disconnected",
+                "the loss of the listener",
+            )
             public, health = client.get("/public"), client.get("/healthz")
         assert [response.status_code for response in refused] == [503] * 4
         assert [response.headers["retry-after"] for response in refused] == ["1"] * 4

@@ -105,7 +105,7 @@ async def test_P4_without_the_trigger_a_foreign_writer_is_bounded_by_max_stalene
     """No request that begins ``max_staleness`` after a plain UPDATE is served any more."""
     session = await untold.sign_in()
     await untold.warm(session)
-    assert not (await untold.workers[0].stats())["foreign_writers_heard"]
+    assert not (await untold.workers[0].stats())["all_writers_notify"]
     async with traffic(untold.workers, session) as flow:
         await flow.flows_on(3)
         committed = await untold.revoke_by_sql(session)
@@ -147,14 +147,14 @@ async def test_C51_a_session_revoked_during_its_own_lookup_never_enters_the_cach
     worker = wired.workers[0]
     racing, known = [await wired.sign_in() for _ in range(2)]
     await worker.ask(known)  # a lane is open: no handshake is on the way below
-    heard = (await worker.stats())["notices"]
+    heard = (await worker.stats())["notifications"]
     wires.questions.withhold_answers()
     asked = asyncio.create_task(worker.ask(racing))
     await _until_withheld(wires)
     await wired.revoke_by_sql(racing)
 
     async def told() -> bool:
-        return bool((await worker.stats())["notices"] > heard)
+        return bool((await worker.stats())["notifications"] > heard)
 
     await until(told, "to be told")
     wires.questions.heal()

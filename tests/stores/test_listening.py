@@ -181,7 +181,7 @@ async def test_c53_c55_a_cut_wire_is_noticed_and_doubts_everything(
 ) -> None:
     """Deaf at once, listening again by itself, and everything doubted once more."""
     await wire.stop()
-    await until(lambda: hearer.listener.hearing is ListenerState.DEAF)
+    await until(lambda: hearer.listener.hearing is ListenerState.DISCONNECTED)
     await hearer.store.channel.notify("s:unheard")
     await wire.start()
     await until(lambda: hearer.listener.hearing is ListenerState.LISTENING)
@@ -196,7 +196,7 @@ async def test_c54_a_wire_that_is_silent_and_open_is_noticed(
 ) -> None:
     """No callback comes and no error: the missing proof alone says it."""
     wire.freeze()
-    await until(lambda: hearer.listener.hearing is ListenerState.DEAF)
+    await until(lambda: hearer.listener.hearing is ListenerState.DISCONNECTED)
     wire.thaw()
     await until(lambda: hearer.listener.hearing is ListenerState.LISTENING)
     assert len(hearer.resets) >= 2
@@ -212,7 +212,7 @@ async def test_c56_a_channel_that_leads_elsewhere_is_mute(
         store.channel, heard=print, reset=print, max_staleness=5.0, clock=uptime
     )
     bus.start()
-    await until(lambda: bus.hearing is ListenerState.MUTE)
+    await until(lambda: bus.hearing is ListenerState.NO_DELIVERY)
     assert bus.trusted_until < uptime()
     await bus.stop()
     await store.close()

@@ -256,7 +256,7 @@ async def test_a_token_that_was_replaced_is_worth_nothing_from_then_on(
     """With the trigger too, which alone lets a process believe what it read long ago."""
     await install(database, "uuid", trigger=True)
     async with Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN) as sessions:
-        await until(lambda: sessions.stats().foreign_writers_heard)
+        await until(lambda: sessions.stats().all_writers_notify)
         issued = await sessions.create(str(uuid.uuid4()), client=LAPTOP)
         token = issued.session_token.encode()
         assert sessions.hit(token) is not None

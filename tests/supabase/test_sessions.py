@@ -352,7 +352,7 @@ async def test_without_the_trigger_gotrue_is_noticed_within_the_bound(
     client, held = await world.browser(sessions), await world.sign_in(sessions)
     cookie = held.cookie()
     assert (await client.get("/me", headers=cookie)).status_code == 200
-    assert sessions.stats().foreign_writers_heard is False
+    assert sessions.stats().all_writers_notify is False
     await world.psql.execute("delete from auth.sessions")
     clock.advance(sessions.policy.max_staleness - timedelta(milliseconds=1))
     assert (await client.get("/me", headers=cookie)).status_code == 200
@@ -364,7 +364,7 @@ async def test_with_the_trigger_gotrue_is_heard_at_once(world: World) -> None:
     """A row it deletes, a user it bans, a level it lowers; nothing is read again before."""
     await install_supabase_trigger(world.psql)
     sessions = await world.process(clock=FakeClock())
-    await until(lambda: sessions.stats().foreign_writers_heard)
+    await until(lambda: sessions.stats().all_writers_notify)
     client = await world.browser(sessions)
     for sql, status in (
         ("update auth.sessions set aal = 'aal1'", 403),
@@ -389,7 +389,7 @@ async def test_a_socket_is_closed_when_gotrue_signs_its_user_out(world: World) -
     """4401, by the trigger; its handshake was given the refreshed cookie."""
     await install_supabase_trigger(world.psql)
     sessions = await world.process()
-    await until(lambda: sessions.stats().foreign_writers_heard)
+    await until(lambda: sessions.stats().all_writers_notify)
     held = await world.sign_in(sessions)
     seen: list[str | None] = []
 

@@ -99,7 +99,7 @@ async def test_a_real_table_gives_no_answer_either(handstamp_dsn: str) -> None:
                 assert (await client.get("/me")).status_code == 503
                 with pytest.raises(SessionsUnavailable):
                     await sessions.create(user, client=Client(address="192.0.2.1"))
-                await until(lambda: sessions.stats().listener == "deaf")
+                await until(lambda: sessions.stats().listener == "disconnected")
             assert (await client.get("/me")).text == user
             await until(lambda: sessions.stats().listener == "listening")
 

@@ -82,7 +82,9 @@ class Connections:
                 closer()
             except Exception:
                 # It is one connection's; the others still have to go.
-                logger.exception("a closer failed", extra={"action": "closer_failed"})
+                logger.exception(
+                    "a closer failed", extra={"action": "close_callback_failed"}
+                )
 
     def _leave(self, session_id: str) -> _Watched | None:
         watched = self._watched.pop(session_id, None)

@@ -25,19 +25,28 @@ from handstamp.events import Event
 
 
 class ListenerState(StrEnum):
-    """The state of the bus, for health pages."""
+    """The state of the notification listener, for health pages.
+
+    ``OFF``: not started, or the store has no channel. ``DISCONNECTED``: connecting, or the
+    connection was lost. ``NO_DELIVERY``: LISTEN succeeds and nothing arrives.
+    ``LISTENING``: the last round trip was answered.
+    """
 
     OFF = "off"
-    DEAF = "deaf"
-    MUTE = "mute"
+    DISCONNECTED = "disconnected"
+    NO_DELIVERY = "no_delivery"
     LISTENING = "listening"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Figures of this process since it started; ``events`` counts by action, ``notices``
-    what was heard on the channel, and ``unknown_notices`` what no handstamp sent there.
-    ``cached`` counts what may be served without a question."""
+    """Figures of this process since it started.
+
+    ``cached`` counts the entries that may be served without a query. ``notifications``
+    counts what arrived on the channel, ``unknown_notifications`` what handstamp does not
+    send. ``all_writers_notify`` is True if the trigger is complete. ``events`` counts by
+    action.
+    """
 
     cached: int
     hits: int
@@ -49,9 +58,9 @@ class Stats:
     flushes: int
     open_connections: int
     listener: ListenerState
-    notices: int
-    unknown_notices: int
-    foreign_writers_heard: bool
+    notifications: int
+    unknown_notifications: int
+    all_writers_notify: bool
     events: Mapping[str, int]
 
 
@@ -142,13 +151,13 @@ class EventDispatcher:
     def _drop(self, answer: Awaitable[None], action: str) -> None:
         if inspect.iscoroutine(answer):
             answer.close()
-        self.counts["hook_dropped"] += 1
+        self.counts["subscriber_dropped"] += 1
         if action not in self._dropping:
             self._dropping.add(action)  # said once, until all of them are done
             logger.error(
                 "subscribers are too slow: events %s are dropped",
                 action,
-                extra={"action": "hook_dropped"},
+                extra={"action": "subscriber_dropped"},
             )
 
     async def drain(self) -> None:
@@ -177,7 +186,7 @@ async def _contained(answer: Awaitable[None], event: Event) -> None:
 
 def _complain(event: Event) -> None:
     logger.exception(
-        "a subscriber failed on %s", event.action, extra={"action": "hook_failed"}
+        "a subscriber failed on %s", event.action, extra={"action": "subscriber_failed"}
     )
 
 

@@ -92,9 +92,9 @@ class NotificationListener:
         self._lost = asyncio.Event()
         self._canary: tuple[Probe, asyncio.Event] | None = None
         self._reported_at = NEVER
-        self.notices = 0
+        self.notifications = 0
         """Payloads that were heard, canaries aside."""
-        self.unknown_notices = 0
+        self.unknown_notifications = 0
         """Those among them that no handstamp sends."""
         self.hearing = ListenerState.OFF
         self.all_writers_notify = False
@@ -106,7 +106,7 @@ class NotificationListener:
     def start(self) -> None:
         """Begin listening in the background; a database that is down is no error."""
         if self._channel is not None and self._task is None:
-            self.hearing = ListenerState.DEAF
+            self.hearing = ListenerState.DISCONNECTED
             work = self._keep_listening(self._channel)
             self._task = asyncio.create_task(work, context=Context())  # of no request
 
@@ -134,7 +134,7 @@ class NotificationListener:
             except Exception:
                 # Without a listener nothing would ever be heard again.
                 proven = False
-                logger.exception("bus: not listening", extra={"action": "bus_lost"})
+                logger.exception("bus: not listening", extra={"action": "listener_lost"})
             pause = 0.05 if proven else min(2 * pause, LONGEST_PAUSE)
             await asyncio.sleep(uniform(pause / 2, pause))  # noqa: S311 - jitter
 
@@ -148,7 +148,7 @@ class NotificationListener:
             raise SessionsUnavailable("TimeoutError") from None
         try:
             if not await self._sings(channel):
-                self._distrust(ListenerState.MUTE)
+                self._distrust(ListenerState.NO_DELIVERY)
                 self._complain(
                     "LISTEN succeeds and nothing arrives, as behind a pooler in "
                     "transaction mode: give listen_dsn= an address of the server itself"
@@ -160,7 +160,7 @@ class NotificationListener:
             await self._beat(link, lost)
             return True
         finally:
-            self._distrust(ListenerState.DEAF)
+            self._distrust(ListenerState.DISCONNECTED)
             link.drop()
 
     async def _asks(self, link: ListenConnection) -> bool:
@@ -204,7 +204,7 @@ class NotificationListener:
             if self._canary is not None and said == self._canary[0]:
                 self._canary[1].set()
             return
-        self.notices += 1
+        self.notifications += 1
         if not said.understood:
             self._report_unknown()
         self._heard(said)
@@ -212,7 +212,7 @@ class NotificationListener:
     def _report_unknown(self) -> None:
         """Say so at most once in ``REPORTED`` seconds, without quoting what a stranger
         may have written."""
-        self.unknown_notices += 1
+        self.unknown_notifications += 1
         now = self._clock()
         if now < self._reported_at + REPORTED:
             return
@@ -220,8 +220,8 @@ class NotificationListener:
         logger.warning(
             "bus: %d notifications so far that no handstamp sends: who else writes to "
             "the channel?",
-            self.unknown_notices,
-            extra={"action": "unknown_notice"},
+            self.unknown_notifications,
+            extra={"action": "unknown_notification"},
         )
 
     def _distrust(self, hearing: ListenerState) -> None:
@@ -229,7 +229,7 @@ class NotificationListener:
         self.trusted_until = NEVER
 
     def _complain(self, text: str) -> None:
-        logger.warning("bus: %s", text, extra={"action": "bus_lost"})
+        logger.warning("bus: %s", text, extra={"action": "listener_lost"})
 
     async def _wait(self, event: asyncio.Event, seconds: float) -> bool:
         try:
@@ -364,7 +364,7 @@ class Invalidator:
             await look
         except Exception:
             # Without a watch no connection would ever be looked at again.
-            logger.exception("a look failed", extra={"action": "look_failed"})
+            logger.exception("a look failed", extra={"action": "connection_check_failed"})
 
     async def look(self, *, everyone: bool) -> None:
         """Close the connections of sessions that no longer stand."""

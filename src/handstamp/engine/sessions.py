@@ -489,8 +489,8 @@ class Sessions:
             flushes=activity.flushes,
             open_connections=len(self.connections),
             listener=self._listener.hearing,
-            notices=self._listener.notices,
-            unknown_notices=self._listener.unknown_notices,
-            foreign_writers_heard=self._listener.all_writers_notify,
+            notifications=self._listener.notifications,
+            unknown_notifications=self._listener.unknown_notifications,
+            all_writers_notify=self._listener.all_writers_notify,
             events=dict(self._state.dispatcher.counts),
         )

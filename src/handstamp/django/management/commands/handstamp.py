@@ -71,6 +71,6 @@ class Command(BaseCommand):
         stats = sessions.stats()
         self.stdout.write(f"channel: {stats.listener}")
         if stats.listener != "listening":
-            raise CommandError("revocations are noticed late: nothing is heard")
-        heard = "heard at once" if stats.foreign_writers_heard else "noticed in time"
-        self.stdout.write(f"other writers: {heard}")
+            raise CommandError("revocations are noticed late: no notification arrives")
+        delay = "noticed at once" if stats.all_writers_notify else "within max_staleness"
+        self.stdout.write(f"other writers: {delay}")
