@@ -29,8 +29,11 @@ class HeldStore(MemoryStore):
         self.holds = False
         self.held: list[asyncio.Future[None]] = []
 
-    async def find(
-        self, digests: Sequence[str], tokens: Sequence[str] = ()
+    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+        return await self.find_plaintext(digests, [])
+
+    async def find_plaintext(
+        self, digests: Sequence[str], tokens: Sequence[str]
     ) -> Sequence[Record]:
         self.batches.append(list(digests))
         self.tokens.append(list(tokens))

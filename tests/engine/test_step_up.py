@@ -133,9 +133,9 @@ async def test_two_confirmations_at_once_make_one_pair() -> None:
             super().__init__(clock.now)
             self.read = asyncio.Barrier(2)
 
-        async def raise_level(self, step: StepUp) -> Record | None:
+        async def replace_tokens(self, step: StepUp) -> Record | None:
             await self.read.wait()
-            return await super().raise_level(step)
+            return await super().replace_tokens(step)
 
     clock = FakeClock()
     async with running(clock=clock, store=Together(clock)) as engine:
@@ -153,9 +153,9 @@ async def test_a_rotation_in_between_loses_nothing() -> None:
     pairs the one with the level counts."""
 
     class Rotating(MemoryStore):
-        async def raise_level(self, step: StepUp) -> Record | None:
+        async def replace_tokens(self, step: StepUp) -> Record | None:
             rotated.append(await engine.refreshed(issued))
-            return await super().raise_level(step)
+            return await super().replace_tokens(step)
 
     clock, rotated = FakeClock(), list[Issued]()
     async with running(clock=clock, store=Rotating(clock.now)) as engine:
@@ -169,9 +169,9 @@ async def test_a_session_that_ended_does_not_step_up() -> None:
     """Whatever ended it, also between the read and the write."""
 
     class Ending(MemoryStore):
-        async def raise_level(self, step: StepUp) -> Record | None:
+        async def replace_tokens(self, step: StepUp) -> Record | None:
             await engine.sessions.revoke(step.id)
-            return await super().raise_level(step)
+            return await super().replace_tokens(step)
 
     clock = FakeClock()
     async with running(clock=clock, store=Ending(clock.now)) as engine:
@@ -237,10 +237,8 @@ async def test_a_read_that_raced_a_step_up_is_not_cached() -> None:
     """It found the row with the old token, and came back after the notice."""
 
     class Slow(MemoryStore):
-        async def find(
-            self, digests: Sequence[str], texts: Sequence[str] = ()
-        ) -> Sequence[Record]:
-            found = await super().find(digests, texts)
+        async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+            found = await super().find(digests)
             if self.slow:
                 asked.set()
                 await answered.wait()
@@ -269,8 +267,8 @@ async def test_a_step_up_without_an_answer_may_have_been_made() -> None:
     """It was committed and its answer lost: the cache does not believe the old token."""
 
     class Losing(MemoryStore):
-        async def raise_level(self, step: StepUp) -> Record | None:
-            await super().raise_level(step)
+        async def replace_tokens(self, step: StepUp) -> Record | None:
+            await super().replace_tokens(step)
             raise SessionsUnavailable("lost")
 
     clock = FakeClock()

@@ -102,9 +102,9 @@ class Unending(MemoryStore):
 class KeepsToken(MemoryStore):
     """A step-up raises the level of the tokens that are out."""
 
-    async def raise_level(self, step: StepUp) -> Record | None:
+    async def replace_tokens(self, step: StepUp) -> Record | None:
         old = self.rows[step.id]
-        raised = await super().raise_level(step)
+        raised = await super().replace_tokens(step)
         if raised is not None:
             self._write(
                 self.rows[step.id],

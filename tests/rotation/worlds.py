@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from inspect import iscoroutinefunction
 from typing import Any, Protocol, TypeVar
 
 from handstamp import Policy, Sessions
@@ -254,12 +255,21 @@ class Wire:
         self._store = store
         self.cut = False
         self.pauses: Iterator[int] = itertools.repeat(0)
+        # As attributes of its own: an isinstance() of a protocol calls no __getattr__.
+        for name in dir(store):
+            call = getattr(store, name)
+            if iscoroutinefunction(call) and not hasattr(type(self), name):
+                setattr(self, name, self._slowed(call))
 
     def __getattr__(self, name: str) -> Any:
-        call = getattr(self._store, name)
-        if not callable(call):
-            return call
+        return getattr(self._store, name)
 
+    @property
+    def channel(self) -> Any:
+        """Notifications are not delayed."""
+        return self._store.channel
+
+    def _slowed(self, call: Any) -> Any:
         async def through(*arguments: Any, **named: Any) -> Any:
             if self.cut:
                 raise SessionsUnavailable("the process is dead")
@@ -274,8 +284,9 @@ class Wire:
         """No question, so it takes no time: every engine that is left is told of a fork."""
         self._store.reset_after_fork()
 
-    async def new_id(self) -> None:
+    async def new_id(self, make: Callable[[], str]) -> str:
         """The world gives the ids, the same in each."""
+        return make()
 
     async def open(self) -> None:
         """The world holds the connections."""

@@ -181,7 +181,7 @@ async def test_an_odd_row_is_written_and_breaks_no_neighbour(
             Touch(session_id=each.id, token_digest=each.token_digest, at=at)
             for each in (bad, good)
         ]
-        for policy in POLICIES:
+        for policy in POLICIES if has(name, "touch") else ():
             await store.touch(touches, policy)
         seen = await store.find_by_id(good.id)
         assert seen is not None
@@ -191,7 +191,7 @@ async def test_an_odd_row_is_written_and_breaks_no_neighbour(
         for each in (bad, good):
             await rotate(opened, each, good=each is good)
         levels = [1, None, None] if has(name, "step_up") else [None, None]
-        for each in (bad, good):
+        for each in (bad, good) if has(name, "new_tokens") else ():
             await renew(opened, each, levels)
         if has(name, "max_sessions"):
             for policy in POLICIES:
@@ -210,7 +210,7 @@ async def renew(table: Table, record: Record, levels: Sequence[int | None]) -> N
     """New tokens, with a higher level and without, also for a policy of centuries."""
     for level in levels:
         for changes in ({}, {"session_ttl": CENTURY, "longest": CENTURY}):
-            after = await table.store.raise_level(step_up(record.id, level, **changes))
+            after = await table.store.replace_tokens(step_up(record.id, level, **changes))
             check([] if after is None else [after])
 
 

@@ -135,7 +135,7 @@ async def test_a_level_comes_with_new_tokens(table: Table, user: str) -> None:
     record = await created(table, user)
     await table.advance(MINUTE)
     step = step_up(record.id, 2)
-    raised = await table.store.raise_level(step)
+    raised = await table.store.replace_tokens(step)
     assert raised is not None
     assert (raised.level, raised.token_digest) == (2, step.token_digest)
     assert raised.id == (step.token_digest if table.shape.id_is_token else record.id)
@@ -164,9 +164,9 @@ async def test_a_level_that_is_there_changes_nothing(
 ) -> None:
     """Neither the level nor the tokens."""
     record = await created(table, user)
-    raised = await table.store.raise_level(step_up(record.id, 2))
+    raised = await table.store.replace_tokens(step_up(record.id, 2))
     assert raised is not None
-    assert await table.store.raise_level(step_up(raised.id, level)) is None
+    assert await table.store.replace_tokens(step_up(raised.id, level)) is None
     assert await table.store.find_by_id(raised.id) == raised
 
 
@@ -174,8 +174,8 @@ async def test_a_level_that_nobody_wrote_is_the_lowest(table: Table, user: str) 
     """NULL is no level, so 0 is there already and 1 is not."""
     record = await created(table, user)
     await table.write(record.id, level=None)
-    assert await table.store.raise_level(step_up(record.id, 0)) is None
-    raised = await table.store.raise_level(step_up(record.id, 1))
+    assert await table.store.replace_tokens(step_up(record.id, 0)) is None
+    raised = await table.store.replace_tokens(step_up(record.id, 1))
     assert raised is not None
     assert raised.level == 1
 
@@ -183,12 +183,12 @@ async def test_a_level_that_nobody_wrote_is_the_lowest(table: Table, user: str) 
 async def test_tokens_are_replaced_without_a_level(table: Table, user: str) -> None:
     """Again and again; whatever level there is stays."""
     record = await created(table, user)
-    raised = await table.store.raise_level(step_up(record.id, 2))
+    raised = await table.store.replace_tokens(step_up(record.id, 2))
     assert raised is not None
     for _ in range(2):
         await table.advance(MINUTE)
         step = step_up(raised.id, None)
-        renewed = await table.store.raise_level(step)
+        renewed = await table.store.replace_tokens(step)
         assert renewed is not None
         assert (renewed.level, renewed.token_digest) == (2, step.token_digest)
         assert renewed.created_at == record.created_at
@@ -198,14 +198,14 @@ async def test_tokens_are_replaced_without_a_level(table: Table, user: str) -> N
             assert renewed.refresh_digest == step.refresh_digest
         raised = renewed
     await table.store.revoke(raised.id, reason="x")
-    assert await table.store.raise_level(step_up(raised.id, None)) is None
+    assert await table.store.replace_tokens(step_up(raised.id, None)) is None
 
 
 async def test_of_two_at_once_one_writes(table: Table, user: str) -> None:
     """The other waits for the row, and finds the level there."""
     record = await created(table, user)
     steps = [step_up(record.id, 2) for _ in range(5)]
-    answers = await asyncio.gather(*(table.store.raise_level(step) for step in steps))
+    answers = await asyncio.gather(*(table.store.replace_tokens(step) for step in steps))
     (raised,) = [answer for answer in answers if answer is not None]
     assert raised.token_digest in {step.token_digest for step in steps}
     assert await table.store.find_by_id(raised.id) == raised
@@ -218,9 +218,9 @@ async def test_what_is_over_gets_no_level(table: Table, user: str) -> None:
     await store.revoke(revoked.id, reason="x")
     await table.advance(100 * DAY)
     for record in (revoked, expired):
-        assert await store.raise_level(step_up(record.id, 2)) is None
+        assert await store.replace_tokens(step_up(record.id, 2)) is None
     for absurd in ("", "x" * 300, "nobody's", "\x00", "💥"):
-        assert await store.raise_level(step_up(absurd, 2)) is None
+        assert await store.replace_tokens(step_up(absurd, 2)) is None
 
 
 async def test_a_user_who_is_disabled_gets_no_level(table: Table, user: str) -> None:
@@ -229,7 +229,7 @@ async def test_a_user_who_is_disabled_gets_no_level(table: Table, user: str) -> 
         pytest.skip("no table of users")
     record = await created(table, user)
     await table.write_user(user, is_active=False)
-    assert await table.store.raise_level(step_up(record.id, 2)) is None
+    assert await table.store.replace_tokens(step_up(record.id, 2)) is None
 
 
 async def test_a_session_keeps_its_limit(table: Table, user: str) -> None:
@@ -240,11 +240,11 @@ async def test_a_session_keeps_its_limit(table: Table, user: str) -> None:
     record = await created(table, user, longest=longest)
     assert not is_remembered(record, POLICY)
     await table.advance(longest - SECOND)
-    raised = await table.store.raise_level(step_up(record.id, 2, longest=longest))
+    raised = await table.store.replace_tokens(step_up(record.id, 2, longest=longest))
     assert raised is not None
     assert raised.refresh_expires_at == record.refresh_expires_at
     await table.advance(SECOND)
-    assert await table.store.raise_level(step_up(record.id, 3, longest=longest)) is None
+    assert await table.store.replace_tokens(step_up(record.id, 3, longest=longest)) is None
 
 
 async def test_it_is_said_once_as_a_doubt(table: Table, user: str) -> None:
@@ -254,9 +254,9 @@ async def test_it_is_said_once_as_a_doubt(table: Table, user: str) -> None:
     assert table.store.channel is not None
     link = await table.store.channel.listen(said.append, lambda: None)
     record = await created(table, user)
-    raised = await table.store.raise_level(step_up(record.id, 2))
+    raised = await table.store.replace_tokens(step_up(record.id, 2))
     assert raised is not None
-    assert await table.store.raise_level(step_up(raised.id, 2)) is None
+    assert await table.store.replace_tokens(step_up(raised.id, 2)) is None
     await link.prove()
     link.drop()
     assert said == [f"{'s' if table.shape.id_is_token else 'd'}:{record.id}"]
@@ -285,7 +285,7 @@ async def test_the_trigger_takes_it_for_no_end(own: tuple[str, str]) -> None:
         record = await created(table, await table.add_user())
         await table.advance(MINUTE)
         for level in (2, None):
-            assert await table.store.raise_level(step_up(record.id, level)) is not None
+            assert await table.store.replace_tokens(step_up(record.id, level)) is not None
             await link.prove()
             assert said == [f"d:{record.id}"]
             said.clear()
@@ -344,7 +344,7 @@ async def test_a_full_queue_stops_no_step_up(dsn: str) -> None:
     new = await fresh_session(PostgresTable(None, store, ULID_TABLE), user)  # type: ignore[arg-type]
     record = (await store.create(new, POLICY)).record
     step = step_up(record.id, 2)
-    assert await store.raise_level(step) is not None
+    assert await store.replace_tokens(step) is not None
     assert await by_token(store, record.token_digest) is None
     assert await by_token(store, step.token_digest) is not None
     await store.close()

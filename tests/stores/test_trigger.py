@@ -593,7 +593,7 @@ async def test_c129_a_living_uuid_session_never_fires_it(hamlet: Hamlet) -> None
     assert await hamlet.heard() == []
     clear = "update user_sessions set session_token = 'in clear'"
     assert await hamlet.run(clear) == [f"s:{record.id}"]
-    await hamlet.store.find([digest_of("in clear")], ["in clear"])
+    await hamlet.store.find_plaintext([digest_of("in clear")], ["in clear"])
     await until(lambda: not hamlet.store._upgrader)
     row = await hamlet.psql.fetchrow("select session_token from user_sessions")
     assert (row[0], await hamlet.heard()) == (f"sha256:{digest_of('in clear')}", [])

@@ -10,21 +10,25 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from handstamp.core.lifetime import judge
-from handstamp.core.models import LONG_AGO, Record, Session, Touch, Valid
+from handstamp.core.models import LONG_AGO, Record, Session, Valid
 from handstamp.engine.activity import prune_in_batches
 from handstamp.errors import ConfigError, SessionsUnavailable
-from handstamp.stores.base import Capabilities
+from handstamp.stores.base import (
+    ActivityStore,
+    Capabilities,
+    CreatingStore,
+    PlaintextStore,
+    RotatingStore,
+    StepUpStore,
+)
 from handstamp.supabase.table import SupabaseTable
-from tests.support.supabase import HOUR, new_store
+from tests.support.supabase import new_store
 from tests.support.supabase_table import CENTURY, SUPABASE, AuthTable, auth_table
 from tests.support.tables import (
     DAY,
     POLICY,
     fresh_session,
     has,
-    new_session,
-    step_up,
-    successor,
 )
 
 FAR_AWAY = [ZoneInfo("America/Los_Angeles"), ZoneInfo("Pacific/Kiritimati")]
@@ -105,29 +109,14 @@ async def test_a_store_without_a_server_is_not_ready() -> None:
 # What it leaves to GoTrue.
 
 
-async def test_a_session_with_a_token_of_ours_is_refused(table: AuthTable) -> None:
-    """It is said what to use in its place, and nothing is written."""
-    user = await table.add_user()
-    with pytest.raises(ConfigError, match="SupabaseSessions"):
-        await table.store.create(new_session(user), POLICY)
-    assert await table.count() == 0
-
-
-async def test_what_is_left_to_gotrue_writes_nothing(
-    table: AuthTable,
+@pytest.mark.parametrize(
+    "feature", [CreatingStore, RotatingStore, StepUpStore, ActivityStore, PlaintextStore]
+)
+async def test_what_is_left_to_gotrue_is_no_feature_of_the_store(
+    table: AuthTable, feature: type
 ) -> None:
-    """They are answered without a query."""
-    record = await created(table)
-    before, sent = await table.auth.snapshot(), table.store.queries
-    at = table.now + HOUR
-    touch = Touch(session_id=record.id, token_digest=record.token_digest, at=at)
-    assert await table.store.touch([touch], POLICY) == 0
-    assert await table.store.raise_level(step_up(record.id, 3)) is None
-    step = successor(record.id, record.refresh_digest)
-    assert await table.store.rotate(step) is None
-    assert await table.store.redate(step) is None
-    assert table.store.queries == sent
-    assert await table.auth.snapshot() == before
+    """The engine cannot open sessions, replace tokens or record activity here."""
+    assert not isinstance(table.store, feature)
 
 
 async def test_a_user_deleted_softly_may_not_go_on(table: AuthTable) -> None:

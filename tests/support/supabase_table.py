@@ -64,6 +64,7 @@ SUPABASE = ForeignTable(
         "own_ids": "what an access token names is the id itself",
         "max_sessions": "a login keeps to no number of sessions",
         "lifetimes": "sessions end by GoTrue's rules, and by no limit of a Policy",
+        "new_tokens": "GoTrue alone replaces tokens",
         "step_up": "GoTrue raises the level, when it verifies a second factor",
         "locked_until": "GoTrue locks nobody out for failed logins",
         "is_active": "a session that ended has no row",

@@ -17,7 +17,7 @@ from ulid import ULID
 
 from handstamp.config import Policy
 from handstamp.core.models import Client, NewSession, Rotation, StepUp
-from handstamp.stores.base import Created, Store
+from handstamp.stores.base import Created
 from handstamp.stores.memory import MemoryStore, MemoryUser
 from handstamp.stores.resolve import ColumnRef, capabilities_of
 from handstamp.stores.shapes import PREFIX, ULID_HASHED, UUID_PLAIN, TableShape, quoted
@@ -54,15 +54,17 @@ def has(name: str, word: str) -> bool:
 
     More words: ``own_ids`` are unique and not the token's digest, ``user_table`` is where
     users can be deleted, and of sessions that ended a ``kept`` row stays; a login keeps to
-    ``max_sessions``, the ``lifetimes`` of a policy end sessions, and ``step_up`` raises a
-    level.
+    ``max_sessions``, the ``lifetimes`` of a policy end sessions, ``touch`` records
+    activity, ``new_tokens`` replaces tokens and ``step_up`` raises a level.
     """
     definition = DEFINITIONS[name]
     shape, users = definition.shape, definition.shape.users
     if word in definition.lacks:
         return False
-    if word in ("max_sessions", "lifetimes"):
+    if word in ("max_sessions", "lifetimes", "new_tokens"):
         return True
+    if word == "touch":
+        return has(name, "activity") or has(name, "sliding")
     if word == "own_ids":
         return not shape.id_is_token
     if word == "user_table":
@@ -91,7 +93,7 @@ class Table(Protocol):
     retention: timedelta
 
     @property
-    def store(self) -> Store: ...
+    def store(self) -> Any: ...
 
     @property
     def shape(self) -> TableShape: ...
@@ -355,7 +357,9 @@ async def fresh_id(table: Table) -> str:
     """An id of the form that this table has, which no row has."""
     if table.shape.new_id == "uuid":
         return str(uuid.uuid4())
-    return await table.store.new_id() or str(ULID())
+    made = await table.store.new_id(lambda: str(ULID()))
+    assert made is not None
+    return made
 
 
 def step_up(session_id: str, level: int | None, **changes: Any) -> StepUp:

@@ -18,7 +18,7 @@ from threading import Lock
 from handstamp.config import Policy
 from handstamp.core.models import Touch
 from handstamp.engine.cache import CacheEntry
-from handstamp.stores.base import Store
+from handstamp.stores.base import Store, recording
 
 Key = tuple[str, str]
 
@@ -80,7 +80,8 @@ class ActivityBuffer:
             self.dropped += 1
 
     async def flush(self, store: Store, policy: Policy) -> int:
-        """Write everything noted so far, in one statement; how many rows moved.
+        """Write everything noted so far, in one statement; how many rows moved. A table
+        without a place for activity gets nothing.
 
         Raises :class:`SessionsUnavailable`; the batch is then kept for the next time.
         """
@@ -88,7 +89,8 @@ class ActivityBuffer:
         if not batch:
             return 0
         try:
-            moved = await store.touch(list(batch.values()), policy)
+            table = await recording(store)
+            moved = 0 if table is None else await table.touch(list(batch.values()), policy)
         except BaseException:
             self._put_back(batch)
             raise

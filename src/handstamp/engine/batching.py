@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 from handstamp.core.models import Record
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.base import Store
+from handstamp.stores.base import PlaintextStore, Store
 
 MAX_BATCHES = 4
 """Queries of one loader that may run at the same time."""
@@ -120,8 +120,10 @@ class BatchLoader:
         self.batches += 1
         try:
             tokens = [each.token for each in batch.values() if each.token is not None]
-            arguments = (list(batch), tokens) if tokens else (list(batch),)
-            records = await self._store.find(*arguments)
+            if tokens and isinstance(self._store, PlaintextStore):
+                records = await self._store.find_plaintext(list(batch), tokens)
+            else:
+                records = await self._store.find(list(batch))
         except (Exception, asyncio.CancelledError) as exc:
             for lookup in batch.values():
                 if not lookup.future.done():

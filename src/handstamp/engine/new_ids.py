@@ -7,22 +7,20 @@ from collections.abc import Callable
 from ulid import ULID
 
 from handstamp.errors import ConfigError
-from handstamp.stores.base import Store
+from handstamp.stores.base import Capabilities, CreatingStore
 
 
-async def new_id(store: Store, make: Callable[[], str]) -> str:
-    """An id for a new row, as its column spells it; from ``make`` where the table gives
+async def new_id(store: CreatingStore, make: Callable[[], str], able: Capabilities) -> str:
+    """An id for a new row, in the form of its column; from ``make`` where the table gives
     none.
 
     Raises :class:`ConfigError` for an id that the column does not take.
     """
-    made = await store.new_id() or make()
-    session_id = await store.normalize_session_id(made)
+    session_id = await store.new_id(make)
     if session_id is None:
         raise ConfigError(
             "the id made for a new session is no value of its column, or has more than "
-            f"{store.capabilities.longest_id} characters: change the default of the "
-            "column, or new_id="
+            f"{able.longest_id} characters: change the default of the column, or new_id="
         )
     return session_id
 

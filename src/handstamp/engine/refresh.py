@@ -39,7 +39,7 @@ from handstamp.engine.cache import Read, make_entry, outlived, refresh_key
 from handstamp.engine.state import EngineState
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import DuplicateCookies, LateRefresh, Refreshed, Reissued, Replayed
-from handstamp.stores.base import Ended
+from handstamp.stores.base import Ended, RotatingStore, rotating
 
 _TRIES = 5
 """Each lost race means that another process made progress, so a few are plenty."""
@@ -255,7 +255,10 @@ class Refresher:
     async def _row(self, token: RefreshToken) -> Record | None:
         if token.session_id is not None:
             return await self._store.find_by_id(token.session_id)
-        record = await self._store.find_by_refresh(token.digest)
+        table = await rotating(self._store)
+        if table is None:
+            return None
+        record = await table.find_by_refresh(token.digest)
         if record is not None:
             return record
         # One from before handstamp names no session. Once it has rotated it is found by
@@ -316,7 +319,7 @@ class Refresher:
     ) -> Authenticated | None:
         token, policy, before = finding.token, self._policy, self._clock()
         ticket = self._cache.ticket()
-        record = await self._store.rotate(self._step(finding, pair, token.digest))
+        record = await self._rotating.rotate(self._step(finding, pair, token.digest))
         if record is None:
             return None
         self._dispatcher.publish(
@@ -336,7 +339,7 @@ class Refresher:
         if redate:
             before, ticket = self._clock(), self._cache.ticket()
             step = self._step(finding, pair, pair.refresh_digest)
-            redated = await self._store.redate(step)
+            redated = await self._rotating.redate(step)
             if redated is None:
                 return None
             record, read = redated, Read(before, self._clock())
@@ -348,6 +351,12 @@ class Refresher:
         )
         remember = finding.token.remember
         return self._answer(record, pair, remember, until, ticket, read)
+
+    @property
+    def _rotating(self) -> RotatingStore:
+        """The store. It rotates, since a row of it has a refresh token."""
+        assert isinstance(self._store, RotatingStore)  # noqa: S101
+        return self._store
 
     def _grace_left(self, finding: _Finding) -> float:
         assert isinstance(finding.verdict, Reissue)  # noqa: S101 - the caller matched

@@ -46,7 +46,7 @@ from handstamp.engine.state import EngineState
 from handstamp.engine.step_up import SteppingUp
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
-from handstamp.stores.base import Ended, Store
+from handstamp.stores.base import CreatingStore, Ended, Store, channel_of
 from handstamp.stores.shapes import ULID_HASHED, TableShape
 from handstamp.stores.table import TableStore
 
@@ -125,7 +125,7 @@ class Sessions:
         self.add_connection = self._invalidator.add_connection
         """For middleware: have a connection closed when its session is over."""
         self._listener = NotificationListener(
-            self.store.channel,
+            channel_of(self.store),
             heard=self._invalidator.heard,
             reset=self._invalidator.reset,
             max_staleness=self.policy.max_staleness.total_seconds(),
@@ -266,7 +266,9 @@ class Sessions:
         """
         await self.open()
         able = await self.store.ready()
-        session_id = await new_id(self.store, self._new_id)
+        if not isinstance(self.store, CreatingStore):
+            raise ConfigError("this store opens no sessions: it has no create()")
+        session_id = await new_id(self.store, self._new_id, able)
         pair = self._state.tokens.mint(
             session_id, self._entropy(2 * ENTROPY), remember=remember, claim=claim
         )

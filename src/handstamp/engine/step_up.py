@@ -32,7 +32,7 @@ from handstamp.core.models import (
 from handstamp.core.tokens import ENTROPY, TokenPair
 from handstamp.engine.state import EngineState
 from handstamp.errors import ConfigError, SessionsUnavailable
-from handstamp.stores.base import Capabilities
+from handstamp.stores.base import Capabilities, StepUpStore
 
 _TRIES = 5
 """Each lost race means that somebody else changed the session, so a few are plenty."""
@@ -58,8 +58,11 @@ class SteppingUp:
     ) -> Authenticated | None:
         """See :meth:`Sessions.step_up`, and :meth:`Sessions.renew` for no level."""
         able = await self.state.store.ready()
+        store = self.state.store
         if level is not None and not able.level:
             raise ConfigError("this table has no trust level: name it, TableShape(level=…)")
+        if not isinstance(store, StepUpStore):
+            raise ConfigError("this store replaces no tokens: it has no replace_tokens()")
         before: Record | None = None
         for _ in range(_TRIES):
             record = await self._find(session_id)
@@ -71,7 +74,7 @@ class SteppingUp:
             if before is not None and replace(before, read_at=record.read_at) == record:
                 raise ConfigError(_KEPT)  # nobody was faster
             remember = self._is_remembered(record, refresh)
-            issued = await self._raise(record, level, remember, able, claim)
+            issued = await self._raise(store, record, level, remember, able, claim)
             if issued is not None:
                 return Authenticated(session=issued.session, issued=issued)
             before = record
@@ -95,6 +98,7 @@ class SteppingUp:
 
     async def _raise(
         self,
+        store: StepUpStore,
         record: Record,
         level: int | None,
         remember: bool,
@@ -107,7 +111,7 @@ class SteppingUp:
         pair = state.tokens.mint(record.id, entropy, remember=remember, claim=claim)
         before = state.clock()
         try:
-            raised = await state.store.raise_level(
+            raised = await store.replace_tokens(
                 StepUp(
                     id=record.id,
                     level=level,

@@ -1,37 +1,54 @@
-"""Channel.
+"""The contract between the engine and a table of sessions.
 
-The contract between the engine and a table.
+A store finds, creates, changes and ends sessions. It never decides whether a session is
+valid: the rules in :mod:`handstamp.core` do.
 
-A store finds, creates, rotates, revokes and touches; it never decides. What it must
-keep, whatever the table looks like:
+:class:`Store` is what every table can do. What only some tables can do is a protocol of
+its own, and a store has its methods only if it implements it:
 
-1. Absence is None or an empty list. An exception is a fault of the system, and every
-   one that means "no answer" is a :class:`SessionsUnavailable`. Its text never quotes
-   the driver, whose messages can hold row data.
-2. Every time it writes is its own clock's; callers pass durations. Every record carries
-   the clock's reading at the read (``read_at``), taken in the same statement.
-3. ``create`` inserts and never overwrites. No method makes a dead session live.
-4. ``rotate`` and ``redate`` are one conditional write: only if the row still has the
-   digest the caller judged, is active and its user may sign in. None means that somebody
-   else was first; the caller reads and judges again.
-5. A rotation leaves ``last_activity_at`` at its own date, exactly ``session_ttl`` before
-   ``expires_at``. A touch never leaves a whole number of seconds there
-   (:func:`handstamp.core.rotation.seen_at`), counts only for the token it was made with,
+- :class:`CreatingStore` opens sessions;
+- :class:`RotatingStore` keeps refresh tokens in the row, and replaces them;
+- :class:`StepUpStore` gives a live session new tokens, and may raise its trust level;
+- :class:`ActivityStore` records when a session was used;
+- :class:`PlaintextStore` finds rows that still hold a token in plaintext;
+- :class:`ListeningStore` sends and receives notifications.
+
+One class may serve tables of different shapes. So a feature is there if the store has the
+protocol *and* :class:`Capabilities` say that this table can. The engine asks for a feature
+through the functions at the end of this module, and calls no method of a feature that is
+not there.
+
+The rules of the contract:
+
+1. Absence is None or an empty list. An exception is a fault of the system. Every fault
+   that means "the database gave no answer" is a :class:`SessionsUnavailable`. Its text
+   never quotes the driver, whose messages can contain data of a row.
+2. Every time that a store writes is read from its own clock; callers pass durations. Every
+   record has the reading of that clock (``read_at``), taken in the same statement.
+3. ``create`` inserts and never overwrites. No method makes an ended session live again.
+4. ``rotate`` and ``redate`` are one conditional write: only if the row still has the digest
+   that the caller judged, is active, and its user may sign in. None means that another
+   request was first; the caller reads and judges again.
+5. A rotation sets ``last_activity_at`` to its own date, exactly ``session_ttl`` before
+   ``expires_at``. A touch never leaves a whole number of seconds between the two
+   (:func:`handstamp.core.rotation.seen_at`). It counts only for the token it was made with,
    and never moves ``last_activity_at`` back.
-6. Whoever locks several rows locks them in the order of their ids.
+6. A statement that locks several rows locks them in the order of their ids.
 7. What a method returned has been committed.
-8. What counts as an id is the table's business, by the type of its column. Every id that
-leaves a store has the column's one spelling; every method takes any spelling of it, and
-finds nothing for what the column could not hold.
-9. A session that ``revoke`` or ``revoke_user`` were asked to end has ended when they
-return. Where the database kept its row as it was, they raise :class:`ConfigError`.
+8. The type of a column decides what counts as an id. Every id that a store returns is in
+   the one form that its column has. Every method accepts an id in any form, and finds
+   nothing for a text that the column cannot hold.
+9. When ``revoke`` or ``revoke_user`` return, the sessions they were asked to end have
+   ended. If the database kept such a row as it was, they raise :class:`ConfigError`.
+10. Every method that ends sessions sends a notification in its own transaction, one for
+   each session or one for the user, if the store is a :class:`ListeningStore`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from handstamp.config import Policy
 from handstamp.core.models import NewSession, Record, Rotation, StepUp, Touch
@@ -81,21 +98,28 @@ class Channel(Protocol):
         ...
 
 
-STANDS = (
+STILL_LIVE = (
     "a session in {table} is still live after it was ended: a policy of row level security"
     " or a BEFORE trigger keeps its row as it is. Let the role of the application change"
     " the row; handstamp doctor says whether there are policies, and names the triggers"
 )
-"""Rule 9, for whoever operates the database."""
+"""The error of rule 9, for the operator of the database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a table can do; a missing column switches a feature off, and it shows here.
+    """What one table can do. A missing column switches a feature off, and it shows here.
 
-    ``sliding`` says that ``expires_at`` moves ahead with activity, since nothing rotates;
-    ``absolute`` that a session knows when it was created; ``plain`` that rows may hold
-    tokens in clear. ``longest_id`` is how many characters the id of a session may have.
+    - ``refresh``: refresh tokens are in the row.
+    - ``sliding``: nothing rotates, and activity moves ``expires_at`` ahead.
+    - ``activity``: the last activity has a column.
+    - ``absolute``: a session has the time of its creation.
+    - ``user_status``: users can be disabled.
+    - ``password_change``: users have the time of their last change of the password.
+    - ``level``: sessions have a trust level.
+    - ``fingerprint``: a device fingerprint has a column.
+    - ``plain``: rows may hold tokens in plaintext.
+    - ``longest_id``: the most characters that the id of a session may have.
     """
 
     refresh: bool = True
@@ -120,57 +144,52 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Created:
-    """A new row, and the sessions that made room for it."""
+    """A new row, and the sessions that were ended for it."""
 
     record: Record
     ended: tuple[Ended, ...] = ()
 
 
 class Store(Protocol):
-    """One table of sessions. The rules above are part of every signature."""
+    """What every table of sessions can do. The rules above hold for every method."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this table can do."""
+        """What this table can do, as far as it is known without asking the database."""
         ...
 
     @property
     def queries(self) -> int:
-        """Statements sent so far, for figures and for tests that count them."""
-        ...
-
-    @property
-    def channel(self) -> Channel | None:
-        """Where revocations are notified; None if this store has no channel.
-
-        Every method that ends sessions notifies there, in its own transaction, once for
-        each session or once for a user. Nothing else is sent there.
-        """
+        """Statements sent so far, for statistics and tests."""
         ...
 
     async def open(self) -> None:
-        """Get ready on the running event loop. A database that is down is no error."""
+        """Prepare for the running event loop. A database that is down is no error."""
         ...
 
     async def close(self) -> None:
-        """Let go of every connection; idempotent."""
+        """Close every connection. May be called twice."""
         ...
 
     def reset_after_fork(self) -> None:
-        """In a forked child: use nothing of the parent's, and close nothing of it."""
+        """In a forked child: use no connection of the parent, and close none of them."""
 
     async def ready(self) -> Capabilities:
-        """What this table can do, once that is certain.
+        """What this table can do, once the database has been asked.
 
         Raises :class:`SessionsUnavailable`, or :class:`ConfigError` for a table that
         must not be used.
         """
         ...
 
-    async def normalize_session_id(self, session_id: str) -> str | None:
-        """The column's one spelling of an id (rule 8); None for what no row can have.
+    async def ping(self) -> None:
+        """One round trip. Raises :class:`SessionsUnavailable` without an answer."""
+        ...
 
-        Raises as :meth:`ready` does, while the table has not been looked at.
+    async def normalize_session_id(self, session_id: str) -> str | None:
+        """The id in the form of its column (rule 8); None for what no row can have.
+
+        Raises as :meth:`ready` does, if the table was not read yet.
         """
         ...
 
@@ -178,17 +197,8 @@ class Store(Protocol):
         """The same for the id of a user."""
         ...
 
-    async def find(
-        self, digests: Sequence[str], texts: Sequence[str] = ()
-    ) -> Sequence[Record]:
-        """The rows whose current session token has one of these digests, any order.
-
-        ``texts`` are tokens that may stand in a row as they are (``plain``).
-        """
-        ...
-
-    async def new_id(self) -> str | None:
-        """The id of a session to be, where they come from the table; else None."""
+    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+        """The rows whose current session token has one of these digests, in any order."""
         ...
 
     async def find_by_id(self, session_id: str) -> Record | None:
@@ -196,68 +206,147 @@ class Store(Protocol):
         ...
 
     async def find_many(self, session_ids: Sequence[str]) -> Sequence[Record]:
-        """The rows with these ids, any order."""
+        """The rows with these ids, in any order."""
         ...
 
-    async def find_by_refresh(self, digest: str) -> Record | None:
-        """The row whose current refresh token has this digest. Asked only for tokens
-        from before handstamp, which do not name their session."""
-        ...
-
-    async def create(self, new: NewSession, policy: Policy) -> Created:
-        """Insert one session, ending ``new.replaces`` and keeping to ``new.limit``.
-
-        Raises :class:`LoginRefused`, in which case nothing was written.
-        """
-        ...
-
-    async def rotate(self, step: Rotation) -> Record | None:
-        """Replace both tokens (rule 4), or None."""
-        ...
-
-    async def redate(self, step: Rotation) -> Record | None:
-        """Date the last rotation to now while its tokens are unseen (rule 4), or None.
-
-        ``step.presented`` is the current refresh digest here.
-        """
+    async def list_for_user(self, user_id: str) -> Sequence[Record]:
+        """The active rows of a user, the most recently active first."""
         ...
 
     async def revoke(
         self, session_id: str, *, reason: str, user_id: str | None = None
     ) -> Ended | None:
-        """End one session, only if it is ``user_id``'s where that is given."""
+        """End one session; with ``user_id`` only if it is a session of this user.
+
+        Returns None if there was no live session to end.
+        """
         ...
 
     async def revoke_user(
         self, user_id: str, *, reason: str, keep: str | None = None
     ) -> Sequence[Ended]:
-        """End every session of a user but ``keep``."""
-        ...
-
-    async def list_for_user(self, user_id: str) -> Sequence[Record]:
-        """The user's active rows, most recently active first."""
-        ...
-
-    async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
-        """Record activity in one write (rule 5); how many rows moved. Moves an expiry
-        that slides, up to what ``policy`` allows."""
-        ...
-
-    async def raise_level(self, step: StepUp) -> Record | None:
-        """Raise the trust level of a session and replace its tokens, in one conditional
-        write: only if it is live, its user may sign in, and its level is lower. None
-        otherwise, or if the table has no levels. Without a level in ``step`` the tokens
-        alone are replaced, in any table.
-
-        Where there is a refresh token, this is dated like a rotation (rule 5). Says so on
-        the channel: a doubt, for the session is not over; an end where its id is its token.
-        """
+        """End every session of a user except the one with the id ``keep``."""
         ...
 
     async def prune(self, policy: Policy, *, batch: int) -> int:
-        """Delete at most ``batch`` rows dead for longer than ``policy.retention``."""
+        """Delete at most ``batch`` rows that ended longer than ``policy.retention`` ago.
+
+        Returns how many rows were deleted.
+        """
         ...
 
-    async def ping(self) -> None:
-        """One round trip; raises :class:`SessionsUnavailable` without an answer."""
+
+@runtime_checkable
+class CreatingStore(Protocol):
+    """A store that opens sessions from a :class:`NewSession`."""
+
+    async def new_id(self, make: Callable[[], str]) -> str | None:
+        """The id for a new session, in the form of its column: the table's own if the
+        database makes ids, otherwise one from ``make``.
+
+        Returns None for an id that the column cannot hold.
+        """
         ...
+
+    async def create(self, new: NewSession, policy: Policy) -> Created:
+        """Insert one session, end those in ``new.replaces``, and keep to ``new.limit``.
+
+        Raises :class:`LoginRefused`; nothing was written then.
+        """
+        ...
+
+
+@runtime_checkable
+class RotatingStore(Protocol):
+    """A store with refresh tokens in the row (``Capabilities.refresh``)."""
+
+    async def find_by_refresh(self, digest: str) -> Record | None:
+        """The row whose current refresh token has this digest.
+
+        Called only for tokens that were issued before handstamp: they contain no session
+        id.
+        """
+        ...
+
+    async def rotate(self, step: Rotation) -> Record | None:
+        """Replace both tokens (rule 4), or return None."""
+        ...
+
+    async def redate(self, step: Rotation) -> Record | None:
+        """Set the date of the last rotation to now, if its tokens were not used yet
+        (rule 4), or return None.
+
+        ``step.presented`` is the digest of the current refresh token here.
+        """
+        ...
+
+
+@runtime_checkable
+class StepUpStore(Protocol):
+    """A store that gives a live session new tokens."""
+
+    async def replace_tokens(self, step: StepUp) -> Record | None:
+        """Replace the tokens of a session, and set its trust level if ``step`` has one.
+
+        One conditional write: only if the session is live, its user may sign in, and its
+        level is lower than the new one. Returns None otherwise. ``step.level`` is set only
+        if the table has levels (``Capabilities.level``).
+
+        In a table with refresh tokens the write is dated like a rotation (rule 5). It
+        sends a notification: that the session changed, or that it ended, where its id
+        is its token.
+        """
+        ...
+
+
+@runtime_checkable
+class ActivityStore(Protocol):
+    """A store that records activity (``Capabilities.activity`` or ``sliding``)."""
+
+    async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
+        """Record activity in one write (rule 5). Returns how many rows were changed.
+
+        If the expiry slides, it is moved ahead, up to what ``policy`` allows.
+        """
+        ...
+
+
+@runtime_checkable
+class PlaintextStore(Protocol):
+    """A store whose rows may hold session tokens in plaintext (``Capabilities.plain``)."""
+
+    async def find_plaintext(
+        self, digests: Sequence[str], tokens: Sequence[str]
+    ) -> Sequence[Record]:
+        """As :meth:`Store.find`, and the rows that hold one of these ``tokens`` itself."""
+        ...
+
+
+@runtime_checkable
+class ListeningStore(Protocol):
+    """A store that tells other processes which sessions it ended (rule 10)."""
+
+    @property
+    def channel(self) -> Channel:
+        """Where notifications are sent and received; only this store sends there."""
+        ...
+
+
+async def rotating(store: Store) -> RotatingStore | None:
+    """``store`` if its table has refresh tokens, otherwise None. Raises as
+    :meth:`Store.ready` does."""
+    able = await store.ready()
+    return store if able.refresh and isinstance(store, RotatingStore) else None
+
+
+async def recording(store: Store) -> ActivityStore | None:
+    """``store`` if its table has a place for activity, otherwise None. Raises as
+    :meth:`Store.ready` does."""
+    able = await store.ready()
+    records = able.activity or able.sliding
+    return store if records and isinstance(store, ActivityStore) else None
+
+
+def channel_of(store: Store) -> Channel | None:
+    """Where ``store`` sends notifications; None if it sends none."""
+    return store.channel if isinstance(store, ListeningStore) else None

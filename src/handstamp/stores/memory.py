@@ -54,7 +54,7 @@ class MemoryStore:
 
     @property
     def channel(self) -> Channel:
-        """Heard by every engine on this store."""
+        """See :attr:`ListeningStore.channel`; every engine on this store listens to it."""
         return self._channel
 
     @property
@@ -85,12 +85,12 @@ class MemoryStore:
         """See :meth:`Store.normalize_user_id`."""
         return normalize_text(user_id)
 
-    async def new_id(self) -> str | None:
-        """See :meth:`Store.new_id`; the engine makes them."""
-        return None
+    async def new_id(self, make: Callable[[], str]) -> str | None:
+        """See :meth:`CreatingStore.new_id`."""
+        return normalize_text(make())
 
-    async def raise_level(self, step: StepUp) -> Record | None:
-        """See :meth:`Store.raise_level`."""
+    async def replace_tokens(self, step: StepUp) -> Record | None:
+        """See :meth:`StepUpStore.replace_tokens`."""
         row = next((r for r in self._read() if r.id == step.id), None)
         if row is None or not self._stands(row):
             return None
@@ -103,11 +103,9 @@ class MemoryStore:
         return record
 
     def reset_after_fork(self) -> None:
-        """See :meth:`Store.start_over`; a child has a copy of everything."""
+        """See :meth:`Store.reset_after_fork`; a child has a copy of the rows."""
 
-    async def find(
-        self, digests: Sequence[str], texts: Sequence[str] = ()
-    ) -> Sequence[Record]:
+    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
         """See :meth:`Store.find`."""
         return [r for r in self._read() if r.token_digest in digests]
 
@@ -120,11 +118,11 @@ class MemoryStore:
         return [r for r in self._read() if r.id in session_ids]
 
     async def find_by_refresh(self, digest: str) -> Record | None:
-        """See :meth:`Store.find_by_refresh`."""
+        """See :meth:`RotatingStore.find_by_refresh`."""
         return next((r for r in self._read() if r.refresh_digest == digest), None)
 
     async def create(self, new: NewSession, policy: Policy) -> Created:
-        """See :meth:`Store.create`."""
+        """See :meth:`CreatingStore.create`."""
         leaving = list(new.replaces)
         live = [r for r in self._read() if r.user_id == new.user_id and r.id not in leaving]
         self._admit(new.user_id)
@@ -179,7 +177,7 @@ class MemoryStore:
         )
 
     async def rotate(self, step: Rotation) -> Record | None:
-        """See :meth:`Store.rotate`."""
+        """See :meth:`RotatingStore.rotate`."""
         row = self._current(step)
         return None if row is None else self._renew(row, step)
 
@@ -204,7 +202,7 @@ class MemoryStore:
         )
 
     async def redate(self, step: Rotation) -> Record | None:
-        """See :meth:`Store.redate`."""
+        """See :meth:`RotatingStore.redate`."""
         row = self._current(step)
         if row is None or was_seen(row, step.session_ttl):
             return None
@@ -250,7 +248,7 @@ class MemoryStore:
         return sorted(rows, key=lambda r: r.last_activity_at or _LONG_AGO, reverse=True)
 
     async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
-        """See :meth:`Store.touch`."""
+        """See :meth:`ActivityStore.touch`."""
         self._answer()
         return sum(self._touch(touch, policy.session_ttl) for touch in touches)
 

@@ -41,7 +41,7 @@ class PostgresStore:
 
     @property
     def channel(self) -> Channel:
-        """Where revocations are heard of."""
+        """See :attr:`ListeningStore.channel`."""
         return self._channel
 
     @property
@@ -55,7 +55,7 @@ class PostgresStore:
         await self._database.close()
 
     def reset_after_fork(self) -> None:
-        """See :meth:`Store.start_over`."""
+        """See :meth:`Store.reset_after_fork`."""
         self._database.reset_after_fork()
         self._listening.reset_after_fork()
 

@@ -27,23 +27,30 @@ class Statements(SqlBuilder):
         self._read_statements()
         self._login_statements()
         self._end_statements()
-        self.rotate = self._rotate() if resolved.shape.rotates else None
-        self.redate = self._redate() if resolved.shape.rotates else None
+        if resolved.shape.rotates:
+            self.rotate = self._rotate()
+            self.redate = self._redate()
         self.upgrade = self._upgrade()
-        self.raise_level = self._raise_level()
-        self.replace = self._replace("$2::integer is null")
-        self.touch = self._touch()
+        self.replace_tokens = self._replace_tokens("$2::integer is null")
+        if "level" in self._columns:
+            level = f"$2::{self._columns['level'].cast}"
+            self.raise_level = self._replace_tokens(
+                f"coalesce({{level}}, 0) < {level}", level=level
+            )
+        if resolved.shape.rotates:
+            self.touch = self._touch_seen()
+        elif resolved.capabilities.activity or resolved.capabilities.sliding:
+            self.touch = self._touch_sliding()
         self.prune = self._prune()
 
     def _read_statements(self) -> None:
         self.find = self._select(f"{self._bare('token')} = any({self._many(1, 'token')})")
         self.find_by_id = self._select(f"{self._bare('id')} = {self._one(1, 'id')}")
         self.find_many = self._select(f"{self._bare('id')} = any({self._many(1, 'id')})")
-        self.find_by_refresh = (
-            self._select(f"{self._bare('refresh_token')} = {self._one(1, 'refresh_token')}")
-            if "refresh_token" in self._columns
-            else None
-        )
+        if "refresh_token" in self._columns:
+            self.find_by_refresh = self._select(
+                f"{self._bare('refresh_token')} = {self._one(1, 'refresh_token')}"
+            )
         self.longest_ids = self._longest_ids()
         self.list_for_user = self._fill(
             self._select(
@@ -251,14 +258,8 @@ class Statements(SqlBuilder):
             f" from locked where {self._bare('id')} = locked.id"
         )
 
-    def _raise_level(self) -> str | None:
-        if "level" not in self._columns:
-            return None
-        level = f"$2::{self._columns['level'].cast}"
-        return self._replace(f"coalesce({{level}}, 0) < {level}", level=level)
-
-    def _replace(self, condition: str, **more: str) -> str:
-        """New tokens for a session that stands."""
+    def _replace_tokens(self, condition: str, **more: str) -> str:
+        """New tokens for a live session."""
         limit = " and {created_at} + $7::duration > now()"
         return self._fill(
             f"update {{sessions}} s set {self._new_tokens(**more)}"
@@ -266,11 +267,6 @@ class Statements(SqlBuilder):
             f" and {{live}} and {{end}} > now() and {condition}"
             f"{limit if self.resolved.shape.rotates else ''} returning {{record}}"
         )
-
-    def _touch(self) -> str | None:
-        if self.resolved.shape.rotates and "last_activity_at" in self._columns:
-            return self._touch_seen()
-        return self._touch_sliding()
 
     def _touch_seen(self) -> str:
         # `first` is the smallest step after the rotation; the second greatest() adds one
@@ -298,14 +294,12 @@ class Statements(SqlBuilder):
             " and ({last_activity_at} is null or {last_activity_at} < locked.at)"
         )
 
-    def _touch_sliding(self) -> str | None:
+    def _touch_sliding(self) -> str:
         slides = self.resolved.capabilities.sliding
         assign = self._assign(
             last_activity_at="greatest({kept_last_activity_at}, locked.at)",
             **({"expires_at": "greatest({kept_expires_at}, {slid})"} if slides else {}),
         )
-        if not assign:
-            return None
         moves = ["{last_activity_at} is null or {last_activity_at} < locked.at"]
         if "last_activity_at" not in self._columns:
             moves = ["{expires_at} < {slid}"]

@@ -6,7 +6,7 @@ a stored secret, byte by byte or otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from handstamp.core.models import NewSession, Record, Rotation, StepUp, Touch
 from handstamp.core.requests import canonical_address
 from handstamp.core.tokens import normalize
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
-from handstamp.stores.base import STANDS, Capabilities, Created, Ended
+from handstamp.stores.base import STILL_LIVE, Capabilities, Created, Ended
 from handstamp.stores.connection import Connection
 from handstamp.stores.notify import commit_with_notify, retry_if_row_moved, send
 from handstamp.stores.notify.sql import SKIP_TRIGGER, Kind, NotifyTrigger, triggers_of
@@ -112,20 +112,23 @@ class TableStore(PostgresStore):
         await self._upgrader.stop()
         await super().close()
 
-    async def find(
-        self, digests: Sequence[str], texts: Sequence[str] = ()
-    ) -> Sequence[Record]:
-        """See :meth:`Store.find`; a token found in clear is replaced beside the request."""
+    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
+        """See :meth:`Store.find`."""
         sql = await self.statements()
-        if self._shape.at_rest == "digest":
-            asked = list(digests)
-        else:
-            asked = [PREFIX + digest for digest in digests]
-        if self._shape.at_rest == "plain":
-            asked += [text for text in texts if not text.startswith(PREFIX)]
-        rows = await self._look_up(sql.find, asked)
-        if self._shape.at_rest == "plain":
-            self._upgrader.begin(str(row["token_digest"]) for row in rows)
+        if self._shape.at_rest != "digest":
+            digests = [PREFIX + digest for digest in digests]
+        return list(map(self._record, await self._look_up(sql.find, list(digests))))
+
+    async def find_plaintext(
+        self, digests: Sequence[str], tokens: Sequence[str]
+    ) -> Sequence[Record]:
+        """See :meth:`PlaintextStore.find_plaintext`. A token that is found in plaintext is
+        replaced by its digest in a task of its own; the caller does not wait for it."""
+        sql = await self.statements()
+        stored = [PREFIX + digest for digest in digests]
+        stored += [token for token in tokens if not token.startswith(PREFIX)]
+        rows = await self._look_up(sql.find, stored)
+        self._upgrader.begin(str(row["token_digest"]) for row in rows)
         return list(map(self._record, rows))
 
     async def find_by_id(self, session_id: str) -> Record | None:
@@ -142,10 +145,8 @@ class TableStore(PostgresStore):
         return list(map(self._record, rows))
 
     async def find_by_refresh(self, digest: str) -> Record | None:
-        """See :meth:`Store.find_by_refresh`; wants an index on the column."""
+        """See :meth:`RotatingStore.find_by_refresh`; the column should have an index."""
         sql = await self.statements()
-        if sql.find_by_refresh is None:
-            return None
         return self._one(await self._look_up(sql.find_by_refresh, digest))
 
     async def normalize_session_id(self, session_id: str) -> str | None:
@@ -164,16 +165,16 @@ class TableStore(PostgresStore):
         known = None if text is None else normalize(column.cast, text)
         return known if known is not None and column.takes(known) else None
 
-    async def new_id(self) -> str | None:
-        """See :meth:`Store.new_id`."""
+    async def new_id(self, make: Callable[[], str]) -> str | None:
+        """See :meth:`CreatingStore.new_id`."""
         sql = await self.statements()
         if sql.next_id is None:
-            return None
+            return self._normalize(sql, "id", make())
         rows = await self._database.fetch(sql.next_id)
-        return str(rows[0][0])
+        return self._normalize(sql, "id", str(rows[0][0]))
 
     async def create(self, new: NewSession, policy: Policy) -> Created:
-        """See :meth:`Store.create`; one statement where nothing has to make room."""
+        """See :meth:`CreatingStore.create`; one statement, if no session has to end."""
 
         async def insert(connection: Connection, notify: bool) -> Created:
             if not new.replaces and new.limit is None:
@@ -271,9 +272,9 @@ class TableStore(PostgresStore):
         return LoginRefused("user_locked" if row["active"] else "user_disabled")
 
     async def rotate(self, step: Rotation) -> Record | None:
-        """See :meth:`Store.rotate`."""
+        """See :meth:`RotatingStore.rotate`."""
         sql = await self.statements()
-        if sql.rotate is None or self._normalize(sql, "id", step.id) is None:
+        if self._normalize(sql, "id", step.id) is None:
             return None
         return self._one(
             await self._change(
@@ -289,19 +290,19 @@ class TableStore(PostgresStore):
         )
 
     async def redate(self, step: Rotation) -> Record | None:
-        """See :meth:`Store.redate`."""
+        """See :meth:`RotatingStore.redate`."""
         sql = await self.statements()
-        if sql.redate is None or self._normalize(sql, "id", step.id) is None:
+        if self._normalize(sql, "id", step.id) is None:
             return None
         rows = await self._change(sql.redate, step.id, step.presented, step.session_ttl)
         return self._one(rows)
 
-    async def raise_level(self, step: StepUp) -> Record | None:
-        """See :meth:`Store.raise_level`."""
+    async def replace_tokens(self, step: StepUp) -> Record | None:
+        """See :meth:`StepUpStore.replace_tokens`."""
         sql = await self.statements()
-        text = sql.replace if step.level is None else sql.raise_level
+        text = sql.replace_tokens if step.level is None else sql.raise_level
         known = self._normalize(sql, "id", step.id)
-        if text is None or known is None:
+        if known is None:
             return None
         values: list[object] = [known, step.level, step.token_digest]
         if sql.resolved.shape.rotates:
@@ -350,7 +351,7 @@ class TableStore(PostgresStore):
         """Raise where one of these sessions stands, although we ended it (rule 9)."""
         for record in await self.find_many(ids):
             if record.is_active and owner in (None, record.user_id):
-                raise ConfigError(STANDS.format(table=self._shape.table))
+                raise ConfigError(STILL_LIVE.format(table=self._shape.table))
 
     async def revoke_user(
         self, user_id: str, *, reason: str, keep: str | None = None
@@ -389,11 +390,8 @@ class TableStore(PostgresStore):
         return list(map(self._record, await self._fetch(sql.list_for_user, owner)))
 
     async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
-        """See :meth:`Store.touch`."""
+        """See :meth:`ActivityStore.touch`."""
         sql = await self.statements()
-        text = sql.touch
-        if text is None:
-            return 0
         able = [t for t in touches if self._normalize(sql, "id", t.session_id) is not None]
         ordered = sorted(able, key=lambda touch: touch.session_id)
         limits = (
@@ -409,7 +407,7 @@ class TableStore(PostgresStore):
                 [touch.at for touch in ordered],
             )
             status = await retry_if_row_moved(
-                lambda: connection.execute(text, *values, *limits)
+                lambda: connection.execute(sql.touch, *values, *limits)
             )
         return count_of(status)
 

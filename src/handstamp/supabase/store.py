@@ -30,7 +30,7 @@ import asyncpg
 from handstamp.core.models import Client
 from handstamp.core.requests import canonical_address
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
-from handstamp.stores.base import STANDS, Capabilities, Ended
+from handstamp.stores.base import STILL_LIVE, Capabilities, Ended
 from handstamp.stores.connection import Connection, Database
 from handstamp.stores.notify import commit_with_notify, send
 from handstamp.stores.notify.sql import SKIP_TRIGGER, Kind, NotifyTrigger
@@ -364,7 +364,7 @@ class SupabaseStore(PostgresStore):
         """Raise where one of these sessions stands, although we deleted it."""
         for session in await self.find_many(ids):
             if owner in (None, session.user_id):
-                raise ConfigError(STANDS.format(table="sessions"))
+                raise ConfigError(STILL_LIVE.format(table="sessions"))
 
     async def revoke_user(
         self, user_id: str, *, reason: str, keep: str | None = None

@@ -2,15 +2,15 @@
 
 A session of Supabase Auth is found by its id, which its access token names, so a record's
 ``token_digest`` is that id. What ends a session is what GoTrue's rules say, and no limit of
-ours. Here the contract gives way, since both servers write one table:
+ours. Of the optional protocols these tables have one, notifications:
 
-- ``create`` refuses: the tables have tokens of their own, and :meth:`SupabaseStore.create`
-  opens a session. Neither keeps to a number of sessions per user.
-- ``rotate`` and ``redate`` find nothing: :meth:`SupabaseStore.refresh` replaces tokens.
-- ``touch`` writes nothing. ``last_activity_at`` is the last refresh, or else the creation.
-- ``raise_level`` finds nothing, though there are levels: GoTrue raises them.
-- ``prune`` goes by GoTrue's own cleanup and not by ``policy.retention``, and the refresh
-  tokens that it touches count among its rows.
+- :meth:`SupabaseStore.create` opens a session and :meth:`SupabaseStore.refresh` replaces
+  its tokens, for the tables have tokens of their own. No login keeps to a number of
+  sessions.
+- Nothing records activity. ``last_activity_at`` is the last refresh, or else the creation.
+- There are levels, and GoTrue alone raises them.
+- :meth:`SupabaseTable.prune` goes by GoTrue's own cleanup and not by ``policy.retention``,
+  and the refresh tokens that it touches count among its rows.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from handstamp.config import Policy
-from handstamp.core.models import NewSession, Record, Rotation, StepUp, Touch
-from handstamp.errors import ConfigError, SessionsUnavailable
-from handstamp.stores.base import Capabilities, Channel, Created, Ended
+from handstamp.core.models import Record
+from handstamp.errors import SessionsUnavailable
+from handstamp.stores.base import Capabilities, Channel, Ended
 from handstamp.supabase.rows import record_of, uuid_of
 from handstamp.supabase.rules import (
     AuthSession,
@@ -56,7 +56,7 @@ class SupabaseTable:
 
     @property
     def channel(self) -> Channel:
-        """See :attr:`Store.channel`."""
+        """See :attr:`ListeningStore.channel`."""
         return self.auth.channel
 
     async def open(self) -> None:
@@ -73,7 +73,7 @@ class SupabaseTable:
         await self.auth.close()
 
     def reset_after_fork(self) -> None:
-        """See :meth:`Store.start_over`."""
+        """See :meth:`Store.reset_after_fork`."""
         self.auth.reset_after_fork()
 
     async def ready(self) -> Capabilities:
@@ -81,9 +81,7 @@ class SupabaseTable:
         await self.auth.ready()
         return self.capabilities
 
-    async def find(
-        self, digests: Sequence[str], texts: Sequence[str] = ()
-    ) -> Sequence[Record]:
+    async def find(self, digests: Sequence[str]) -> Sequence[Record]:
         """See :meth:`Store.find`; a "digest" is a session's id here, spelled as it is."""
         found = await self.auth.find_many([d for d in digests if uuid_of(d) == d])
         return [record_of(s, self.auth.rules) for s in found if self._is_for_us(s)]
@@ -100,10 +98,6 @@ class SupabaseTable:
         """See :meth:`Store.normalize_user_id`."""
         return uuid_of(user_id)
 
-    async def new_id(self) -> str | None:
-        """See :meth:`Store.new_id`."""
-        return None
-
     async def find_by_id(self, session_id: str) -> Record | None:
         """See :meth:`Store.find_by_id`."""
         found = await self.find_many([session_id])
@@ -114,26 +108,6 @@ class SupabaseTable:
         rules = self.auth.rules
         found = await self.auth.find_many(session_ids)
         return [record_of(session, rules) for session in found]
-
-    async def find_by_refresh(self, digest: str) -> Record | None:
-        """See :meth:`Store.find_by_refresh`; there are no digests."""
-        return None
-
-    async def create(self, new: NewSession, policy: Policy) -> Created:
-        """Not the way here: :meth:`SupabaseStore.create` is."""
-        raise ConfigError("use SupabaseSessions: its tables have tokens of their own")
-
-    async def rotate(self, step: Rotation) -> Record | None:
-        """See :meth:`Store.rotate`; nothing rotates by our rules."""
-        return None
-
-    async def redate(self, step: Rotation) -> Record | None:
-        """See :meth:`Store.redate`."""
-        return None
-
-    async def raise_level(self, step: StepUp) -> Record | None:
-        """See :meth:`Store.raise_level`; a second factor does, at GoTrue."""
-        return None
 
     async def revoke(
         self, session_id: str, *, reason: str, user_id: str | None = None
@@ -151,10 +125,6 @@ class SupabaseTable:
         """See :meth:`Store.list_for_user`."""
         rules = self.auth.rules
         return [record_of(s, rules) for s in await self.auth.list_for_user(user_id)]
-
-    async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
-        """See :meth:`Store.touch`; the tables have no place for activity."""
-        return 0
 
     async def prune(self, policy: Policy, *, batch: int) -> int:
         """See :meth:`Store.prune`; only what GoTrue's own cleanup would do, as often as it
