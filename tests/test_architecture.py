@@ -1,4 +1,7 @@
-"""The rules of the house, read from the source itself."""
+"""The rules of the architecture, checked in the source: layers, a pure core, public names.
+
+CONTRIBUTING.md shows the same layers; tests/test_contributing_page.py compares them.
+"""
 
 from __future__ import annotations
 
@@ -92,20 +95,6 @@ def length(function: Function) -> int:
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
-def code_lines(path: Path, tree: ast.Module) -> int:
-    """The lines of a file that are neither blank, nor comment, nor docstring."""
-    prose: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            prose |= set(range(node.lineno, (node.end_lineno or 0) + 1))
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    return sum(
-        1
-        for n, line in lines
-        if line.strip() and not line.strip().startswith("#") and n not in prose
-    )
-
-
 def docstrings(tree: ast.AST) -> set[int]:
     """The constants that are prose: docstrings, and strings below attributes."""
     return {
@@ -152,19 +141,19 @@ def test_imports_only_go_down(path: Path) -> None:
 
 
 @every_file
-def test_only_the_commands_and_the_test_helpers_know_supabase_and_the_doctor(
+def test_supabase_and_the_doctor_are_imported_by_commands_and_test_helpers_only(
     path: Path,
 ) -> None:
-    """Supabase Auth is one folder, and the neutral code knows nothing of it. The doctor
-    serves a person at a terminal, and no request."""
+    """Supabase Auth is one folder, on which the other code does not depend. The doctor
+    serves a person at a terminal, and no request. (Supabase has a doctor of its own.)"""
     room = room_of(name_of(path))
     known = set(own_imports(TREES[path])) & ({"supabase", "doctor"} - {room})
     assert known == set() or room in {"cli", "testing", "supabase"}
 
 
 @every_file
-def test_frameworks_do_not_know_each_other(path: Path) -> None:
-    """FastAPI is Starlette, and Flask and Quart share one module; nothing else."""
+def test_frameworks_do_not_import_each_other(path: Path) -> None:
+    """Two exceptions: FastAPI is built on Starlette, and Flask and Quart share a module."""
     frameworks = LAYERS[5]
     room = room_of(name_of(path))
     allowed = {"fastapi": {"starlette"}, "flask": {"_pallets"}, "quart": {"_pallets"}}
@@ -175,7 +164,7 @@ def test_frameworks_do_not_know_each_other(path: Path) -> None:
 
 @core_file
 def test_the_core_imports_the_standard_library_and_two_packages(path: Path) -> None:
-    """Nothing else is needed to decide."""
+    """The rules need no other package."""
     allowed = {*sys.stdlib_module_names, "itsdangerous", "ulid", "handstamp"}
     assert set() == {name.partition(".")[0] for name in imports(TREES[path])} - allowed
     assert set(own_imports(TREES[path])) <= {"core", "config", "errors"}
@@ -191,7 +180,7 @@ def test_the_core_imports_nothing_impure(path: Path) -> None:
 
 @core_file
 def test_the_core_reads_no_clock_and_draws_no_entropy(path: Path) -> None:
-    """Nor opens a file, nor prints, nor waits."""
+    """It does not open a file, print or await, either."""
     calls = [node.func for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)]
     named = {node.attr for node in calls if isinstance(node, ast.Attribute)}
     plain = {node.id for node in calls if isinstance(node, ast.Name)}
@@ -202,8 +191,8 @@ def test_the_core_reads_no_clock_and_draws_no_entropy(path: Path) -> None:
 
 
 @every_file
-def test_sql_lives_in_stores_only(path: Path) -> None:
-    """No other room holds a statement."""
+def test_sql_is_in_few_rooms(path: Path) -> None:
+    """Only what works on tables has SQL: stores, Supabase, the doctor, test databases."""
     if room_of(name_of(path)) not in {"stores", "supabase", "doctor", "testing"}:
         assert [text for text in strings(TREES[path]) if SQL.search(text)] == []
 
@@ -216,8 +205,8 @@ def test_only_one_package_writes_notifications(path: Path) -> None:
         assert [text for text in strings(TREES[path]) if sql.search(text)] == []
 
 
-def test_the_eye_for_sql_sees_sql() -> None:
-    """The check above would find the statements that are in stores."""
+def test_the_expression_for_sql_finds_statements() -> None:
+    """The check above can fail: it finds the statements of the stores."""
     text = "\n".join(strings(TREES[ROOT / "stores" / "statements.py"]))
     assert SQL.search(text)
     for statement in (
@@ -237,7 +226,7 @@ def test_no_function_is_over_80_lines(path: Path) -> None:
 
 @every_file
 def test_no_file_is_over_500_lines(path: Path) -> None:
-    """One mechanism a file, which can be read as a whole."""
+    """A file can be read as a whole. There is no lower limit, and no limit of imports."""
     assert path.read_text(encoding="utf-8").count("\n") <= 500
 
 
@@ -260,7 +249,7 @@ def test_everything_public_has_a_docstring(path: Path) -> None:
 
 @every_file
 def test_no_token_or_secret_is_compared_as_text(path: Path) -> None:
-    """Tokens are found by their digest; an `==` on one would tell time about it."""
+    """Tokens are found by their digest. The time of an `==` would depend on the token."""
 
     def is_secret(node: ast.expr) -> bool:
         name = dotted(node).rpartition(".")[2]
@@ -273,7 +262,7 @@ def test_no_token_or_secret_is_compared_as_text(path: Path) -> None:
         and any(isinstance(op, ast.Eq | ast.NotEq | ast.In | ast.NotIn) for op in node.ops)
         and any(map(is_secret, [node.left, *node.comparators]))
     ]
-    if room_of(name_of(path)) != "cli":  # the demo plays a browser, and has its cookies
+    if room_of(name_of(path)) != "cli":  # the demo simulates a browser and has its cookies
         assert compared == []
 
 
@@ -304,8 +293,8 @@ def test_nothing_builds_python_from_text(path: Path) -> None:
     assert set() == roots & {"pickle", "marshal", "shelve"}
 
 
-def test_no_source_names_a_home() -> None:
-    """The source holds no path of the machine it was written on."""
+def test_no_source_has_a_path_of_this_machine() -> None:
+    """No path of the machine on which it was written."""
     for path in FILES:
         assert not re.search(
             r"(^|[\s\"'])/(work|home|root)/", path.read_text(encoding="utf-8")
@@ -318,23 +307,76 @@ PUBLIC = {
     "handstamp.wsgi": {"SessionAuthMiddleware"},
     "handstamp.blocking": {"call"},
     "handstamp.config": {"Cookies", "Policy", "TrustedProxies"},
-    "handstamp.errors": {"ConfigError", "HandstampError", "SessionsUnavailable"},
-    "handstamp.events": {"LoggedIn", "Replayed", "Revoked"},
-    "handstamp.starlette": {"session_auth", "wrap"},
-    "handstamp.fastapi": {"CurrentSession", "wrap"},
-    "handstamp.litestar": {"requires_session", "wrap"},
-    "handstamp.quart": {"SessionAuth", "login_required"},
-    "handstamp.flask": {"SessionAuth", "login_required"},
-    "handstamp.falcon": {"requires_session", "wrap"},
-    "handstamp.pyramid": {"includeme"},
-    "handstamp.bottle": {"SessionAuthPlugin", "wrap"},
-    "handstamp.supabase": {"SupabaseSessions"},
-    "handstamp.testing": {"login_as", "memory_sessions"},
+    "handstamp.errors": {
+        *("AuthenticationRequired", "ConfigError", "CrossSiteRequest", "StepUpRequired"),
+        *("FreshLoginRequired", "HandstampError", "LoginRefused", "SessionsUnavailable"),
+    },
+    "handstamp.events": {
+        *("BindingChanged", "CookieOverridden", "CrossSiteRefused", "DuplicateCookies"),
+        *("Event", "LateRefresh", "LoggedIn", "LoginWasRefused", "Refreshed", "Reissued"),
+        *("Replayed", "Revoked", "SessionEvent", "TokenSwapped"),
+    },
+    "handstamp.starlette": {"SessionAuthMiddleware", "session_auth", "wrap"},
+    "handstamp.fastapi": {"CurrentSession", "SessionAuth", "current_session", "wrap"},
+    "handstamp.litestar": {"SessionAuthPlugin", "requires_session", "wrap"},
+    "handstamp.quart": {"SessionAuth", "current_session", "login_required"},
+    "handstamp.flask": {"SessionAuth", "current_session", "login_required"},
+    "handstamp.django": {"SessionAuthMiddleware", "login", "logout", "wrap"},
+    "handstamp.falcon": {"requires_session", "session_auth", "wrap"},
+    "handstamp.pyramid": {"includeme", "session_auth"},
+    "handstamp.bottle": {"SessionAuthPlugin", "session_auth", "wrap"},
+    "handstamp.supabase": {"SupabaseRules", "SupabaseSessions"},
+    "handstamp.testing": {"assert_revoked", "login_as", "memory_sessions", "outage"},
+}
+PAGES = [ROOT.parents[1] / "README.md", *(ROOT.parents[1] / "docs").glob("*.md")]
+DOCUMENTED = {
+    (module, name.strip())
+    for page in PAGES
+    for module, names in re.findall(
+        r"^ *from (handstamp[\w.]*) import (\([^)]*\)|[^#\n(]+)",
+        page.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    for name in names.strip("() \n").split(",")
+    if name.strip()
 }
 
 
 @pytest.mark.parametrize("module", PUBLIC)
 def test_public_import_paths_stay(module: str) -> None:
-    """What the documentation tells people to import is there."""
+    """The names that applications import from each public module."""
     found = importlib.import_module(module)
     assert {name for name in PUBLIC[module] if not hasattr(found, name)} == set()
+
+
+def test_the_pages_import_names() -> None:
+    """The expression above finds them."""
+    assert len(DOCUMENTED) > 30
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(DOCUMENTED))
+def test_what_a_page_imports_is_defined(module: str, name: str) -> None:
+    """The name is an assignment, a definition or an import of the module, or a module."""
+    parts = module.split(".")[1:]
+    file = next(
+        path
+        for path in (
+            ROOT.joinpath(*parts, "__init__.py"),
+            ROOT.joinpath(*parts).with_suffix(".py"),
+        )
+        if path.exists()
+    )
+    tree = TREES[file]
+    names = {node.name for node in tree.body if isinstance(node, Function | ast.ClassDef)}
+    names |= {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    names |= {
+        n.id
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
+    assert name in names or ROOT.joinpath(*parts, f"{name}.py").exists()
