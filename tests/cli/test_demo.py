@@ -21,7 +21,7 @@ import pytest
 import typer
 
 from handstamp.cli import demo as demo_package
-from handstamp.cli.demo.server import listen
+from handstamp.cli.demo import listen
 from handstamp.testing.postgres import running_pid
 from tests.support.chromium import find_chromium, open_tab
 

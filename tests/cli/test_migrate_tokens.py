@@ -183,7 +183,7 @@ async def test_a_text_with_our_prefix_is_never_hashed(
     ("arguments", "text"),
     [
         (("--form", "text"), "there is no form text"),
-        (("--form", "prefixed"), "are digests of handstamp's own"),
+        (("--form", "prefixed"), "are handstamp's own digests"),
         (("--form", "'); drop table user_sessions; --"), "there is no form"),
         (("--apply", "--dry-run"), "--dry-run and --verify do not"),
         (("--apply", "--verify"), "--dry-run and --verify do not"),
@@ -391,5 +391,5 @@ async def test_a_connection_that_is_lost_is_one_line(
     assert await database.fetchval(end) == 1
     done = await running
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "start it again to go on" in done.stderr
+    assert "start it again to continue" in done.stderr
     assert (await migrate(uuid_dsn, *APPLY)).returncode == 0

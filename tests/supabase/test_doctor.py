@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 from typer.testing import CliRunner
 
-from handstamp.cli.app import app
+from handstamp.cli import load
 from handstamp.errors import ConfigError
 from handstamp.supabase.schema import TABLES, install_supabase_trigger
 from handstamp.testing.postgres import ephemeral
@@ -49,7 +49,7 @@ CHANGES = {
 async def ask(dsn: str, *arguments: str) -> Told:
     """Run the command in this process, on a thread and a loop of its own."""
     line = ["doctor", "--dsn", dsn, "--json", *arguments]
-    done = await asyncio.to_thread(CliRunner().invoke, app, line)
+    done = await asyncio.to_thread(CliRunner().invoke, load(), line)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     told = json.loads(done.stdout) if done.stdout else {}
@@ -458,11 +458,11 @@ async def test_what_cannot_be_looked_at_of_supabase_is_status_2(
     """With one line that says why."""
     for address, arguments, text in (
         (empty_dsn, ("--shape", "supabase"), "there is no table auth.sessions"),
-        (supabase_dsn, ("--shape", "supabase", "--table", "sessions"), "not at sessions"),
+        (supabase_dsn, ("--shape", "supabase", "--table", "sessions"), "and not sessions"),
         (
             supabase_dsn,
             ("--shape", "supabase", "--table", "auth.users"),
-            "not at auth.users",
+            "and not auth.users",
         ),
         (supabase_dsn, ("--shape", "supabase", "--table", 'a"b.sessions'), "no SQL name"),
         (supabase_dsn, ("--shape", "other"), "ulid, uuid, supabase"),

@@ -13,7 +13,7 @@ from threading import Lock
 
 from typer.testing import CliRunner
 
-from handstamp.cli.app import app
+from handstamp.cli import load
 
 _one_at_a_time = Lock()
 """Everything that this process prints while a command runs is taken as its output."""
@@ -26,7 +26,7 @@ def handstamp(*arguments: str, **environ: str) -> subprocess.CompletedProcess[st
     """
     given = {"DATABASE_URL": None, **environ}
     with _one_at_a_time, ThreadPoolExecutor(1) as thread:
-        running = thread.submit(CliRunner().invoke, app, arguments, env=given)
+        running = thread.submit(CliRunner().invoke, load(), arguments, env=given)
         done = running.result()
     errors = done.stderr
     if done.exception is not None and not isinstance(done.exception, SystemExit):

@@ -1,12 +1,11 @@
-"""`handstamp migrate-tokens`: put digests where a table still holds tokens in clear."""
+"""`handstamp migrate-tokens`: replace the tokens in clear in a table by their digests."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,11 +19,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from handstamp.cli._shared import complain, connected, reason
+from handstamp.cli.app import app, connected, fail, reason, required
 from handstamp.doctor.infer import propose
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Table, read_table
-from handstamp.stores.connection import FAULTS
+from handstamp.stores.connection import FAULTS, Connection
 from handstamp.stores.plaintext import TokenMigration, check_columns
 from handstamp.stores.shapes import UUID_PLAIN, TableShape, quoted
 from handstamp.stores.token_forms import (
@@ -38,20 +37,18 @@ from handstamp.stores.token_forms import (
     words_of,
 )
 
-if TYPE_CHECKING:
-    from handstamp.cli._shared import Connection
-
 HASHED = replace(UUID_PLAIN, at_rest="prefixed")
-"""Where nothing is proposed, because every name was given."""
+"""The shape when all three names are given on the command line."""
 _HOW = (
-    "Compare the cookie of a session of your own with its row: if they are the same text,"
-    " that form is the form of tokens; if not, it is one of digests, which must not be"
-    " hashed again."
+    "Compare the cookie of one of your own sessions with its row. If they are the same"
+    " text, the form of that row is the form of tokens. If not, it is a form of digests,"
+    " which must not be hashed again."
 )
-_BLOCKED = 60.0
-"""Seconds without one hashed row after which the rows that are left count as locked."""
+_LOCKED_AFTER = 60.0
+"""Seconds without a hashed row until the rows that are left count as locked."""
 
 
+@app.command("migrate-tokens")
 def migrate_tokens(
     dsn: Annotated[
         str | None,
@@ -68,51 +65,58 @@ def migrate_tokens(
         list[str] | None,
         typer.Option(
             metavar="FORM",
-            help="A form, as listed, in which your code stored the token itself. May be"
-            " given several times.",
+            help="A form, from the list that is printed, in which your code stored the"
+            " token itself. May be given several times.",
         ),
     ] = None,
     apply: Annotated[
         bool, typer.Option("--apply", help="Hash the rows of these forms.")
     ] = False,
-    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Rows at a time.")] = 1000,
+    batch: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Rows in one transaction.")
+    ] = 1000,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Change nothing; so it is without --apply.")
+        bool, typer.Option("--dry-run", help="Change nothing, as without --apply.")
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Change nothing; fail if a row is not hashed."),
+        typer.Option("--verify", help="Change nothing. Fail if a row is not hashed."),
     ] = False,
 ) -> None:
-    """Hash the tokens that stand in clear in a table, while the app runs.
+    """Hash the tokens in clear in a table, while the app runs.
 
-    Lists the forms of what stands there, and changes nothing without --apply. Hashing
-    cannot be undone: digests that are hashed again are lost, and a look cannot tell them
-    from tokens, so name the form of your tokens with --form. Signs nobody out. Stop it
-    whenever you like, and start it again to go on.
+    Lists the forms of the texts in the column. Changes nothing without --apply. Hashing
+    cannot be undone: a digest that is hashed again is lost. No program can tell a digest
+    from a token, so name the form of your tokens with --form. No user is signed out. You
+    can stop it at any time, and start it again to continue.
 
-    Exit status: 0 when it did what was asked, 1 when it could not or rows are left that are
-    not hashed, 2 when the database did not answer.
+    Exit status: 0 if it did what was asked; 1 if it could not, or if rows are left that are
+    not hashed; 2 if the database did not answer.
     """
-    if not dsn:
-        raise complain("which database? give --dsn or set DATABASE_URL", status=2)
+    dsn = required(dsn)
     if apply and (dry_run or verify):
         raise typer.BadParameter("--apply changes rows; --dry-run and --verify do not")
-    forms = _checked(form or [])
+    for name in form or []:
+        if name == OURS:
+            raise typer.BadParameter(f"{OURS} rows are handstamp's own digests")
+        if not is_form(name):
+            raise typer.BadParameter(
+                f"there is no form {name}: run without --form to see the forms there are"
+            )
     names = {"table": table, "token": token, "id": id}
     given = {field: name for field, name in names.items() if name is not None}
-    asked = Asked(forms, batch, apply=apply, verify=verify)
+    options = Options(frozenset(form or []), batch, apply=apply, verify=verify)
     try:
-        asyncio.run(_run(dsn, given, asked))
+        asyncio.run(_run(dsn, given, options))
     except KeyboardInterrupt:
-        raise complain("stopped; start it again to go on", status=130) from None
+        raise fail("stopped; start it again to continue", status=130) from None
     except ConfigError as error:
-        raise complain(str(error), status=1) from None
+        raise fail(str(error), status=1) from None
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What somebody asked for: the forms to hash, and how."""
+class Options:
+    """The forms to hash, and how."""
 
     forms: frozenset[str]
     batch: int
@@ -120,38 +124,36 @@ class Asked:
     verify: bool
 
 
-def _checked(forms: Sequence[str]) -> frozenset[str]:
-    for form in forms:
-        if form == OURS:
-            raise typer.BadParameter(f"{OURS} are digests of handstamp's own")
-        if not is_form(form):
-            raise typer.BadParameter(
-                f"there is no form {form}: start without --form to see the forms there are"
-            )
-    return frozenset(forms)
-
-
-async def _run(dsn: str, given: dict[str, str], asked: Asked) -> None:
+async def _run(dsn: str, given: dict[str, str], options: Options) -> None:
     async with connected(dsn) as connection:
         try:
-            shape, table = await _target(connection, given)
-            rows = await _listed(connection, shape)
-            if rows.unhashed and asked.apply:
-                _refuse(shape, rows, asked)
-            hashing = TokenMigration(shape, table, asked.forms) if asked.forms else None
-            if rows.unhashed and asked.apply and hashing is not None:
-                await _hash(connection, hashing, asked.batch)
-                rows = await _listed(connection, shape, quiet=True)
+            shape, table = await _resolve(connection, given)
+            rows, forms = await _count(connection, shape)
+            total = sum(rows.forms.values())
+            typer.echo(f"{shape.table}.{shape.token} holds {_rows(total)}")
+            for form in forms:
+                typer.echo(f"  {form.rows:>12}  {form.name}: {_describe(form)}")
+            if rows.unhashed and options.apply:
+                _require_form(shape, rows, options)
+            if options.forms:
+                migration = TokenMigration(shape, table, options.forms)
+                if rows.unhashed and options.apply:
+                    await _hash(connection, migration, options.batch)
+                    rows, _ = await _count(connection, shape)
         except FAULTS as error:
-            text = f"stopped: {reason(error)}; start it again to go on"
-            raise complain(text, status=2) from None
-    _conclude(shape, rows, asked)
+            text = f"stopped: {reason(error)}; start it again to continue"
+            raise fail(text, status=2) from None
+    _conclude(rows, options)
 
 
-async def _target(
+async def _resolve(
     connection: Connection, given: dict[str, str]
 ) -> tuple[TableShape, Table]:
-    """The shape of the table, with the names that were given; checked for its tokens."""
+    """The shape of the table, with the names from the command line, and its columns.
+
+    Raises :class:`ConfigError` if there is no such table, or if the column of tokens cannot
+    hold digests.
+    """
     name = given.get("table", UUID_PLAIN.table)
     table = await read_table(connection, quoted(replace(UUID_PLAIN, table=name).table))
     if table is None:
@@ -166,22 +168,13 @@ async def _target(
     return shape, table
 
 
-async def _listed(
-    connection: Connection, shape: TableShape, *, quiet: bool = False
-) -> Rows:
-    """The forms of the texts in the column, said line by line."""
+async def _count(connection: Connection, shape: TableShape) -> tuple[Rows, list[Form]]:
+    """The forms of the texts in the column of tokens, with the number of rows of each."""
     forms = await read_forms(connection, shape.table, shape.token)
-    rows = Rows(forms={form.name: form.rows for form in forms})
-    if not quiet:
-        typer.echo(
-            f"{shape.table}.{shape.token} holds {_counted(sum(rows.forms.values()))}"
-        )
-        for form in forms:
-            typer.echo(f"  {form.rows:>12}  {form.name}: {_about(form)}")
-    return rows
+    return Rows(forms={form.name: form.rows for form in forms}), forms
 
 
-def _about(form: Form) -> str:
+def _describe(form: Form) -> str:
     if form.name != OTHER and form.name != MARKED:
         return words_of(form.name)
     lengths = f"{form.shortest} to {form.longest}"
@@ -190,75 +183,72 @@ def _about(form: Form) -> str:
     return f"{words_of(form.name)}; {lengths} characters, such as {form.sample}"
 
 
-def _refuse(shape: TableShape, rows: Rows, asked: Asked) -> None:
-    """Raise where nobody said which rows hold tokens."""
-    if not asked.forms:
+def _require_form(shape: TableShape, rows: Rows, options: Options) -> None:
+    """Raise :class:`ConfigError` unless it was said which rows hold tokens."""
+    if not options.forms:
         found = ", ".join(name for name in rows.forms if name != OURS)
         raise ConfigError(
-            f"which rows of {shape.table} hold tokens? {_HOW} Then name their form with"
+            f"which rows of {shape.table} hold tokens? {_HOW} Then name the form with"
             f" --form: {found}"
         )
-    if not any(rows.forms.get(form) for form in asked.forms):
+    if not any(rows.forms.get(form) for form in options.forms):
         raise ConfigError(f"no row of {shape.table} has this form: nothing was changed")
 
 
-async def _hash(connection: Connection, hashing: TokenMigration, size: int) -> None:
-    moved, left = monotonic(), await hashing.count(connection)
-    with _progress() as progress:
-        bar = progress.add_task("", total=left)
-        async for batch in hashing.run(connection, size=size):
-            progress.advance(bar, batch.hashed)
-            if batch.hashed:
-                moved = monotonic()
-            elif monotonic() - moved > _BLOCKED:
-                raise complain("the rows that are left are locked by others", status=1)
-
-
-def _progress() -> Progress:
-    """On stderr, and only where somebody looks."""
+async def _hash(connection: Connection, migration: TokenMigration, size: int) -> None:
+    """Hash every row of the forms, with a progress bar if stderr is a terminal."""
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
+    last, left = monotonic(), await migration.count(connection)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=left)
+        async for batch in migration.run(connection, size=size):
+            progress.advance(bar, batch.hashed)
+            if batch.hashed:
+                last = monotonic()
+            elif monotonic() - last > _LOCKED_AFTER:
+                raise fail("the rows that are left are locked by others", status=1)
 
 
 class _Rate(ProgressColumn):
-    """Rows in a second."""
+    """The column of the progress bar that shows rows per second."""
 
     def render(self, task: Task) -> Text:
         """See :meth:`ProgressColumn.render`."""
         return Text("" if task.speed is None else f"{task.speed:,.0f} rows/s", "cyan")
 
 
-def _conclude(shape: TableShape, rows: Rows, asked: Asked) -> None:
+def _conclude(rows: Rows, options: Options) -> None:
+    """Print the result. Raises :class:`typer.Exit` if rows are left that are not hashed."""
     if not rows.forms:
         typer.echo("there is nothing to hash")
         return
     if not rows.unhashed:
         typer.echo('every row is hashed: set at_rest="prefixed" in the TableShape')
         return
-    named = sum(rows.forms.get(form, 0) for form in asked.forms)
-    if asked.apply:
+    named = sum(rows.forms.get(form, 0) for form in options.forms)
+    if options.apply:
         if named:
             typer.echo(
-                f"{_counted(named)} could not be hashed: their digests are in other rows,"
-                " or somebody writes new ones"
+                f"{_rows(named)} could not be hashed: their digests are in other rows,"
+                " or another program writes tokens in clear"
             )
         if rows.unhashed > named:
             others = Rows(
-                forms={n: r for n, r in rows.forms.items() if n not in asked.forms}
+                forms={n: r for n, r in rows.forms.items() if n not in options.forms}
             )
             typer.echo(f"rows of other forms are left as they were: {others}")
         raise typer.Exit(1)
-    if asked.verify:
-        typer.echo(f"{_counted(rows.unhashed)} not hashed")
+    if options.verify:
+        typer.echo(f"{_rows(rows.unhashed)} not hashed")
         raise typer.Exit(1)
     if named:
-        typer.echo(f"nothing was changed: --apply would hash {_counted(named)}")
+        typer.echo(f"nothing was changed: --apply would hash {_rows(named)}")
         return
     typer.echo(
         f"nothing was changed. {_HOW} To hash the rows of one form: --form FORM --apply"
     )
 
 
-def _counted(number: int) -> str:
+def _rows(number: int) -> str:
     return "1 row" if number == 1 else f"{number} rows"

