@@ -20,7 +20,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 # Seven layers, from the bottom up. A module imports from its own layer or from below.
 LAYERS = [
-    {"config", "errors", "_fork"},
+    {"config", "options", "errors", "_fork"},
     {"core", "events"},
     {"stores"},
     {"engine"},

@@ -645,7 +645,7 @@ def test_the_engine_is_made_of_the_configuration() -> None:
     door = app.asgi_app._options
     assert door.sessions.policy is policy
     assert (door.outage, door.cookies) == ("refuse", Cookies.insecure())
-    with pytest.raises(ConfigError, match="no setting HANDSTAMP_SECERT"):
+    with pytest.raises(ConfigError, match="no option HANDSTAMP_SECERT: did you mean"):
         SessionAuth(site(HANDSTAMP_SECERT="x"))
 
 

@@ -4,14 +4,14 @@ nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from blinker import Namespace
 from werkzeug.exceptions import HTTPException, ServiceUnavailable, default_exceptions
 
-from handstamp.config import Cookies, TrustedProxies
+from handstamp.config import Cookies
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import (
     AuthenticationRequired,
@@ -19,10 +19,10 @@ from handstamp.errors import (
     HandstampError,
     SessionsUnavailable,
 )
+from handstamp.options import PREFIX, Settings, read_options
 
 EXTENSION = "handstamp"
 """The key in ``app.extensions``."""
-PREFIX = "HANDSTAMP_"
 NOT_WRAPPED = (
     "no session was looked for: wrap the application with SessionAuth(app), and make "
     "requests with app.test_client() in tests"
@@ -36,12 +36,6 @@ user_logged_out = _signals.signal("user-logged-out")
 session_revoked = _signals.signal("session-revoked")
 """Sent by the application after a user ended sessions of theirs, with ``user_id``,
 ``session_id`` (None for all but the one they use) and ``count``."""
-
-_ENGINE = {"database_url", "secret", "shape", "policy"}
-_MIDDLEWARE = {
-    *("cookies", "trusted_proxies", "exclude", "passive", "cross_site"),
-    *("trusted_origins", "outage", "bearer"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,54 +71,27 @@ NOBODY = Nobody()
 
 
 def prepare(
-    app: Any, sessions: Sessions | None, given: Mapping[str, Any]
-) -> tuple[Sessions, dict[str, Any]]:
-    """What :func:`read_settings` finds, for an application that can take it.
+    app: Any, sessions: Sessions | None, options: Mapping[str, Any]
+) -> Settings[Sessions]:
+    """The settings of an application: ``HANDSTAMP_*`` in ``app.config``, and the options
+    that were given in code, which win.
 
     Raises :class:`ConfigError`, also for a second SessionAuth.
     """
     if EXTENSION in app.extensions:
         raise ConfigError("this application has a SessionAuth already")
-    sessions, chosen = read_settings(app.config, sessions, given)
-    cookies = sessions.cookie_transport(chosen.get("cookies")).cookies
-    check_names(app.config, app.secret_key, cookies)
-    return sessions, chosen
-
-
-def read_settings(
-    config: Mapping[str, Any], sessions: Sessions | None, given: Mapping[str, Any]
-) -> tuple[Sessions, dict[str, Any]]:
-    """The engine and the middleware's options, from ``app.config`` and what was given in
-    code, which wins. Raises :class:`ConfigError`."""
-    configured = {
-        name.removeprefix(PREFIX).lower(): value
-        for name, value in config.items()
-        if name.startswith(PREFIX)
-    }
-    settings = {**configured, **given}
-    insecure = settings.pop("insecure_cookies", False)
-    for name in settings.keys() - _ENGINE - _MIDDLEWARE:
-        raise ConfigError(f"there is no setting {PREFIX}{name.upper()}")
-    if insecure:
-        settings.setdefault("cookies", Cookies.insecure())
-    if isinstance(proxies := settings.get("trusted_proxies"), (str, list, tuple)):
-        networks = [proxies] if isinstance(proxies, str) else proxies
-        settings["trusted_proxies"] = TrustedProxies(*networks)
-    options = {k: v for k, v in settings.items() if k in _MIDDLEWARE}
-    return sessions or _make_engine(settings), options
-
-
-def _make_engine(settings: Mapping[str, Any]) -> Sessions:
-    missing = {"database_url", "secret"} - {k for k, v in settings.items() if v}
-    if missing:
-        names = " and ".join(PREFIX + name.upper() for name in sorted(missing))
-        raise ConfigError(f"set {names} in app.config, or give SessionAuth your Sessions")
-    chosen = {name: settings[name] for name in ("shape", "policy") if name in settings}
-    secret = settings["secret"]
-    secrets: Sequence[str | bytes] = (
-        secret if isinstance(secret, (list, tuple)) else [secret]
+    source = {key: value for key, value in app.config.items() if key.startswith(PREFIX)}
+    settings = read_options(
+        source,
+        lambda name: PREFIX + name.upper(),
+        engine=Sessions,
+        sessions=sessions,
+        in_code=options,
     )
-    return Sessions(settings["database_url"], secrets=secrets, **chosen)
+    cookies = settings.middleware.get("cookies")
+    transport = settings.sessions.cookie_transport(cookies)
+    check_names(app.config, app.secret_key, transport.cookies)
+    return settings
 
 
 def check_names(config: Mapping[str, Any], secret_key: object, cookies: Cookies) -> None:

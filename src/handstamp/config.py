@@ -1,12 +1,12 @@
-"""Every setting: frozen, keyword-only, checked when it is made, never at a request.
+"""The settings: frozen, keyword-only, checked when they are made, never at a request.
 
 Durations are ``timedelta``. A combination that would sign honest users out is refused
-here with the reason, because in production it would look like bad luck.
+with the reason, because in production it would look like bad luck. How the settings are
+read from a framework's configuration or the environment is in :mod:`handstamp.options`.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -144,21 +144,9 @@ class Policy:
 
         Raises :class:`ConfigError` naming the variable that is not a number.
         """
-        environ = os.environ if environ is None else environ
-        given = {
-            f.name: _seconds(environ[prefix + f.name.upper()], prefix + f.name.upper())
-            for f in fields(cls)
-            if prefix + f.name.upper() in environ and "timedelta" in str(f.type)
-        }
-        limit = environ.get(prefix + "MAX_SESSIONS", "")
-        if not re.fullmatch(r"[0-9]{0,9}", limit):
-            raise ConfigError(f"{prefix}MAX_SESSIONS must be a number, not {limit!r}")
-        ttl = given.get("session_ttl", cls().session_ttl)
-        grace = given.setdefault("grace", min(cls().grace, ttl / 2))
-        given.setdefault("flush_every", min(cls().flush_every, grace / 2))
-        staleness = given.get("max_staleness", cls().max_staleness)
-        given.setdefault("longest_trust", max(cls().longest_trust, staleness))
-        return cls(**given, max_sessions=int(limit) if limit else None)  # type: ignore[arg-type]
+        from handstamp.options import read_policy  # it reads the fields of this class
+
+        return read_policy(environ, prefix)
 
 
 def _check_duration(name: str, value: object, annotation: str) -> None:
@@ -171,13 +159,6 @@ def _check_duration(name: str, value: object, annotation: str) -> None:
     if value > _LONGEST:
         # Counted from a date it would leave the calendar, and raise at a request.
         raise ConfigError(f"{name} must be at most 100 years, not {value}")
-
-
-def _seconds(text: str, name: str) -> timedelta:
-    try:
-        return timedelta(seconds=float(text))
-    except (ValueError, OverflowError):
-        raise ConfigError(f"{name} must be a number of seconds, not {text!r}") from None
 
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})

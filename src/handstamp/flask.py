@@ -111,11 +111,10 @@ class SessionAuthMiddleware(wsgi.SessionAuthMiddleware):
 class SessionAuth:
     """The extension: :meth:`init_app` for an application factory, or give ``app`` here.
 
-    ``sessions`` is the engine; without it one is made of ``HANDSTAMP_DATABASE_URL``,
-    ``HANDSTAMP_SECRET`` (a list, oldest first, to change it), ``HANDSTAMP_SHAPE`` and
-    ``HANDSTAMP_POLICY`` in ``app.config``. ``options`` are those of
-    :class:`handstamp.wsgi.SessionAuthMiddleware`, or ``HANDSTAMP_COOKIES`` and so on;
-    what is given in code wins. Raises :class:`ConfigError`.
+    ``sessions`` is the engine. Every other option of :mod:`handstamp.options` may be given
+    here by its name (``outage="refuse"``) or in ``app.config`` with ``HANDSTAMP_`` in front
+    (``HANDSTAMP_OUTAGE``); what is given here wins. Without ``sessions`` the options must
+    name a database and a secret. Raises :class:`ConfigError`.
     """
 
     def __init__(
@@ -132,9 +131,10 @@ class SessionAuth:
     ) -> None:
         """Wrap ``app``, and teach it to answer what handstamp raises. Raises
         :class:`ConfigError`."""
-        given = {**self._options, **options}
-        sessions, chosen = prepare(app, sessions or self._sessions, given)
-        middleware = SessionAuthMiddleware(app.wsgi_app, sessions, **chosen)
+        in_code = {**self._options, **options}
+        settings = prepare(app, sessions or self._sessions, in_code)
+        sessions = settings.sessions
+        middleware = SessionAuthMiddleware(app.wsgi_app, sessions, **settings.middleware)
         middleware.flask = app
         app.wsgi_app = middleware  # type: ignore[method-assign]
         app.extensions[EXTENSION] = Extension(sessions, self.load_user)

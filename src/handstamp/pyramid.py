@@ -1,16 +1,10 @@
-"""The settings of a Pyramid application, for whoever keeps them in an ini file.
+"""Pyramid: ``config.include("handstamp.pyramid")`` and nothing else to wrap.
 
-handstamp.database = postgresql://…       handstamp.secret = …   (or handstamp.secrets)
-handstamp.session_ttl = 900               and every other field of Policy, in seconds
-handstamp.trusted_proxies = 10.0.0.0/8    and every other option of the middleware
-handstamp.same_site = Strict              and every other field of Cookies
-handstamp.insecure_cookies = true         for plain http on your own machine
-handstamp.shape = myapp.tables.SHAPE      a TableShape of your own
+    config.include("handstamp.pyramid")
+    config.set_session_auth(sessions)          # or without it, and with settings
 
-Pyramid: ``config.include("handstamp.pyramid")`` and nothing else to wrap.
-
-    config.include("handstamp.pyramid")        # settings: handstamp.database, .secret, …
-    config.set_session_auth(sessions)          # or with a Sessions of your own
+Settings are options of :mod:`handstamp.options` with ``handstamp.`` in front, such as
+``handstamp.database_url``, ``handstamp.secret``, ``handstamp.session_ttl = 900``.
 
 The application that ``config.make_wsgi_app()`` returns then authenticates each request
 before anything of Pyramid runs: the middleware sits around the execution policy, outside
@@ -21,7 +15,6 @@ handle, ``request.current_session`` the session; ``request.session`` stays Pyram
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -34,59 +27,31 @@ from pyramid.httpexceptions import exception_response
 from pyramid.interfaces import ISecurityPolicy, ISessionFactory
 from pyramid.request import Request
 from pyramid.response import Response
-from pyramid.settings import asbool, aslist
 from pyramid.viewderivers import INGRESS
 from zope.interface import implementer
 
-from handstamp.config import Cookies, Policy, TrustedProxies
+from handstamp.config import Cookies
 from handstamp.core.models import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, HandstampError
-from handstamp.stores.shapes import ULID_HASHED
+from handstamp.options import Settings, read_options
 from handstamp.wsgi import ENVIRON_KEY, Handle, SessionAuthMiddleware
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
 PREFIX = "handstamp."
-_BOOLEAN = ("accept_unsigned", "end_on_password_change")
-_POLICY = {field.name for field in fields(Policy)}
-_COOKIES = {field.name for field in fields(Cookies)} - {"secure", "insecure_hosts"}
-_SECRETS: Mapping[str, Callable[[Any], Any]] = {"secret": str, "secrets": aslist}
-_OPTIONS: Mapping[str, Callable[[Any], Any]] = {
-    "bearer": asbool,
-    "cross_site": str,
-    "exclude": aslist,
-    "outage": str,
-    "passive": aslist,
-    "trusted_origins": aslist,
-}
+KEY = "handstamp"
+"""Where the registry keeps what :func:`set_session_auth` was given."""
+
+View = Callable[[Any, Any], Any]
+GroupFinder = Callable[[str, Any], Iterable[str] | None]
 
 
-def read_settings(
-    settings: Mapping[str, Any], resolve: Callable[[Any], Any]
-) -> tuple[Sessions, dict[str, Any]]:
-    """The sessions and the options of the middleware, from ``handstamp.*``.
-
-    Durations are in seconds, lists are separated by white space. Raises
-    :class:`ConfigError`, also for a name that there is not.
-    """
-    given = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
-
-    def take(names: Iterable[str]) -> dict[str, Any]:
-        return {name: given.pop(name) for name in names if name in given}
-
-    if not given.get("database"):
-        raise ConfigError("handstamp.database is not set: postgresql://…")
-    insecure = asbool(given.pop("insecure_cookies", False))
-    cookies = replace(Cookies.insecure() if insecure else Cookies(), **take(_COOKIES))
-    proxies = TrustedProxies(*aslist(given.pop("trusted_proxies", "")))
-    options = {name: _OPTIONS[name](value) for name, value in take(_OPTIONS).items()}
-    secrets = {name: _SECRETS[name](value) for name, value in take(_SECRETS).items()}
-    shape = resolve(given.pop("shape", ULID_HASHED))
-    policy = _policy(take(_POLICY))
-    database = given.pop("database")
-    if given:
-        raise ConfigError(f"no such setting: {', '.join(PREFIX + name for name in given)}")
-    sessions = Sessions(database, shape=shape, policy=policy, **secrets)
-    return sessions, {**options, "cookies": cookies, "trusted_proxies": proxies}
+def read_settings(settings: Mapping[str, Any]) -> Settings[Sessions]:
+    """What the settings ``handstamp.*`` describe. Raises :class:`ConfigError`."""
+    source = {key: value for key, value in settings.items() if key.startswith(PREFIX)}
+    return read_options(source, PREFIX.__add__, engine=Sessions)
 
 
 def check_names(registry: Any, cookies: Cookies) -> None:
@@ -98,24 +63,6 @@ def check_names(registry: Any, cookies: Cookies) -> None:
             f"the cookie {name!r} would be Pyramid's session and ours: give its session "
             'factory another name, such as cookie_name="app_session"'
         )
-
-
-def _policy(given: dict[str, Any]) -> Policy:
-    chosen = {name: asbool(given.pop(name)) for name in _BOOLEAN if name in given}
-    if "on_limit" in given:
-        chosen["on_limit"] = given.pop("on_limit")
-    numbers = {PREFIX + name.upper(): str(value) for name, value in given.items()}
-    return replace(Policy.from_env(numbers, prefix=PREFIX), **chosen)
-
-
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIEnvironment
-
-KEY = "handstamp"
-"""Where the registry keeps what :func:`set_session_auth` was given."""
-
-View = Callable[[Any, Any], Any]
-GroupFinder = Callable[[str, Any], Iterable[str] | None]
 
 
 def includeme(config: Configurator) -> None:
@@ -131,8 +78,8 @@ def includeme(config: Configurator) -> None:
     config.add_subscriber(_surround, ApplicationCreated)
     settings = config.get_settings()
     if any(key.startswith(PREFIX) for key in settings):
-        sessions, options = read_settings(settings, config.maybe_dotted)
-        config.set_session_auth(sessions, **options)
+        found = read_settings(settings)
+        config.set_session_auth(found.sessions, **found.middleware)
 
 
 def _by_default(registry: Any) -> None:

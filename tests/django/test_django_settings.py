@@ -65,11 +65,10 @@ def test_every_key_reaches_its_place() -> None:
     assert found.sessions.policy == Policy(
         session_ttl=timedelta(minutes=10), max_sessions=3
     )
-    assert found.cookies == Cookies(same_site="Strict")
-    assert "10.1.2.3" in found.options["trusted_proxies"]
-    assert (found.options["exclude"], found.options["bearer"]) == (["/metrics"], True)
-    assert found.get_user is not None
-    assert found.get_user("7").pk == "7"
+    assert found.middleware["cookies"] == Cookies(same_site="Strict")
+    assert "10.1.2.3" in found.middleware["trusted_proxies"]
+    assert (found.middleware["exclude"], found.middleware["bearer"]) == (["/metrics"], True)
+    assert found.own["get_user"]("7").pk == "7"
 
 
 def test_ready_objects_are_taken_as_they_are() -> None:
@@ -77,7 +76,7 @@ def test_ready_objects_are_taken_as_they_are() -> None:
     policy, cookies = Policy(session_ttl=timedelta(minutes=1)), Cookies.insecure()
     ready = {"POLICY": policy, "COOKIES": cookies, "SHAPE": ULID_HASHED}
     found = read(GOOD | ready)
-    assert (found.sessions.policy, found.cookies) == (policy, cookies)
+    assert (found.sessions.policy, found.middleware["cookies"]) == (policy, cookies)
     sessions = Sessions(MemoryStore(), secret=SECRET)
     assert read({"SESSIONS": sessions}).sessions is sessions
 
@@ -96,16 +95,19 @@ BAD = {
     "no secret": {"DATABASE_URL": URL},
     "an empty secret": GOOD | {"SECRETS": []},
     "a short secret": GOOD | {"SECRETS": ["short"]},
-    "a bare secret": GOOD | {"SECRETS": SECRET},
-    "an unknown key": GOOD | {"SECRET": SECRET},
+    "a secret that is no text": GOOD | {"SECRETS": [7]},
+    "secrets in two places": GOOD | {"SECRET": SECRET},
+    "an unknown key": GOOD | {"SECERT": SECRET},
+    "a key in lower case": GOOD | {"session_ttl": 600},
     "an unknown policy": GOOD | {"POLICY": {"ttl": 1}},
-    "an impossible policy": GOOD | {"POLICY": {"session_ttl": 1}},
-    "a text for a duration": GOOD | {"POLICY": {"session_ttl": "15"}},
+    "an impossible policy": GOOD | {"POLICY": {"session_ttl": 10, "grace": 9}},
+    "a policy in two places": GOOD | {"POLICY": Policy(), "GRACE": 5},
+    "a field in two places": GOOD | {"POLICY": {"grace": 5}, "GRACE": 5},
+    "a text for a duration": GOOD | {"POLICY": {"session_ttl": "15m"}},
     "an unknown cookie": GOOD | {"COOKIES": {"name": "x"}},
     "impossible cookies": GOOD | {"COOKIES": {"secure": False}},
     "a proxy that is none": GOOD | {"TRUSTED_PROXIES": ["nonsense"]},
-    "one proxy": GOOD | {"TRUSTED_PROXIES": "10.0.0.1"},
-    "one path": GOOD | {"EXCLUDE": "/metrics"},
+    "a path that is no text": GOOD | {"EXCLUDE": [7]},
     "a function of nobody's": GOOD | {"GET_USER": "nowhere.find"},
     "sqlite": {"DATABASE": "default", "SECRETS": [SECRET]},
     "an unknown alias": {"DATABASE": "other", "SECRETS": [SECRET]},

@@ -15,9 +15,11 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 
-from handstamp.django.settings import Configuration, read
+from handstamp.django.settings import cookies_of, read
 from handstamp.django.users import is_checked
+from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError
+from handstamp.options import OPTIONS, Settings
 
 TAG = "handstamp"
 _PACKAGE = "handstamp.django"
@@ -35,20 +37,19 @@ _COOKIE_SETTINGS = ("SESSION_COOKIE_NAME", "CSRF_COOKIE_NAME", "LANGUAGE_COOKIE_
 def check_setup(app_configs: Any, **_: Any) -> list[CheckMessage]:
     """The settings themselves, the order of MIDDLEWARE and the names of cookies."""
     try:
-        configuration = read(getattr(settings, "HANDSTAMP", None))
+        found = read(getattr(settings, "HANDSTAMP", None))
     except ConfigError as exc:
         return [Error(str(exc), id="handstamp.E001")]
-    order = _order(list(settings.MIDDLEWARE))
-    return [*order, *_names(configuration), *_passwords(configuration)]
+    return [*_order(list(settings.MIDDLEWARE)), *_names(found), *_passwords(found)]
 
 
 def check_for_production(app_configs: Any, **_: Any) -> list[CheckMessage]:
     """What is right on your own machine only: ``manage.py check --deploy``."""
     try:
-        configuration = read(getattr(settings, "HANDSTAMP", None))
+        found = read(getattr(settings, "HANDSTAMP", None))
     except ConfigError:
         return []  # E001 says it
-    return list(_deployed(configuration))
+    return list(_deployed(found))
 
 
 def _order(middleware: list[str]) -> Iterator[CheckMessage]:
@@ -77,8 +78,8 @@ def _order(middleware: list[str]) -> Iterator[CheckMessage]:
         )
 
 
-def _names(configuration: Configuration) -> Iterator[CheckMessage]:
-    cookies = configuration.cookies
+def _names(found: Settings[Sessions]) -> Iterator[CheckMessage]:
+    cookies = cookies_of(found)
     for setting in _COOKIE_SETTINGS:
         name = getattr(settings, setting)
         if name in (cookies.session_name, cookies.refresh_name):
@@ -89,7 +90,7 @@ def _names(configuration: Configuration) -> Iterator[CheckMessage]:
             )
 
 
-def _passwords(configuration: Configuration) -> Iterator[CheckMessage]:
+def _passwords(found: Settings[Sessions]) -> Iterator[CheckMessage]:
     try:
         model = get_user_model()
     except ImproperlyConfigured:
@@ -102,7 +103,7 @@ def _passwords(configuration: Configuration) -> Iterator[CheckMessage]:
             "password changes.",
             id="handstamp.W006",
         )
-    elif not configuration.sessions.carries_claims:
+    elif not found.sessions.carries_claims:
         yield Warning(
             "A change of password ends sessions only where the user is saved: tokens of "
             "these sessions carry no hash to compare.",
@@ -112,18 +113,23 @@ def _passwords(configuration: Configuration) -> Iterator[CheckMessage]:
         )
 
 
-def _deployed(configuration: Configuration) -> Iterator[CheckMessage]:
-    given = getattr(settings, "HANDSTAMP", {})
-    if not configuration.cookies.secure:
+def _deployed(found: Settings[Sessions]) -> Iterator[CheckMessage]:
+    given = settings.HANDSTAMP
+    secrets = [
+        secret
+        for name in ("secret", "secrets")
+        for secret in OPTIONS[name].kind.parse(given.get(name.upper()) or [])
+    ]
+    if not cookies_of(found).secure:
         hint = "Leave COOKIES as they are, and serve over https."
         yield Warning("Cookies have no Secure.", hint, id="handstamp.W002")
-    if not {settings.SECRET_KEY}.isdisjoint(given.get("SECRETS", ())):
-        hint = "Who learns one of them should not have both."
-        yield Warning("SECRETS holds SECRET_KEY.", hint, id="handstamp.W003")
-    if given.get("CROSS_SITE") == "allow" and _CSRF not in settings.MIDDLEWARE:
+    if not {settings.SECRET_KEY}.isdisjoint(secrets):
+        hint = "Use another secret: a leak of one must not reveal the other."
+        yield Warning("SECRET contains SECRET_KEY.", hint, id="handstamp.W003")
+    if found.middleware.get("cross_site") == "allow" and _CSRF not in settings.MIDDLEWARE:
         hint = "Remove CROSS_SITE, or add CsrfViewMiddleware."
         yield Warning("Nothing refuses cross-site writes.", hint, id="handstamp.W004")
-    if settings.USE_X_FORWARDED_HOST and not given.get("TRUSTED_PROXIES"):
+    if settings.USE_X_FORWARDED_HOST and not found.middleware.get("trusted_proxies"):
         hint = "List your proxies in TRUSTED_PROXIES."
         yield Warning("Every client has a proxy's address.", hint, id="handstamp.W005")
 

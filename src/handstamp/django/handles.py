@@ -26,9 +26,10 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 from handstamp import asgi, blocking, wsgi
 from handstamp.core.models import Client, Session
-from handstamp.django.settings import Configuration, get_sessions
+from handstamp.django.settings import get_sessions
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError
+from handstamp.options import Settings
 
 logger = logging.getLogger("handstamp")
 
@@ -136,8 +137,8 @@ AnyHandle: TypeAlias = asgi.Handle | wsgi.Handle
 class Transports:
     """One middleware of each transport, for what they know of a request."""
 
-    def __init__(self, configuration: Configuration) -> None:
-        sessions, options = configuration.sessions, configuration.options
+    def __init__(self, settings: Settings[Sessions]) -> None:
+        sessions, options = settings.sessions, settings.middleware
         self._asgi = asgi.SessionAuthMiddleware(_no_app, sessions, **options)
         self._wsgi = wsgi.SessionAuthMiddleware(_no_app, sessions, **options)
         self.door = self._asgi._options

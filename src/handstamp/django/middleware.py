@@ -244,4 +244,4 @@ def wrap(application: ASGIApp) -> ASGIMiddleware:
     the entry in MIDDLEWARE: it gives each request its user.
     """
     found = configuration()
-    return ASGIMiddleware(application, found.sessions, **found.options)
+    return ASGIMiddleware(application, found.sessions, **found.middleware)

@@ -209,7 +209,7 @@ def _end_sessions(user: Any) -> None:
     """End every session of this user, but for the one of this request: :func:`settle`
     decides on that."""
     user_id = str(user.pk)
-    if configuration().get_user is not None and user_of(user_id) != user:
+    if "get_user" in configuration().own and user_of(user_id) != user:
         return  # the application has ids of its own
     request, keep = _request.get(), None
     session = None if request is None else request.handstamp._session

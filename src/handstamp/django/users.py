@@ -203,7 +203,7 @@ def user_of(user_id: str | None) -> Any:
     """
     if user_id is None:
         return anonymous()
-    find = configuration().get_user
+    find = configuration().own.get("get_user")
     if find is None:
         user = _model_user(user_id)
     elif iscoroutinefunction(find):
@@ -215,7 +215,7 @@ def user_of(user_id: str | None) -> Any:
 
 async def auser_of(user_id: str | None) -> Any:
     """The same in an async view."""
-    find = configuration().get_user
+    find = configuration().own.get("get_user")
     if user_id is not None and find is not None and iscoroutinefunction(find):
         return _admitted(await find(user_id))
     return await cast(Awaitable[Any], sync_to_async(user_of)(user_id))
