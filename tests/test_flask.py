@@ -801,7 +801,10 @@ def test_the_engine_is_made_of_the_configuration() -> None:
         ({"HANDSTAMP_DATABASE_URL": URL}, "set HANDSTAMP_SECRET, or"),
         ({"HANDSTAMP_DATABASE_URL": URL, "HANDSTAMP_SECRET": ""}, "set HANDSTAMP_SECRET"),
         ({"HANDSTAMP_DATABASE_URL": URL, "HANDSTAMP_SECRET": 7}, "SECRET must be text"),
-        ({"HANDSTAMP_SECERT": "x"}, "no option HANDSTAMP_SECERT: did you mean HANDSTAMP_SECRET"),
+        (
+            {"HANDSTAMP_SECERT": "x"},
+            "no option HANDSTAMP_SECERT: did you mean HANDSTAMP_SECRET",
+        ),
         ({"HANDSTAMP_TRUSTED_PROXIES": "here"}, "trusted proxy"),
     ],
     ids=str,

@@ -755,7 +755,10 @@ def test_the_settings_for_one_s_own_machine() -> None:
         ({"database_url": ""}, r"set handstamp\.database_url, or give"),
         ({"secret": "short"}, "32 bytes"),
         ({"secrets": "short, shorter"}, "32 bytes"),
-        ({"secret": "x" * 32, "secrets": "y" * 32}, r"handstamp\.secret and handstamp\.secrets: give one"),
+        (
+            {"secret": "x" * 32, "secrets": "y" * 32},
+            r"handstamp\.secret and handstamp\.secrets: give one",
+        ),
         ({"sessoin_ttl": "600"}, r"did you mean handstamp\.session_ttl"),
         ({"secure": "false"}, "needs secure=True"),
         ({"session_ttl": "a while"}, r"handstamp\.session_ttl must be a number of seconds"),

@@ -139,7 +139,8 @@ def _resolve(
         from handstamp.django.settings import configuration
 
         configured = configuration()
-        given, cookies = configured.sessions, cookies or configured.middleware.get("cookies")
+        given = configured.sessions
+        cookies = cookies or configured.middleware.get("cookies")
     if isinstance(given, asgi.SessionAuthMiddleware | wsgi.SessionAuthMiddleware):
         options = given._options
         given, cookies = options.sessions, cookies or options.cookies
