@@ -1,1 +1,1 @@
-"""The same small application in several frameworks, and what they share."""
+"""The same small application for several frameworks, and the modules that they share."""

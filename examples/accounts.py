@@ -1,7 +1,7 @@
-"""The application's own part: who its users are and how they prove it.
+"""The application's own part: its users and their passwords.
 
-Nothing here is about sessions. A password is checked in a thread, for argon2 takes its
-time and memory on purpose; whoever fails often is locked out of signing in for a while.
+Nothing here is about sessions. A password is checked in a thread, because argon2 takes
+time and memory on purpose. After too many failures a user cannot sign in for a while.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ hasher = PasswordHash.recommended()
 FAILURES = 10
 LOCKED_FOR = timedelta(minutes=15)
 LONGEST = 1024
-"""Characters of a password, and more than enough of a username."""
+"""The maximum length of a password and of a username, in characters."""
 
 _AT_ONCE = CapacityLimiter(4)  # each check takes 64 MiB
-# Compared with when there is no such user, so that the answer takes as long.
-_NOBODYS = hasher.hash(secrets.token_urlsafe())
+# The hash for an unknown user, so that the answer takes the same time.
+_UNKNOWN_USER = hasher.hash(secrets.token_urlsafe())
 
 _FIND = """
     select id, password_hash, failed_login_attempts,
         is_active and (locked_until is null or locked_until <= now()) as admissible
     from users where username = $1"""
-# A lock that is over starts a new count.
+# After a lock a new count starts.
 _COUNT = """
     update users set
         failed_login_attempts = case when locked_until is null
@@ -46,7 +46,7 @@ _COUNT = """
             and coalesce(failed_login_attempts, 0) + 1 >= $2 then now() + $3::interval end
     where username = $1 and (locked_until is null or locked_until <= now())"""
 
-# Some tables of sessions have a trigger that does it, others have none.
+# Some tables of sessions have a trigger that does this as well.
 _FORGET = """
     update users set failed_login_attempts = 0, locked_until = null
     where id = $1 and (locked_until is null or locked_until <= now())"""
@@ -60,15 +60,15 @@ _NO_ANSWER = (
 
 
 class WrongPassword(Exception):
-    """These are no username and password of somebody who may sign in now."""
+    """The username and password do not belong to a user who may sign in now."""
 
 
 class AccountsUnavailable(Exception):
-    """The database gave no answer."""
+    """The database did not answer."""
 
 
 class Accounts:
-    """The table of users, on a small pool of its own, made when it is first needed.
+    """The table of users, on a small pool of its own, which is made at the first use.
 
     Under WSGI: ``call(accounts.verify, username, password)``.
     """
@@ -88,7 +88,7 @@ class Accounts:
 
     async def _open(self) -> Pool:
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:  # test clients have a loop for every request
+        if self._loop is not loop:  # test clients have an event loop for each request
             self._loop, self._pool, self._opening = loop, None, asyncio.Lock()
         async with self._opening:
             if self._pool is None:
@@ -98,7 +98,7 @@ class Accounts:
             return self._pool
 
     async def verify(self, username: str, password: str) -> str:
-        """The id of the user who knows this password.
+        """Returns the id of the user with this password.
 
         Raises :class:`WrongPassword`, whatever the reason, and
         :class:`AccountsUnavailable`.
@@ -107,7 +107,7 @@ class Accounts:
             raise WrongPassword
         async with self._answering() as pool:
             user = await pool.fetchrow(_FIND, username)
-        stored = user["password_hash"] if user else _NOBODYS
+        stored = user["password_hash"] if user else _UNKNOWN_USER
         right = await to_thread.run_sync(hasher.verify, password, stored, limiter=_AT_ONCE)
         if not right:
             async with self._answering() as pool:
@@ -120,7 +120,7 @@ class Accounts:
         return str(user["id"])
 
     async def username(self, user_id: str) -> str | None:
-        """What this user is called. Raises :class:`AccountsUnavailable`."""
+        """Returns the name of this user, or None. Raises :class:`AccountsUnavailable`."""
         async with self._answering() as pool:
             name = await pool.fetchval("select username from users where id = $1", user_id)
         return None if name is None else str(name)
@@ -130,6 +130,6 @@ class Accounts:
         try:
             yield await self._open()
         except _NO_ANSWER as exc:
-            # The driver's own text may quote rows: the log gets the kind of error only.
+            # The driver's text may quote rows, so only the type of the error is logged.
             logger.warning("no answer about accounts: %s", type(exc).__name__)
             raise AccountsUnavailable(type(exc).__name__) from None

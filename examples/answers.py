@@ -1,4 +1,4 @@
-"""What the examples answer in every framework alike."""
+"""Response bodies that are the same in the examples of all frameworks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from datetime import timedelta
 
 from handstamp import Session, Sessions, SessionsUnavailable
 
-PATIENCE = 2.0
-"""Seconds to wait for the database: whoever asks for health wants an answer."""
+TIMEOUT = 2.0
+"""Seconds that a health check waits for the database."""
 
 
 async def health(sessions: Sessions) -> dict[str, str]:
-    """Whether the database answers now, what the bus does, and how late a revocation by
-    somebody else may be noticed here: "pushed", or after so many seconds."""
+    """Returns whether the database answers, the state of the listener (``bus``), and how
+    late a revocation by another writer may be noticed here (``bound``): "pushed", or a
+    number of seconds."""
     database = await _database(sessions)
     stats = sessions.stats()
     pushed = stats.listener == "listening" and stats.all_writers_notify
@@ -27,7 +28,7 @@ async def health(sessions: Sessions) -> dict[str, str]:
 
 async def _database(sessions: Sessions) -> str:
     try:
-        async with timeout(PATIENCE):
+        async with timeout(TIMEOUT):
             await sessions.ping()
     except (SessionsUnavailable, TimeoutError):
         return "down"
@@ -39,7 +40,7 @@ def _seconds(duration: timedelta) -> str:
 
 
 def summary(session: Session) -> dict[str, object]:
-    """One line of "your sessions", as JSON knows it."""
+    """Returns one entry of "your sessions", for JSON."""
     seen = session.last_activity_at
     return {
         "id": session.id,

@@ -1,4 +1,4 @@
-"""Make the tables and two users: ``python -m examples.seed``, as often as you like."""
+"""Creates the tables and two users: ``python -m examples.seed``. It can run repeatedly."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _ADD_TO_AUTH = """
 
 
 async def seed() -> None:
-    """Create what is missing of the tables, the trigger that makes every writer notify,
-    and the users; change nothing else."""
+    """Create what is missing of the tables, the trigger with which every writer notifies,
+    and the users. Change nothing else."""
     shape = settings.shape_name()
     connection = await asyncpg.connect(settings.database_url(), timeout=10)
     try:
@@ -59,7 +59,7 @@ async def _make_tables(connection: Connection, shape: str) -> None:
     theirs = shape == settings.SUPABASE and await connection.fetchval(_THERE_IS_AUTH)
     if shape == settings.SUPABASE:
         _say(not theirs, "schema auth")
-    if theirs:  # Supabase's own: not a trigger of ours is put into it
+    if theirs:  # created by Supabase: no trigger is added to it
         await _make_users(connection)
         return
     if shape == settings.SUPABASE:
@@ -69,7 +69,7 @@ async def _make_tables(connection: Connection, shape: str) -> None:
         outcomes = await install(connection, shape, trigger=shape == "ulid")
     if shape != "ulid":
         await _make_users(connection)
-    if shape == "uuid":  # of the users' table, too, whom the preset does not know
+    if shape == "uuid":  # on the table of users, too, which is not in the preset
         outcomes += await install_trigger(connection, settings.SHAPES[shape])
     for outcome in outcomes:
         print(f"{outcome.state:<7} {outcome.statement}")

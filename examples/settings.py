@@ -1,4 +1,4 @@
-"""What the examples read from the environment.
+"""Settings of the examples, read from the environment.
 
 DATABASE_URL                  postgresql://user:password@host:port/name
 HANDSTAMP_SECRET              comma-separated, oldest first; at least 32 bytes each
@@ -41,7 +41,7 @@ _LOCAL = "http://127.0.0.1:54321"  # as `supabase start` has it
 
 
 def sessions() -> Sessions:
-    """The sessions, in tables of the shape that is asked for."""
+    """The sessions, in tables of the shape in HANDSTAMP_SHAPE."""
     if shape_name() == SUPABASE:
         return _supabase_sessions()
     return Sessions(
@@ -64,8 +64,8 @@ def _supabase_sessions() -> Sessions:
 
 
 def database_url() -> str:
-    """The database; ends the program with a hint where none is given, or none that can
-    be read."""
+    """The address of the database. Ends the program with a hint if it is missing or
+    invalid."""
     given = _required("DATABASE_URL", "postgresql://user:password@host:port/name")
     try:
         return checked_dsn(given)
@@ -74,14 +74,14 @@ def database_url() -> str:
 
 
 def secrets() -> list[str]:
-    """The secrets, oldest first; ends the program with a hint where none is given."""
+    """The secrets, oldest first. Ends the program with a hint if there is none."""
     hint = '$(python -c "import secrets; print(secrets.token_urlsafe(32))")'
     texts = _required("HANDSTAMP_SECRET", hint).split(",")
     return [text.strip() for text in texts if text.strip()]
 
 
 def shape_name() -> str:
-    """The name of the table shape; ends the program for one that there is not."""
+    """The name of the table shape. Ends the program for an unknown name."""
     name, names = os.environ.get("HANDSTAMP_SHAPE") or "ulid", [*SHAPES, SUPABASE]
     if name not in names:
         sys.exit(f"HANDSTAMP_SHAPE={name}: there is only {', '.join(names)}")
@@ -89,13 +89,13 @@ def shape_name() -> str:
 
 
 def cookies() -> Cookies:
-    """Cookies for https, unless plain http is asked for in so many words."""
+    """Cookies for https, or for plain http with HANDSTAMP_INSECURE_COOKIES=1."""
     insecure = os.environ.get("HANDSTAMP_INSECURE_COOKIES") == "1"
     return Cookies.insecure() if insecure else Cookies()
 
 
 def policy() -> Policy:
-    """The lifetimes."""
+    """The policy, with the lifetimes from the environment."""
     return Policy.from_env()
 
 

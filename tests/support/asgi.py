@@ -1,4 +1,4 @@
-"""Serving an ASGI application by hand: one scope in, all messages out."""
+"""Calls an ASGI application without a server: one scope in, all messages out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass
 class Answer:
-    """What an application sent for one request."""
+    """The messages that an application sent for one request."""
 
     messages: list[Message] = field(default_factory=list)
 
@@ -66,7 +66,7 @@ def http_scope(
     client: Any = ("198.51.100.7", 40_000),
     **more: Any,
 ) -> Scope:
-    """The scope of an HTTP request, as a conformant server makes it."""
+    """The scope of an HTTP request, as a server makes it by the specification."""
     if isinstance(headers, tuple):
         headers = list(headers)
     return {
@@ -94,7 +94,7 @@ def socket_scope(path: str = "/ws", *, headers: Any = (), **more: Any) -> Scope:
 
 
 async def serve(app: ASGIApp, scope: Scope, incoming: Iterable[Message] = ()) -> Answer:
-    """Run ``app`` to its end; after ``incoming`` the client is gone."""
+    """Run ``app`` to its end. After ``incoming`` the client disconnects."""
     answer, messages = Answer(), iter(incoming)
     over = "websocket.disconnect" if scope["type"] == "websocket" else "http.disconnect"
 
@@ -117,7 +117,7 @@ async def get(
 
 
 def responding(status: int = 200, headers: Headers = (), body: bytes = b"ok") -> ASGIApp:
-    """An application that answers everything alike, and never asks who it is."""
+    """An application with a fixed response, which does not read the session."""
 
     async def app(scope: Scope, receive: Any, send: Any) -> None:
         await send(

@@ -1,4 +1,4 @@
-"""A browser on an ASGI application, with a jar that takes Secure cookies."""
+"""Starlette's test client over https, which accepts Secure cookies."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from starlette.websockets import WebSocketDisconnect
 
 with warnings.catch_warnings():
-    # Starlette 1.10 asks for a successor of httpx that other versions do not know.
+    # Starlette 1.10 warns about httpx, whose successor other versions do not support.
     warnings.simplefilter("ignore")
     from starlette.testclient import TestClient as TestClient
     from starlette.testclient import WebSocketDenialResponse
 
 DENIED = (WebSocketDisconnect, WebSocketDenialResponse)
-"""What a handshake that was refused raises, with a close code or a status."""
+"""What a refused handshake raises, with a close code or a status."""
 
 
 @contextmanager
 def browser(app: Any, **options: Any) -> Iterator[TestClient]:
-    """Serve ``app`` from its startup to its shutdown, over https."""
+    """A client of ``app``, from the startup of the application to its shutdown."""
     options = {"base_url": "https://testserver", "follow_redirects": False, **options}
     with TestClient(app, **options) as client:
         yield client

@@ -41,8 +41,8 @@ class CommandFailed(Exception):
 
 
 class Tab:
-    """One tab; ``complaints`` are the uncaught exceptions of its scripts and the
-    breaches of its page's content security policy."""
+    """One tab. ``complaints`` are uncaught exceptions of its scripts and violations of
+    the page's content security policy."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
@@ -52,7 +52,7 @@ class Tab:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> Mapping[str, Any]:
-        """Send one command and wait for its answer."""
+        """Send one command and return its result."""
         return self._call(30, method, parameters)
 
     def _call(
@@ -86,7 +86,7 @@ class Tab:
         return done["result"].get("value")
 
     def wait_for(self, script: str, *, seconds: float = 60) -> Any:
-        """Evaluate until the value is true; return it.
+        """Evaluate an expression until its value is true, and return the value.
 
         A page of another site may be in another process of the browser. A command that was
         sent to the page before is then refused, or is never answered: it is sent again.
@@ -108,7 +108,7 @@ class Tab:
 
 @contextmanager
 def open_tab(program: str, profile: Path) -> Iterator[Tab]:
-    """Run Chromium with a new profile in the folder ``profile``; end it."""
+    """Run Chromium with a new profile in the folder ``profile``, and stop it at the end."""
     command = [program, *_QUIET, f"--user-data-dir={profile}"]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet)

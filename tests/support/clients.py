@@ -1,4 +1,4 @@
-"""Every test client that is known, each on an application of its own framework.
+"""Every supported test client, each with an application of its framework.
 
 Each application answers `/me` with the user's id or a 401, and `/logout` with 204.
 """

@@ -1,4 +1,4 @@
-"""Tables nobody made for handstamp, each with the shape that its owner would write.
+"""Tables that were not made for handstamp, each with the shape that its owner would write.
 
 The DDL is in ``foreign/NAME.sql``. ``new_user`` adds a user of that name and returns the
 id; ``delete_user`` is how the application deletes one.
@@ -18,10 +18,10 @@ FOLDER = Path(__file__).parent / "foreign"
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignTable:
-    """One table definition and what a test needs to know of its application.
+    """One table, and what a test needs to know of its application.
 
-    ``able`` is what its store says it can do, where no shape tells; ``lacks`` are words of
-    the contract suite for what it has not, each with the reason.
+    ``able`` are the capabilities of its store, if the shape does not determine them.
+    ``lacks`` are words of the contract suite for what it does not have, with the reason.
     """
 
     shape: TableShape
@@ -190,5 +190,5 @@ FOREIGN = {
 
 
 def ddl(name: str) -> str:
-    """The statements that make the tables of this name."""
+    """The DDL of the tables of this name."""
     return (FOLDER / f"{name}.sql").read_text("utf-8")

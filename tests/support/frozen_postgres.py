@@ -1,8 +1,8 @@
-"""A real PostgreSQL whose ``now()`` stands still until a test moves it.
+"""A real PostgreSQL whose ``now()`` is frozen until a test moves it.
 
-All SQL of handstamp says ``now()`` without a schema. A connection that looks into the
-schema ``frozen`` first finds a function of that name there, which reads a table of one
-row.
+All SQL of handstamp calls ``now()`` without a schema. A connection with the schema
+``frozen`` first in its search path calls the function of that name there, which reads a
+table of one row.
 
     async with frozen_postgres(dsn) as frozen:
         store = TableStore(dsn, connect=frozen.connect)
@@ -45,7 +45,7 @@ _ADMIT = "update pg_database set datallowconn = $1 where datname = current_datab
 
 
 class FrozenPostgres:
-    """The clock of one database; ``connect`` is what TableStore needs to go by it."""
+    """The clock of one database. ``connect`` are the options of a store that uses it."""
 
     connect: dict[str, Any] = {"server_settings": {"search_path": SEARCH_PATH}}  # noqa: RUF012
 
@@ -54,26 +54,26 @@ class FrozenPostgres:
         self.now = START
 
     async def set(self, shows: datetime) -> None:
-        """Show this time from the next statement on, to every connection."""
+        """Set the time, for every connection, from the next statement on."""
         await self.connection.execute("update frozen.clock set shows = $1", shows)
         self.now = shows
 
     async def advance(self, by: timedelta) -> None:
-        """Move on, or back."""
+        """Move the time ahead, or back."""
         await self.set(self.now + by)
 
     async def empty(self) -> None:
-        """Take every row that an earlier test left."""
+        """Delete the rows that earlier tests left."""
         await self.connection.execute(_EMPTY)
 
     async def others(self) -> set[int]:
-        """The server's processes behind the connections made after this one."""
+        """The process ids of the connections made after this one."""
         rows = await self.connection.fetch(f"select pid {_OTHERS} {_SINCE}")
         return {row["pid"] for row in rows}
 
     @asynccontextmanager
     async def unreachable(self) -> AsyncIterator[None]:
-        """Inside of this nobody else is connected to this database, and nobody can be."""
+        """Meanwhile, other connections to this database are ended and refused."""
         await self.connection.execute(_ADMIT, False)
         await self.connection.execute(f"select pg_terminate_backend(pid, 9999) {_OTHERS}")
         try:

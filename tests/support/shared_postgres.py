@@ -49,7 +49,7 @@ def shared_postgres(
     """The address of the server that the workers with this folder share.
 
     The arguments are those of ``ephemeral``; the first worker's count. Raises
-    ``RuntimeError`` with what the keeper said if it does not start.
+    ``RuntimeError`` with the keeper's log if it does not start.
     """
     place = folder / f"server{str(bin_dir or '').replace('/', '-')}"
     with ExitStack() as stack:
@@ -61,14 +61,14 @@ def shared_postgres(
 
 
 def _join(place: Path, stack: ExitStack) -> None:
-    """Become one of those that the keeper waits for."""
+    """Become a user of the server, for which the keeper waits."""
     while True:
         place.mkdir(parents=True, exist_ok=True)
         lock = locked(place / "users", fcntl.LOCK_SH)
         stack.enter_context(lock)
         if (place / "users").exists():
             return
-        stack.close()  # a keeper that nobody needed any more has just cleared up
+        stack.close()  # a keeper without users has just removed the folder
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def _start(
 
 
 def keep(place: Path, bin_dir: Path | None, inside: Path | None, *settings: str) -> None:
-    """Run a server until nobody uses it any more."""
+    """Run a server until its last user is gone."""
     given = dict(setting.split("=", 1) for setting in settings)
     with ephemeral(settings=given, bin_dir=bin_dir, inside=inside) as server:
         draft = place / "draft"

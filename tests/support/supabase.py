@@ -1,4 +1,4 @@
-"""A database of Supabase Auth under test: its store, its clock, and GoTrue's own writes."""
+"""A database of Supabase Auth under test: its store, its clock, and GoTrue's writes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _OWNER = """
 
 
 async def make_tables(dsn: str) -> None:
-    """The tables in an empty database, owned as they are at Supabase."""
+    """Create the tables in an empty database, owned as they are at Supabase."""
     connection = await asyncpg.connect(dsn)
     try:
         for sql in (_OWNER, *_DDL):
@@ -57,7 +57,7 @@ async def make_tables(dsn: str) -> None:
 
 
 class Supabase:
-    """One database whose clock stands still, and a store on it."""
+    """One database with a frozen clock, and a store on it."""
 
     def __init__(self, dsn: str, frozen: FrozenPostgres, store: SupabaseStore) -> None:
         self.dsn = dsn

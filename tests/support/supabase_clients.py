@@ -1,4 +1,4 @@
-"""Users, engines and jars for test clients of applications on Supabase's sessions."""
+"""Users, engines and cookies for test clients of applications on Supabase's sessions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from handstamp.testing.cookies import jar_of
 from tests.support.supabase_site import JWT_SECRET, NAME, URL
 
 SHORT = timedelta(seconds=60)
-"""An access token of this life is replaced by every request."""
+"""Every request replaces an access token with this lifetime."""
 READABLE = SupabaseCookie(name=NAME, http_only=False)
-"""With the user in it, whose metadata makes it large."""
+"""A cookie that includes the user, whose metadata makes it large."""
 
 
 def fetch(dsn: str, sql: str, *values: object) -> Any:
-    """The one value that a statement returns."""
+    """The single value that a statement returns."""
 
     async def ask() -> Any:
         connection = await asyncpg.connect(dsn)
@@ -36,7 +36,7 @@ def fetch(dsn: str, sql: str, *values: object) -> Any:
 
 
 def add(dsn: str, email: str, size: int = 0) -> str:
-    """A user whose metadata is so large."""
+    """Add a user with ``size`` bytes of metadata. Returns the id."""
     user = add_user(dsn, email, shape="supabase")
     if not size:
         return user
@@ -47,7 +47,7 @@ def add(dsn: str, email: str, size: int = 0) -> str:
 
 
 def sessions_on(dsn: str, version: Any = 2, **options: Any) -> SupabaseSessions:
-    """An engine whose access tokens are replaced by every request."""
+    """An engine whose access tokens every request replaces."""
     rules = SupabaseRules(access_token_ttl=SHORT, algorithm_version=version)
     options = {"jwt_secret": JWT_SECRET, "rules": rules, **options}
     return SupabaseSessions(dsn, **({} if "cookie" in options else {"url": URL}), **options)
@@ -59,7 +59,7 @@ def held(client: object) -> dict[str, str]:
 
 
 def in_jar(client: object) -> str:
-    """The refresh token in a cookie that is one piece."""
+    """The refresh token in a client's cookie, which must be in one piece."""
     claim = decode_session(held(client)[NAME])
     assert claim is not None
     return claim.refresh_token

@@ -14,7 +14,7 @@ ALGORITHMS = ("ES256", "ES512", "RS256", "RS512", "EdDSA", "HS256")
 
 @functools.cache
 def make_key(algorithm: str) -> str:
-    """A private JSON Web Key, as text; the same one each time."""
+    """A private JSON Web Key as text, the same one at each call."""
     if algorithm.startswith("RS"):
         made = RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, 2048), as_dict=True)
     elif algorithm.startswith("ES"):
@@ -28,13 +28,13 @@ def make_key(algorithm: str) -> str:
 
 
 def private_key(algorithm: str, kid: str | None = None) -> dict[str, Any]:
-    """A key that signs; its kid is the algorithm's name unless given."""
+    """A private key for signatures. Its kid is the algorithm's name by default."""
     made = json.loads(make_key(algorithm))
     return {**made, "kid": kid or algorithm, "key_ops": ["sign", "verify"]}
 
 
 def public_key(algorithm: str, kid: str | None = None) -> dict[str, Any]:
-    """The half of :func:`private_key` that the world may have."""
+    """The public half of :func:`private_key`."""
     secret = {"d", "p", "q", "dp", "dq", "qi", "oth"}
     known = {k: v for k, v in private_key(algorithm, kid).items() if k not in secret}
     return {**known, "key_ops": ["verify"]}

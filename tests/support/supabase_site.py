@@ -1,4 +1,4 @@
-"""An application on Supabase's sessions, its database, and tokens as GoTrue mints them."""
+"""An application on Supabase's sessions, its database, and tokens made as GoTrue does."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ site = Starlette(
 
 @dataclass(frozen=True)
 class Held:
-    """What a browser holds of one session."""
+    """The ids and tokens of one session in a browser."""
 
     id: str
     user_id: str
     refresh_token: str
 
     def token(self, lasts: float = HOUR, secret: str = JWT_SECRET, **claims: Any) -> str:
-        """An access token of this session, minted without our code."""
+        """An access token of this session, made without handstamp."""
         return jwt.encode(
             {
                 "sub": self.user_id,
@@ -106,7 +106,7 @@ class Held:
         )
 
     def body(self, lasts: float = HOUR, **claims: Any) -> dict[str, Any]:
-        """What GoTrue would have answered when it minted such a token."""
+        """The response of GoTrue when it issues such a token."""
         return {
             "access_token": self.token(lasts, **claims),
             "token_type": "bearer",
@@ -117,7 +117,7 @@ class Held:
         }
 
     def cookie(self, lasts: float = HOUR, **claims: Any) -> dict[str, str]:
-        """The header of a browser whose access token lasts so long."""
+        """The Cookie header, with an access token that lasts so many seconds."""
         return as_header(self.body(lasts, **claims))
 
 
@@ -137,7 +137,7 @@ class World:
         self.events: list[Event] = []
 
     async def add_user(self) -> str:
-        """A user as GoTrue keeps one."""
+        """Insert a user as GoTrue does. Returns the id."""
         user_id = uuid.uuid4()
         await self.psql.execute(
             "insert into auth.users (id, instance_id, aud, role, email, is_anonymous)"
@@ -149,7 +149,7 @@ class World:
         return str(user_id)
 
     async def process(self, *, version: Any = 2, **options: Any) -> SupabaseSessions:
-        """One more process that serves the application, and hears."""
+        """Another process that serves the application. It listens for notifications."""
         rules = {"algorithm_version": version, **options.pop("rules", {})}
         keys = {"jwt_secret": JWT_SECRET} if "jwt_keys" not in options else {}
         options = {"rules": SupabaseRules(**rules), "url": URL, **keys, **options}
@@ -162,21 +162,21 @@ class World:
     async def browser(
         self, sessions: SupabaseSessions, **options: Any
     ) -> httpx.AsyncClient:
-        """A client of the application as this process serves it; it keeps no cookies of
-        its own accord where a header gives them."""
+        """A client of the application in this process. A Cookie header replaces its stored
+        cookies."""
         app = wrap(site, sessions, **{"cookies": Cookies.insecure(), **options})
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         client = httpx.AsyncClient(transport=transport, base_url="http://testserver")
         return await self._stack.enter_async_context(client)
 
     async def sign_in(self, sessions: SupabaseSessions, user_id: str | None = None) -> Held:
-        """A new session, by us."""
+        """Create a session by handstamp."""
         issued = await sessions.create(user_id or await self.add_user())
         assert issued.refresh_token is not None
         return Held(issued.session.id, issued.session.user_id, issued.refresh_token)
 
     async def connect(self) -> asyncpg.Connection:
-        """One more connection of GoTrue's."""
+        """Another connection of GoTrue."""
         connection = await asyncpg.connect(self.dsn)
         self._stack.push_async_callback(connection.close)
         return connection
@@ -193,7 +193,7 @@ class World:
 
 @asynccontextmanager
 async def living(dsn: str) -> AsyncIterator[World]:
-    """A world, closed at the end."""
+    """A :class:`World` on this database, closed at the end."""
     async with AsyncExitStack() as stack:
         psql = await asyncpg.connect(dsn)
         stack.push_async_callback(psql.close)

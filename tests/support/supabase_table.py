@@ -76,7 +76,7 @@ SUPABASE = ForeignTable(
 
 
 class Entropy:
-    """Fresh randomness, but for the id of the next session, which a test may choose."""
+    """Random bytes, except for the id of the next session, which a test may choose."""
 
     def __init__(self) -> None:
         self.id: UUID | None = None
@@ -89,10 +89,10 @@ class Entropy:
 
 
 class AuthTable:
-    """`auth.sessions` of one database, whose clock stands still.
+    """`auth.sessions` of one database with a frozen clock.
 
-    Its GoTrue ends sessions by age, at what is the refresh limit elsewhere, and cleans up:
-    so there are rows to prune.
+    Sessions end by age, at the refresh limit of the other tables, and are cleaned up, so
+    there are rows to prune.
     """
 
     name = "supabase"
@@ -130,16 +130,16 @@ class AuthTable:
         return Created(record=record, ended=made.ended)
 
     async def write(self, session_id: str, **values: object) -> None:
-        spelled = {str(getattr(self.shape, name)): value for name, value in values.items()}
-        if spelled.get("aal") is not None:
-            spelled["aal"] = f"aal{spelled['aal']}"
-        at = spelled.get("refreshed_at")
+        columns = {str(getattr(self.shape, name)): value for name, value in values.items()}
+        if columns.get("aal") is not None:
+            columns["aal"] = f"aal{columns['aal']}"
+        at = columns.get("refreshed_at")
         if isinstance(at, datetime):
-            spelled["refreshed_at"] = at.replace(tzinfo=None)  # of UTC
-        await self.auth.write(session_id, **spelled)
+            columns["refreshed_at"] = at.replace(tzinfo=None)  # of UTC
+        await self.auth.write(session_id, **columns)
 
     async def write_user(self, user_id: str, *, is_active: bool) -> None:
-        """Ban somebody, or no longer."""
+        """Ban a user, or end the ban."""
         until = None if is_active else self.now + CENTURY
         await self.auth.write_user(user_id, banned_until=until)
 
@@ -158,7 +158,7 @@ class AuthTable:
 
 @asynccontextmanager
 async def auth_table(dsn: str, *, time_zone: str = "UTC") -> AsyncIterator[AuthTable]:
-    """The tables in this database, at the fixed start of time."""
+    """The tables in this database, with the clock at its start."""
     entropy = Entropy()
     async with supabase(
         dsn,

@@ -1,4 +1,4 @@
-"""Tables under test: a store, its clock, and foreign code that writes behind its back."""
+"""Tables under test: a store, its clock, and writes by other programs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DEFINITIONS = {
     "supabase": SUPABASE,
     **FOREIGN,
 }
-"""Every table there is a contract for, by name."""
+"""Every table that the contract suite runs over, by name."""
 
 
 def has(name: str, word: str) -> bool:
@@ -79,14 +79,14 @@ def has(name: str, word: str) -> bool:
 
 
 class Table(Protocol):
-    """One table of sessions, whatever it is made of.
+    """One table of sessions, in memory or in PostgreSQL.
 
     ``write`` and ``write_user`` set fields of a row by the words of the records, as an
     application's own SQL could; unknown words are errors, and where a column is never
     null, a test that would make it so is skipped. ``create`` opens a session the way this
     table has, ``retention`` is how long it keeps a dead row under the default policy,
-    ``others`` are the connections made since the test began, and in an ``outage`` nobody
-    gets through to the table, on those or on others.
+    ``others`` are the connections made since the test began, and in an ``outage`` no
+    connection reaches the table.
     """
 
     lowest_level: int
@@ -124,7 +124,7 @@ class Table(Protocol):
 
 
 class MemoryTable:
-    """The reference implementation."""
+    """The table of the reference implementation, in memory."""
 
     shape = MEMORY_TABLE.shape
     name = "memory"
@@ -176,11 +176,11 @@ class MemoryTable:
 
 
 FIELDS = {"token_digest": "token", "refresh_digest": "refresh_token"}
-"""What a record and a shape call differently."""
+"""Fields that have another name in a record than in a shape."""
 
 
 class PostgresTable:
-    """A table store on a PostgreSQL whose clock stands still."""
+    """A table store on a PostgreSQL with a frozen clock."""
 
     lowest_level = 0
     retention = Policy().retention
@@ -218,8 +218,8 @@ class PostgresTable:
         await self._update("sessions", session_id, values)
 
     async def plant(self, session_id: str, token: str) -> None:
-        """Put a token in clear into a row, as the application did before."""
-        await self._update("sessions", session_id, {"token_digest": _AsItIs(token)})
+        """Write a token in clear into a row, as the application did before handstamp."""
+        await self._update("sessions", session_id, {"token_digest": _InClear(token)})
 
     async def write_user(self, user_id: str, **values: object) -> None:
         await self._update("users", user_id, values)
@@ -231,8 +231,8 @@ class PostgresTable:
             assert resolved.users is not None
             assert self.shape.users is not None
             columns, table = resolved.users, self.shape.users.table
-        spelled = [columns[FIELDS.get(name, name)] for name in values]
-        sets = ", ".join(_assignment(one, n) for n, one in enumerate(spelled, 2))
+        refs = [columns[FIELDS.get(name, name)] for name in values]
+        sets = ", ".join(_assignment(one, n) for n, one in enumerate(refs, 2))
         sql = f"update {quoted(table)} set {sets} where {columns['id'].name}::text = $1"
         try:
             status = await self.frozen.connection.execute(
@@ -244,7 +244,7 @@ class PostgresTable:
 
     def _stored(self, name: str, value: object) -> object:
         prefixed = name == "token_digest" and self.shape.at_rest != "digest"
-        if prefixed and not isinstance(value, _AsItIs):
+        if prefixed and not isinstance(value, _InClear):
             return f"{PREFIX}{value}"
         return str(value) if name == "level" and value is not None else value
 
@@ -263,8 +263,8 @@ class PostgresTable:
         return self.frozen.unreachable()
 
 
-class _AsItIs(str):
-    """A token that goes into a row in clear."""
+class _InClear(str):
+    """A token that is written in clear."""
 
     __slots__ = ()
 
@@ -284,7 +284,7 @@ async def postgres_table(
     pool_size: int = 10,
     time_zone: str = "UTC",
 ) -> AsyncIterator[PostgresTable]:
-    """A table in this database, empty and at the fixed start of time."""
+    """A table in this database, with the clock at its start."""
     settings = {"search_path": SEARCH_PATH, "TimeZone": time_zone}
     async with frozen_postgres(dsn) as frozen:
         store = TableStore(
@@ -301,7 +301,7 @@ async def postgres_table(
 
 @asynccontextmanager
 async def opened(name: str, dsn: str, time_zone: str = "UTC") -> AsyncIterator[Table]:
-    """The table of this name, emptied of what earlier tests left in the database."""
+    """The table of this name, without rows of earlier tests."""
     if name == "memory":
         yield MemoryTable()
         return
@@ -327,7 +327,7 @@ def some_digest() -> str:
 
 
 def new_session(user_id: str, **changes: Any) -> NewSession:
-    """A session as the engine asks a store to create it."""
+    """A session that the engine asks a store to create."""
     values: dict[str, Any] = {
         "id": str(ULID()),
         "user_id": user_id,
@@ -342,7 +342,7 @@ def new_session(user_id: str, **changes: Any) -> NewSession:
 
 
 async def fresh_session(table: Table, user_id: str, **changes: Any) -> NewSession:
-    """The same for a table of this shape: its ids, and no refresh token if it has none."""
+    """The same with an id of this table's form, and a refresh token if it has one."""
     values: dict[str, Any] = {"id": await fresh_id(table)}
     if not table.store.capabilities.refresh:
         longest = changes.get("longest", POLICY.absolute_ttl)
@@ -354,7 +354,7 @@ async def fresh_session(table: Table, user_id: str, **changes: Any) -> NewSessio
 
 
 async def fresh_id(table: Table) -> str:
-    """An id of the form that this table has, which no row has."""
+    """An unused id of this table's form."""
     if table.shape.new_id == "uuid":
         return str(uuid.uuid4())
     made = await table.store.new_id(lambda: str(ULID()))
@@ -363,7 +363,7 @@ async def fresh_id(table: Table) -> str:
 
 
 def step_up(session_id: str, level: int | None, **changes: Any) -> StepUp:
-    """New tokens, with a higher level or without, as the engine asks a store to write."""
+    """New tokens that the engine asks a store to write, with or without a higher level."""
     values: dict[str, Any] = {
         "id": session_id,
         "level": level,
@@ -377,7 +377,7 @@ def step_up(session_id: str, level: int | None, **changes: Any) -> StepUp:
 
 
 def successor(session_id: str, presented: str | None, **changes: Any) -> Rotation:
-    """One rotation as the engine asks a store to write it."""
+    """One rotation that the engine asks a store to write."""
     values: dict[str, Any] = {
         "id": session_id,
         "presented": presented,

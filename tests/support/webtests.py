@@ -1,4 +1,4 @@
-"""WebTest's browser on a WSGI application, with a jar that takes Secure cookies."""
+"""WebTest's client of a WSGI application over https, which accepts Secure cookies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HTTPS = {"wsgi.url_scheme": "https", "HTTP_HOST": "app.example:443"}
 
 
 class Browser(TestApp):
-    """Over https; a 4xx or a 5xx is an answer, and not an exception.
+    """A client over https. A response with 4xx or 5xx is not an exception.
 
     WebTest also checks the application against PEP 3333.
     """
@@ -24,7 +24,7 @@ class Browser(TestApp):
         return super().do_request(req, status="*", expect_errors=True)
 
     def jar(self) -> dict[str, str]:
-        """The cookies, name to value."""
+        """The values of the stored cookies, by name."""
         return dict(self.cookies)
 
 

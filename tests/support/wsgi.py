@@ -1,4 +1,4 @@
-"""Serving a WSGI application by hand: one environ in, one answer out."""
+"""Calls a WSGI application without a server: one environ in, one answer out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ App = Callable[..., Any]
 
 @dataclass
 class Answer:
-    """What an application answered to one request."""
+    """The response of an application to one request."""
 
     status: int = 0
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -58,7 +58,7 @@ def cookie(issued: Issued | None = None, **tokens: str) -> str:
 
 
 def environ(path: str = "/", *, method: str = "GET", **more: Any) -> Environ:
-    """The environ of one request, as PEP 3333 wants it."""
+    """The environ of one request, by PEP 3333."""
     return {
         "REQUEST_METHOD": method,
         "SCRIPT_NAME": "",
@@ -81,7 +81,7 @@ def environ(path: str = "/", *, method: str = "GET", **more: Any) -> Environ:
 
 
 def serve(app: App, environ: Environ) -> Answer:
-    """Run ``app`` as a server does: the last start before the first byte counts."""
+    """Run ``app`` as a server does. The last status before the first byte counts."""
     answer, sent = Answer(), bytearray()
 
     def start_response(
@@ -108,14 +108,14 @@ def serve(app: App, environ: Environ) -> Answer:
 
 
 def get(app: App, path: str = "/", **more: Any) -> Answer:
-    """One request, checked on both sides by the standard library's validator."""
+    """One request through the validator of the standard library."""
     return serve(validator(app), environ(path, **more))
 
 
 def responding(
     status: str = "200 OK", headers: Sequence[tuple[str, str]] = (), body: bytes = b"ok"
 ) -> App:
-    """An application that answers everything alike, and never asks who it is."""
+    """An application with a fixed response, which does not read the session."""
     plain = [("Content-Type", "text/plain")]
 
     def app(environ: Environ, start_response: App) -> list[bytes]:
@@ -132,17 +132,17 @@ BARE = ("204", "304")
 
 
 def asking(ask: App = lambda handle: handle.user_id) -> App:
-    """An application that asks the handle something, and answers with what it heard."""
+    """An application that calls ``ask`` with the handle, and answers with the result."""
 
     def app(environ: Environ, start_response: App) -> Any:
-        heard = ask(environ[ENVIRON_KEY])
-        return responding(body=repr(heard).encode())(environ, start_response)
+        result = ask(environ[ENVIRON_KEY])
+        return responding(body=repr(result).encode())(environ, start_response)
 
     return app
 
 
 def rows(dsn: str, sql: str, *values: object) -> list[asyncpg.Record]:
-    """What a statement finds."""
+    """The rows of a statement."""
 
     async def fetch() -> list[asyncpg.Record]:
         connection = await asyncpg.connect(dsn)
@@ -155,7 +155,7 @@ def rows(dsn: str, sql: str, *values: object) -> list[asyncpg.Record]:
 
 
 def new_user(dsn: str) -> str:
-    """A user in the tables."""
+    """Insert a user. Returns the id."""
     user_id = str(ULID())
     sql = "insert into users (id, username, password_hash) values ($1, $2, '-')"
     rows(dsn, sql, user_id, user_id)
@@ -164,7 +164,7 @@ def new_user(dsn: str) -> str:
 
 @contextmanager
 def running(**options: Any) -> Iterator[Engine]:
-    """An engine on the process's own loop, closed at the end."""
+    """An open engine on the event loop of `handstamp.blocking`, closed at the end."""
     engine = Engine(**options)
     call(engine.sessions.open)
     call(listening, engine)
