@@ -127,14 +127,14 @@ class RevocationWatcher:
 def _notifications(sessions: Sessions) -> Iterator[asyncio.Event]:
     """An event that is set after each notification that the engine has handled."""
     listener, notified = sessions._listener, asyncio.Event()
-    handle = listener._heard
+    handle = listener._on_notification
 
     def handle_and_set(notification: Notification) -> None:
         handle(notification)
         notified.set()
 
-    listener._heard = handle_and_set
+    listener._on_notification = handle_and_set
     try:
         yield notified
     finally:
-        listener._heard = handle
+        listener._on_notification = handle

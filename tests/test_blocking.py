@@ -190,12 +190,10 @@ def test_c145_the_engines_own_work_is_of_no_request() -> None:
     variable = contextvars.ContextVar("variable", default="nobody's")
     variable.set("the first request's")
     heard: list[str] = []
-    sessions = Engine().sessions
-    sessions._listener._reset = lambda: heard.append(
-        variable.get()
-    )  # when it first listens
-    sessions._background_tasks._flush = flush = Flush(variable)  # type: ignore[method-assign]
-    sessions._background_tasks._policy = Policy(flush_every=timedelta(milliseconds=1))
+    policy = Policy(flush_every=timedelta(milliseconds=1))
+    sessions = Engine(policy=policy).sessions
+    sessions._listener._on_reset = lambda: heard.append(variable.get())  # at its start
+    flush = sessions._state.activity.flush = Flush(variable)  # type: ignore[method-assign]
     call(sessions.open)
     until(lambda: heard and flush.heard)
     assert {*heard, flush.heard[0]} == {"nobody's"}
@@ -209,8 +207,9 @@ class Flush:
         self._variable = variable
         self.heard: list[str] = []
 
-    async def __call__(self) -> None:
+    async def __call__(self, *_: object) -> int:
         self.heard.append(self._variable.get())
+        return 0
 
 
 # No answer.

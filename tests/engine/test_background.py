@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from handstamp.config import Policy
-from handstamp.engine import background
+from handstamp.engine import activity
 from handstamp.errors import SessionsUnavailable
 from tests.support.engines import Engine, running, seconds
 from tests.support.waiting import until
@@ -105,7 +105,7 @@ async def test_c134_a_stop_without_a_database_ends_and_says_what_is_lost(
     how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It waits for the budget of the last flush at most, and logs the number."""
-    monkeypatch.setattr(background, "FLUSH_BUDGET", 0.01)
+    monkeypatch.setattr(activity, "STOP_TIMEOUT", 0.01)
     engine = Engine()
     await used(engine)
     engine.store.down = how == "down"

@@ -34,8 +34,8 @@ class Ear:
         self.resets = 0
         self.listener = NotificationListener(
             channel,
-            heard=self.notices.append,
-            reset=self._reset,
+            on_notification=self.notices.append,
+            on_reset=self._reset,
             max_staleness=STALENESS,
             clock=self.clock,
         )
@@ -45,15 +45,15 @@ class Ear:
         self.resets += 1
 
     @property
-    def hearing(self) -> ListenerState:
-        return self.listener.hearing
+    def state(self) -> ListenerState:
+        return self.listener.state
 
     @property
     def trusts(self) -> bool:
         return self.clock() < self.listener.trusted_until
 
-    async def until(self, hearing: ListenerState) -> None:
-        await until(lambda: self.hearing is hearing)
+    async def until(self, state: ListenerState) -> None:
+        await until(lambda: self.state is state)
 
 
 @pytest.fixture
@@ -82,9 +82,9 @@ async def started(channel: FakeChannel) -> AsyncIterator[Ear]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets that are spent at once."""
-    monkeypatch.setattr(bus_module, "BUDGET", 0.01)
-    monkeypatch.setattr(bus_module, "LISTEN_BUDGET", 0.01)
-    monkeypatch.setattr(bus_module, "CANARY_BUDGET", 0.01)
+    monkeypatch.setattr(bus_module, "PROOF_TIMEOUT", 0.01)
+    monkeypatch.setattr(bus_module, "LISTEN_TIMEOUT", 0.01)
+    monkeypatch.setattr(bus_module, "PROBE_TIMEOUT", 0.01)
 
 
 def other_tasks() -> set[asyncio.Task[object]]:
@@ -97,17 +97,21 @@ def other_tasks() -> set[asyncio.Task[object]]:
 async def test_nothing_is_trusted_before_the_bus_begins(channel: FakeChannel) -> None:
     """A bus that was not started is off and vouches for nothing."""
     ear = Ear(channel)
-    assert (ear.hearing, ear.trusts) == (ListenerState.OFF, False)
+    assert (ear.state, ear.trusts) == (ListenerState.OFF, False)
 
 
 async def test_a_store_without_a_channel_has_no_bus() -> None:
     """Nothing starts, nothing is trusted, and stopping is harmless."""
     bus = NotificationListener(
-        None, heard=print, reset=print, max_staleness=STALENESS, clock=FakeClock()
+        None,
+        on_notification=print,
+        on_reset=print,
+        max_staleness=STALENESS,
+        clock=FakeClock(),
     )
     before = other_tasks()
     bus.start()
-    assert (bus.hearing, bus.trusted_until) == (ListenerState.OFF, NEVER)
+    assert (bus.state, bus.trusted_until) == (ListenerState.OFF, NEVER)
     assert other_tasks() == before
     await bus.stop()
 
@@ -142,7 +146,11 @@ async def test_the_heart_beats_faster_than_the_bound() -> None:
     """Four proofs fit into `max_staleness`, so that one slow one costs no trust."""
     for staleness in (0.04, 1.0, 4.0, 5.0, 3600.0):
         bus = NotificationListener(
-            None, heard=print, reset=print, max_staleness=staleness, clock=FakeClock()
+            None,
+            on_notification=print,
+            on_reset=print,
+            max_staleness=staleness,
+            clock=FakeClock(),
         )
         assert bus._heartbeat <= min(1.0, staleness / 4)
 
@@ -232,7 +240,7 @@ async def test_c54_a_server_that_never_confirms_is_given_up(
     channel.may_listen.clear()
     async with started(channel) as ear:
         await until(lambda: channel.listens > 1)
-        assert ear.hearing is ListenerState.DISCONNECTED
+        assert ear.state is ListenerState.DISCONNECTED
         channel.may_listen.set()
         await ear.until(ListenerState.LISTENING)
 
@@ -298,7 +306,7 @@ async def test_stopping_leaves_nothing(channel: FakeChannel) -> None:
         await ear.until(ListenerState.LISTENING)
         await ear.listener.stop()
         await ear.listener.stop()
-        assert (ear.hearing, ear.trusts) == (ListenerState.OFF, False)
+        assert (ear.state, ear.trusts) == (ListenerState.OFF, False)
         assert (channel.connections, other_tasks()) == ([], before)
 
 
@@ -326,15 +334,15 @@ async def test_c68_a_flood_of_nonsense_is_counted_and_logged_once_in_a_while(
         10_000,
         10_000,
     )
-    ear.clock.advance(seconds(bus_module.REPORTED))
+    ear.clock.advance(seconds(bus_module.REPORT_INTERVAL))
     channel.deliver("?nonsense")
     channel.deliver("all")
     assert (ear.listener.notifications, ear.listener.unknown_notifications) == (
         10_002,
         10_001,
     )
-    lines = [r.getMessage() for r in caplog.records if "no handstamp sends" in r.message]
-    assert [line.split()[1] for line in lines] == ["1", "10001"]
+    lines = [r.getMessage() for r in caplog.records if "does not send" in r.message]
+    assert [line.split()[0] for line in lines] == ["1", "10001"]
     assert "nonsense" not in caplog.text
 
 

@@ -27,9 +27,9 @@ def session(session_id: str, user_id: str = "u") -> Session:
 
 def checked(connections: Connections, *ids: str) -> None:
     """These sessions were looked at, and stand for a while."""
-    connections.take_due(0.0, everyone=True)
+    connections.take_due(0.0, all_sessions=True)
     for session_id in ids:
-        connections.stands(session_id, 10.0)
+        connections.mark_checked(session_id, 10.0)
 
 
 def test_a_session_that_ends_closes_its_connections() -> None:
@@ -53,7 +53,7 @@ def test_a_connection_that_left_is_not_closed() -> None:
         connections.remove("s", closer)
     connections.close("s")
     assert closed == []
-    assert connections._watched == {}
+    assert connections._entries == {}
 
 
 def test_a_closer_may_leave_while_it_is_called() -> None:
@@ -96,18 +96,18 @@ def test_a_new_connection_is_due_until_it_was_checked() -> None:
     """Then not before its session's own limit comes, unless everybody is wanted."""
     connections = Connections()
     connections.add(session("s"), print)
-    assert connections.take_due(0.0, everyone=False) == ["s"]
-    connections.stands("s", 10.0)
-    assert connections.take_due(9.9, everyone=False) == []
-    assert connections.take_due(9.9, everyone=True) == ["s"]
-    assert connections.take_due(10.0, everyone=False) == ["s"]
+    assert connections.take_due(0.0, all_sessions=False) == ["s"]
+    connections.mark_checked("s", 10.0)
+    assert connections.take_due(9.9, all_sessions=False) == []
+    assert connections.take_due(9.9, all_sessions=True) == ["s"]
+    assert connections.take_due(10.0, all_sessions=False) == ["s"]
 
 
 def test_a_check_of_a_connection_that_left_is_harmless() -> None:
     """It brings nothing back."""
     connections = Connections()
-    connections.stands("s", 10.0)
-    assert connections.take_due(0.0, everyone=True) == []
+    connections.mark_checked("s", 10.0)
+    assert connections.take_due(0.0, all_sessions=True) == []
 
 
 DOUBTS = [
@@ -128,8 +128,8 @@ def test_a_doubt_is_taken_once(doubt: Doubt) -> None:
     assert doubt(connections) is True
     assert connections.take_doubted() == ["s"]
     assert connections.take_doubted() == []
-    connections.stands("s", 10.0)
-    assert connections.take_due(9.9, everyone=False) == []
+    connections.mark_checked("s", 10.0)
+    assert connections.take_due(9.9, all_sessions=False) == []
 
 
 @doubting
@@ -140,7 +140,7 @@ def test_a_doubt_that_was_taken_and_not_answered_is_due(doubt: Doubt) -> None:
     checked(connections, "s")
     doubt(connections)
     assert connections.take_doubted() == ["s"]
-    assert connections.take_due(0.0, everyone=False) == ["s"]
+    assert connections.take_due(0.0, all_sessions=False) == ["s"]
 
 
 @doubting
@@ -152,8 +152,8 @@ def test_a_doubt_during_a_look_outlives_that_look(doubt: Doubt) -> None:
     doubt(connections)
     assert connections.take_doubted() == ["s"]
     doubt(connections)
-    connections.stands("s", 10.0)
-    assert connections.take_due(0.0, everyone=False) == ["s"]
+    connections.mark_checked("s", 10.0)
+    assert connections.take_due(0.0, all_sessions=False) == ["s"]
 
 
 def test_a_doubt_of_one_is_nobody_elses() -> None:
@@ -196,5 +196,5 @@ def test_nothing_is_left_of_a_connection_that_went(doubt: Doubt) -> None:
         connections.add(session("s"), closer)
         doubt(connections)
         leave(connections)
-        assert (connections._watched, connections._by_user) == ({}, {})
+        assert (connections._entries, connections._by_user) == ({}, {})
         assert connections.take_doubted() == []

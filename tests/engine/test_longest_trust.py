@@ -12,7 +12,7 @@ from handstamp.config import Policy
 from handstamp.core.models import Answer, Authenticated, Invalid, Issued, Unknown
 from handstamp.engine import invalidation as bus
 from handstamp.engine.cache import trusted_for
-from handstamp.engine.invalidation import GROUP
+from handstamp.engine.invalidation import BATCH
 from handstamp.errors import SessionsUnavailable
 from tests.support.engines import Engine, running, seconds, session_of
 from tests.support.waiting import until
@@ -203,12 +203,12 @@ async def test_p4_an_open_connection_whose_session_ended_unheard_is_closed() -> 
         for n, one in enumerate(issued):
             engine.sessions.connections.add(one.session, lambda n=n: closed.append(n))
         watch, started = engine.sessions._invalidator, engine.clock()
-        await watch.look(everyone=False)
+        await watch.check_due(all_sessions=False)
         for one in issued:
             end_unheard(engine, one)
         while engine.clock() + 2.5 <= started + 60:
             await later(engine, 2.5)
-            await watch.look(everyone=False)
+            await watch.check_due(all_sessions=False)
         assert sorted(closed) == [*range(20)]
 
 
@@ -223,15 +223,15 @@ async def test_looks_at_open_connections_are_spread_and_in_groups() -> None:
             return [replace(row, id=id, read_at=engine.clock.now()) for id in ids]
 
         engine.store.find_many = find_many  # type: ignore[method-assign,assignment]
-        for n in range(3 * GROUP):
+        for n in range(3 * BATCH):
             session = replace(issued.session, id=f"{n}")
             engine.sessions.connections.add(session, lambda: None)
         watch = engine.sessions._invalidator
-        await watch.look(everyone=False)
-        assert asked == [GROUP] * 3
+        await watch.check_due(all_sessions=False)
+        assert asked == [BATCH] * 3
         asked.clear()
         for _ in range(23):
             engine.clock.advance(2.5)
-            await watch.look(everyone=False)
-        assert 3 * GROUP <= sum(asked) <= 2 * 3 * GROUP
-        assert max(asked) <= GROUP
+            await watch.check_due(all_sessions=False)
+        assert 3 * BATCH <= sum(asked) <= 2 * 3 * BATCH
+        assert max(asked) <= BATCH

@@ -294,7 +294,7 @@ async def test_open_connections_stay_open() -> None:
             engine.sessions.connections.add(issued.session, lambda: closed.append("one"))
         await stepped_up(one, issued)
         for engine in (one, two):
-            await engine.sessions._invalidator.look(everyone=True)
+            await engine.sessions._invalidator.check_due(all_sessions=True)
         assert closed == []
 
 

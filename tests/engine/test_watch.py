@@ -12,7 +12,7 @@ import pytest
 from handstamp.config import Policy
 from handstamp.core.models import Issued, Record
 from handstamp.engine import invalidation as watch_module
-from handstamp.engine.invalidation import GROUP
+from handstamp.engine.invalidation import BATCH
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.memory import MemoryUser
 from tests.support.engines import (
@@ -49,10 +49,10 @@ def said(engine: Engine, text: str) -> None:
     engine.store.channel.send(text)  # type: ignore[attr-defined]
 
 
-async def look(engine: Engine, *, everyone: bool) -> int:
+async def look(engine: Engine, *, all_sessions: bool) -> int:
     """Look once; how many queries that took."""
     before = engine.store.queries
-    await engine.sessions._invalidator.look(everyone=everyone)
+    await engine.sessions._invalidator.check_due(all_sessions=all_sessions)
     return engine.store.queries - before
 
 
@@ -156,10 +156,10 @@ async def test_an_outage_closes_nothing() -> None:
         issued, socket = await opened(engine)
         del engine.store.rows[issued.session.id]
         engine.store.down = True
-        await engine.sessions._invalidator.look(everyone=True)
+        await engine.sessions._invalidator.check_due(all_sessions=True)
         assert socket.closed == 0
         engine.store.down = False
-        await engine.sessions._invalidator.look(everyone=True)
+        await engine.sessions._invalidator.check_due(all_sessions=True)
         assert socket.closed == 1
 
 
@@ -167,11 +167,11 @@ async def test_with_proven_notices_a_look_asks_nothing() -> None:
     """A session that was checked is not asked for again before its own limit."""
     async with running(policy=SLOW) as engine:
         await opened(engine)
-        assert await look(engine, everyone=False) == 1
-        assert await look(engine, everyone=False) == 0
-        assert await look(engine, everyone=True) == 1
+        assert await look(engine, all_sessions=False) == 1
+        assert await look(engine, all_sessions=False) == 0
+        assert await look(engine, all_sessions=True) == 1
         engine.clock.advance(engine.policy.refresh_ttl)
-        assert await look(engine, everyone=False) == 1
+        assert await look(engine, all_sessions=False) == 1
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ async def test_c109_a_session_that_runs_out_closes(
         policy=replace(policy, max_staleness=seconds(3600), longest_trust=seconds(3600))
     ) as engine:
         _, socket = await opened(engine)
-        await look(engine, everyone=False)
+        await look(engine, all_sessions=False)
         engine.clock.advance(limit - seconds(1))
-        await look(engine, everyone=False)
+        await look(engine, all_sessions=False)
         assert socket.closed == 0
         engine.clock.advance(seconds(1))
-        await look(engine, everyone=False)
+        await look(engine, all_sessions=False)
         assert socket.closed == 1
 
 
@@ -209,10 +209,10 @@ async def test_activity_that_is_not_written_yet_keeps_a_connection_open() -> Non
         engine.clock.advance(timedelta(minutes=7))
         session_of(await engine.ask(issued))
         engine.clock.advance(timedelta(minutes=2))
-        await look(engine, everyone=True)
+        await look(engine, all_sessions=True)
         assert socket.closed == 0
         engine.clock.advance(timedelta(minutes=6))
-        await look(engine, everyone=True)
+        await look(engine, all_sessions=True)
         assert socket.closed == 1
 
 
@@ -221,9 +221,9 @@ async def test_a_connection_outlives_its_session_token() -> None:
     async with running(policy=SLOW) as engine:
         issued, socket = await opened(engine)
         await engine.expire()
-        await look(engine, everyone=True)
+        await look(engine, all_sessions=True)
         await engine.refreshed(issued)
-        await look(engine, everyone=True)
+        await look(engine, all_sessions=True)
         assert socket.closed == 0
 
 
@@ -232,7 +232,7 @@ async def test_p4_without_proof_the_watch_looks_at_all(how: str) -> None:
     """A session that ended without a word is closed inside `max_staleness`, unasked."""
     async with running(policy=Policy(max_staleness=seconds(0.04))) as engine:
         issued, socket = await opened(engine)
-        await look(engine, everyone=True)
+        await look(engine, all_sessions=True)
         bus = engine.sessions._listener
         if how == "deaf":
             await bus.stop()
@@ -250,7 +250,7 @@ async def test_a_client_that_was_closed_by_a_look_is_not_let_in_again() -> None:
         token = issued.session_token.encode()
         assert engine.sessions.hit(token) is not None
         del engine.store.rows[issued.session.id]
-        await look(engine, everyone=True)
+        await look(engine, all_sessions=True)
         assert (socket.closed, engine.sessions.hit(token)) == (1, None)
 
 
@@ -309,7 +309,7 @@ async def test_a_doubt_that_found_no_answer_is_looked_at_again(
     away."""
     async with running(policy=Policy(max_staleness=seconds(0.05))) as engine:
         issued, socket = await opened(engine)
-        await engine.sessions._invalidator.look(everyone=True)
+        await engine.sessions._invalidator.check_due(all_sessions=True)
         find_many = engine.store.find_many
         asked: list[int] = []
 
@@ -363,7 +363,7 @@ async def test_what_was_doubted_before_the_watch_began_is_looked_at() -> None:
         end_unsaid(before, issued)
     after = Engine(policy=SLOW, store=before.store, clock=before.clock)
     socket = Socket(after, issued)
-    after.sessions._invalidator.look_soon(issued.session.id)
+    after.sessions._invalidator.check_soon(issued.session.id)
     async with after.sessions:
         await until(lambda: socket.closed)
 
@@ -430,7 +430,7 @@ async def test_c68_a_query_that_a_notice_caused_is_followed_by_a_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However many notices come in that time, and however fast the table answers."""
-    monkeypatch.setattr(watch_module, "REST", 3600.0)
+    monkeypatch.setattr(watch_module, "PAUSE", 3600.0)
     async with running(policy=SLOW) as engine:
         issued, socket = await opened(engine)
         queries = engine.store.queries
@@ -456,16 +456,16 @@ async def test_c111_more_doubts_than_a_query_takes_are_all_worked_off() -> None:
             return [replace(standing, id=id) for id in ids if id not in ended]
 
         closed: list[int] = []
-        for n in range(2 * GROUP + 10):
+        for n in range(2 * BATCH + 10):
             session = replace(issued.session, id=f"{n}")
             engine.sessions.connections.add(session, lambda n=n: closed.append(n))
         engine.store.find_many = find_many  # type: ignore[method-assign]
-        ended.update(["0", "5", str(GROUP + 5), str(2 * GROUP + 5)])
+        ended.update(["0", "5", str(BATCH + 5), str(2 * BATCH + 5)])
         said(engine, "all")
         await until(lambda: len(closed) == len(ended))
         assert {str(n) for n in closed} == ended
-        assert max(asked) == GROUP
-        assert sum(asked) <= 2 * GROUP + 10 + 2
+        assert max(asked) == BATCH
+        assert sum(asked) <= 2 * BATCH + 10 + 2
 
 
 async def test_c68_everything_is_doubted_at_once_and_then_once_in_a_while() -> None:
@@ -540,6 +540,6 @@ async def test_c111_ten_thousand_connections_are_checked_in_groups() -> None:
         for n in range(10_000):
             session = replace(issued.session, id=f"{n}")
             engine.sessions.connections.add(session, lambda n=n: closed.append(n))
-        await engine.sessions._invalidator.look(everyone=True)
-        assert asked == [GROUP] * 10 + [1]
+        await engine.sessions._invalidator.check_due(all_sessions=True)
+        assert asked == [BATCH] * 10 + [1]
         assert (closed, socket.closed) == ([9999], 0)

@@ -150,8 +150,8 @@ class Hearer:
         self.resets: list[int] = []
         self.listener = NotificationListener(
             self.store.channel,
-            heard=self.notices.append,
-            reset=lambda: self.resets.append(1),
+            on_notification=self.notices.append,
+            on_reset=lambda: self.resets.append(1),
             max_staleness=0.4,
             clock=uptime,
         )
@@ -169,7 +169,7 @@ async def hearer(wire: TcpProxy, dsn: str) -> AsyncIterator[Hearer]:
     """A bus that listens."""
     hearer = Hearer(wire, dsn)
     hearer.listener.start()
-    await until(lambda: hearer.listener.hearing is ListenerState.LISTENING)
+    await until(lambda: hearer.listener.state is ListenerState.LISTENING)
     yield hearer
     wire.thaw()
     await hearer.listener.stop()
@@ -181,10 +181,10 @@ async def test_c53_c55_a_cut_wire_is_noticed_and_doubts_everything(
 ) -> None:
     """Deaf at once, listening again by itself, and everything doubted once more."""
     await wire.stop()
-    await until(lambda: hearer.listener.hearing is ListenerState.DISCONNECTED)
+    await until(lambda: hearer.listener.state is ListenerState.DISCONNECTED)
     await hearer.store.channel.notify("s:unheard")
     await wire.start()
-    await until(lambda: hearer.listener.hearing is ListenerState.LISTENING)
+    await until(lambda: hearer.listener.state is ListenerState.LISTENING)
     assert len(hearer.resets) == 2
     await hearer.store.channel.notify("s:heard")
     await until(lambda: hearer.notices)
@@ -196,9 +196,9 @@ async def test_c54_a_wire_that_is_silent_and_open_is_noticed(
 ) -> None:
     """No callback comes and no error: the missing proof alone says it."""
     wire.freeze()
-    await until(lambda: hearer.listener.hearing is ListenerState.DISCONNECTED)
+    await until(lambda: hearer.listener.state is ListenerState.DISCONNECTED)
     wire.thaw()
-    await until(lambda: hearer.listener.hearing is ListenerState.LISTENING)
+    await until(lambda: hearer.listener.state is ListenerState.LISTENING)
     assert len(hearer.resets) >= 2
 
 
@@ -206,13 +206,17 @@ async def test_c56_a_channel_that_leads_elsewhere_is_mute(
     dsn: str, empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Listening to another database than the one that is written to is noticed."""
-    monkeypatch.setattr("handstamp.engine.invalidation.CANARY_BUDGET", 0.1)
+    monkeypatch.setattr("handstamp.engine.invalidation.PROBE_TIMEOUT", 0.1)
     store = TableStore(dsn, listen_dsn=empty_dsn, budget=timedelta(seconds=20))
     bus = NotificationListener(
-        store.channel, heard=print, reset=print, max_staleness=5.0, clock=uptime
+        store.channel,
+        on_notification=print,
+        on_reset=print,
+        max_staleness=5.0,
+        clock=uptime,
     )
     bus.start()
-    await until(lambda: bus.hearing is ListenerState.NO_DELIVERY)
+    await until(lambda: bus.state is ListenerState.NO_DELIVERY)
     assert bus.trusted_until < uptime()
     await bus.stop()
     await store.close()

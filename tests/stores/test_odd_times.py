@@ -344,7 +344,7 @@ async def test_requests_and_sockets_beside_an_odd_row_are_not_its_business(
                     closer = partial(closed.append, each.session.id)
                     sessions.connections.add(each.session, closer)
                 await deleted(table, gone.session.id)
-                await sessions._invalidator.look(everyone=True)
+                await sessions._invalidator.check_due(all_sessions=True)
                 assert gone.session.id in closed
                 assert good.session.id not in closed
                 await sessions.list_for_user(users[0])

@@ -140,7 +140,7 @@ async def invalidated(engine: Engine) -> None:
     session = (await engine.login()).session
     marker, gone = replace(session, id="without a row"), asyncio.Event()
     engine.sessions.connections.add(marker, gone.set)
-    engine.sessions._invalidator.look_soon(marker.id)
+    engine.sessions._invalidator.check_soon(marker.id)
     async with asyncio.timeout(PATIENCE):
         await gone.wait()
 

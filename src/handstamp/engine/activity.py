@@ -12,13 +12,21 @@ token has expired but whose refresh token stands is alive, however long its owne
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from datetime import datetime
 from threading import Lock
 
 from handstamp.config import Policy
 from handstamp.core.models import Touch
 from handstamp.engine.cache import CacheEntry
+from handstamp.errors import SessionsUnavailable
 from handstamp.stores.base import Store, recording
+
+logger = logging.getLogger("handstamp")
+
+STOP_TIMEOUT = 2.0
+"""Seconds that a graceful stop may spend on the last flush."""
 
 Key = tuple[str, str]
 
@@ -97,6 +105,34 @@ class ActivityBuffer:
         self.flushes += 1
         self.written += moved
         return moved
+
+    async def keep_flushing(self, store: Store, policy: Policy) -> None:
+        """Flush every ``policy.flush_every``, until cancelled."""
+        while True:
+            await asyncio.sleep(policy.flush_every.total_seconds())
+            try:
+                await self.flush(store, policy)
+            except SessionsUnavailable as exc:
+                logger.warning(
+                    "activity kept for the next flush: %s",
+                    exc.cause,
+                    extra={"action": "flush_failed"},
+                )
+            except Exception:
+                # If this task ended, no activity would ever be written again.
+                logger.exception("a flush failed", extra={"action": "flush_failed"})
+
+    async def flush_before_stop(self, store: Store, policy: Policy) -> None:
+        """Flush within ``STOP_TIMEOUT``; what cannot be written is counted in the log."""
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await self.flush(store, policy)
+        except (SessionsUnavailable, TimeoutError):
+            logger.warning(
+                "%d touches could not be written",
+                len(self),
+                extra={"action": "touches_lost"},
+            )
 
     def _take(self) -> dict[Key, Touch]:
         with self._lock:

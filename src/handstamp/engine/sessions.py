@@ -1,20 +1,20 @@
 """Sessions: the engine as one object, for middleware and for code outside a request.
 
-One instance serves a process. It opens lazily on the event loop that first needs it, and
-a loop that has gone is replaced, so that test clients which make a loop for every request
-work as well. Nothing starts in the constructor.
+One instance serves a process. Nothing starts in the constructor: it opens on the event loop
+that first needs it. If that loop is closed, the next one replaces it, because some test
+clients make a loop for every request. Four tasks run beside the requests: the listener, the
+two of the invalidator, and the one that writes activity. None is left after :meth:`close`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 from handstamp._fork import pin, reset_in_forked_children
@@ -28,21 +28,18 @@ from handstamp.core.models import (
     Invalid,
     Issued,
     NewSession,
-    Record,
     Session,
     Ticket,
 )
 from handstamp.core.tokens import ENTROPY, Tokens, ids_of, list_secrets
 from handstamp.engine.activity import prune_in_batches
 from handstamp.engine.authenticate import Authenticator
-from handstamp.engine.background import BackgroundTasks
 from handstamp.engine.cache import Cache, Read, make_entry
 from handstamp.engine.clocks import Clock, DatabaseClock, uptime
 from handstamp.engine.dispatch import EventDispatcher, Stats, Subscriber
 from handstamp.engine.invalidation import Invalidator, NotificationListener
-from handstamp.engine.new_ids import make_id, new_id
 from handstamp.engine.refresh import Refresher
-from handstamp.engine.state import EngineState
+from handstamp.engine.state import EngineState, make_id, new_id
 from handstamp.engine.step_up import SteppingUp
 from handstamp.errors import ConfigError, LoginRefused
 from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
@@ -50,29 +47,26 @@ from handstamp.stores.base import CreatingStore, Ended, Store, channel_of
 from handstamp.stores.shapes import ULID_HASHED, TableShape
 from handstamp.stores.table import TableStore
 
-logger = logging.getLogger("handstamp")
-
 E = TypeVar("E", bound=Event)
-_NOBODY = Client()
+_UNKNOWN = Client()
 
 
 class Sessions:
     """Every session of one table.
 
     ``database`` is a PostgreSQL URI, in which special characters of the password are
-    percent-encoded, or a :class:`Store`. ``secret`` is at least 32 bytes
-    of text; ``secrets`` is a list of them, oldest first, for changing it. ``cache_size``
-    is a number of sessions. ``connect`` goes to asyncpg as it is.
-    ``listen_dsn`` is an address of the server itself, if ``database`` leads to a pooler in
-    transaction mode, through which no notification comes. ``clock``, ``entropy``
-    and ``new_id`` are there for tests.
+    percent-encoded, or a :class:`Store`. ``secret`` is a text of at least 32 bytes;
+    ``secrets`` is a list of them, oldest first, for changing it. ``cache_size`` is a number
+    of sessions. ``connect`` goes to asyncpg as it is. ``listen_dsn`` is an address of the
+    server itself, if ``database`` leads to a pooler in transaction mode, which delivers no
+    notification. ``clock``, ``entropy`` and ``new_id`` are for tests.
 
-    Use as an async context manager, or call :meth:`open` and :meth:`close`; the
-    middleware does that by itself. Raises :class:`ConfigError` on construction.
+    Use it as an async context manager, or call :meth:`open` and :meth:`close`; the
+    middleware calls them itself. The constructor raises :class:`ConfigError`.
     """
 
     carries_claims: ClassVar[bool] = True
-    """Whether the tokens can carry a claim of the application's."""
+    """Whether the tokens can carry a claim of the application."""
 
     def __init__(
         self,
@@ -123,21 +117,21 @@ class Sessions:
         self.connections = state.connections
         self._invalidator = Invalidator(state)
         self.add_connection = self._invalidator.add_connection
-        """For middleware: have a connection closed when its session is over."""
+        """For middleware: close a connection when its session ends."""
         self._listener = NotificationListener(
             channel_of(self.store),
-            heard=self._invalidator.heard,
-            reset=self._invalidator.reset,
+            on_notification=self._invalidator.on_notification,
+            on_reset=self._invalidator.reset,
             max_staleness=self.policy.max_staleness.total_seconds(),
             clock=clock,
         )
-        self._background_tasks = BackgroundTasks(state, self._listener, self._invalidator)
+        self._tasks: list[asyncio.Task[None]] = []
         self._refresher = Refresher(state, ended=self._ended)
         self._authenticator = self._authenticating(state)
         self.hit = self._authenticator.hit
-        """The cached entry of a session token, or None: a plain call without I/O."""
+        """The cached entry of a session token, or None; a plain call without I/O."""
         self.is_forged = self._authenticator.is_forged
-        """Whether no credential of a request is of our making: another plain call."""
+        """Whether no token of a request is genuine; a plain call without I/O."""
 
         reset_in_forked_children(self)
 
@@ -152,11 +146,12 @@ class Sessions:
         return f"Sessions({self.store!r})"
 
     def reset_after_fork(self) -> None:
-        """In a forked child: as new, with nothing of the parent's; called by itself."""
+        """In a forked child: forget everything of the parent. Called automatically."""
         pin(self._loop)
         self._loop = None
         self._state.reset_after_fork()
-        self._background_tasks.reset_after_fork()
+        self._tasks = []
+        self._listener.abandon()
         self._refresher.reset_after_fork()
         self.store.reset_after_fork()
 
@@ -164,20 +159,16 @@ class Sessions:
         await self.open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
     async def open(self) -> None:
         """Get ready on the running event loop; idempotent.
 
-        A database that is down is no error: whoever asks is told when they ask. Raises
-        :class:`ConfigError` if another loop that still runs uses this instance, and for a
-        table that does not do; nothing is left open then, and the next call looks again.
+        A database that is down is no error here: the first query raises it. Raises
+        :class:`ConfigError` if this instance is open on another loop that still runs, and
+        for a table that cannot be used; nothing is left open then, and the next call reads
+        the table again.
         """
         loop = asyncio.get_running_loop()
         if self._loop is loop:
@@ -189,39 +180,50 @@ class Sessions:
         self._loop = loop
         try:
             await self.store.open()
-            self._check_policy()
+            able = self.store.capabilities
+            if self.policy.idle_ttl is not None and not able.activity:
+                raise ConfigError("idle_ttl needs a column for activity: last_activity_at=")
+            if self.policy.end_on_password_change and not able.password_change:
+                raise ConfigError(
+                    "end_on_password_change needs password_changed_at= of users"
+                )
         except BaseException:
             self._loop = None
             await self.store.close()
             raise
-        self._background_tasks.start()
-
-    def _check_policy(self) -> None:
-        """Raise :class:`ConfigError` for a rule that the table cannot keep."""
-        able = self.store.capabilities
-        if self.policy.idle_ttl is not None and not able.activity:
-            raise ConfigError("idle_ttl needs a column for activity: last_activity_at=")
-        if self.policy.end_on_password_change and not able.password_change:
-            raise ConfigError("end_on_password_change needs password_changed_at= of users")
+        self._listener.abandon()  # its task may be of a loop that is gone
+        self._listener.start()
+        work = (
+            self._state.activity.keep_flushing(self.store, self.policy),
+            self._invalidator.check_doubted(),
+            self._invalidator.check_in_rounds(self._listener),
+        )
+        # An empty context: a task must not keep that of the first request.
+        self._tasks = [loop.create_task(each, context=Context()) for each in work]
 
     async def close(self) -> None:
-        """Write what is pending, end the background work, let go of the database.
+        """Write pending activity, end the background tasks, close the connections.
 
-        Takes at most two seconds longer than the database; what could not be written by
-        then is counted and logged.
+        Takes at most two seconds longer than closing the connections; activity that could
+        not be written by then is counted in the log.
         """
         if self._loop is not asyncio.get_running_loop():
             return
         self._loop = None
-        await self._background_tasks.stop()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._listener.stop()
+        await self._state.activity.flush_before_stop(self.store, self.policy)
         await self._state.dispatcher.drain()
         await self.store.close()
 
     def on(self, kind: type[E], subscriber: Subscriber[E]) -> None:
-        """Call ``subscriber`` with every event of ``kind`` or a class below it.
+        """Call ``subscriber`` with every event of ``kind`` or a subclass of it.
 
-        It may be a coroutine function, which then runs beside the request. What it
-        raises is logged and contained.
+        It may be a coroutine function, which then runs beside the request. An exception
+        that it raises is logged and goes no further.
         """
         self._state.dispatcher.on(kind, subscriber)
 
@@ -232,18 +234,21 @@ class Sessions:
     async def authenticate(
         self, credentials: Credentials, client: Client, *, passive: bool = False
     ) -> Answer:
-        """Whose request this is; rotates where the session token is dead and the refresh
-        token stands. Never raises for want of a database: that is ``Unknown``."""
+        """Returns the session of a request, or why there is none.
+
+        Rotates if the session token has expired and the refresh token is valid. A database
+        that does not answer raises nothing: the answer is ``Unknown``.
+        """
         await self.open()
         return await self._authenticator.authenticate(credentials, client, passive=passive)
 
     async def find_presented(
         self, credentials: Credentials, client: Client, known: Session | None = None
     ) -> list[Session]:
-        """For middleware: the sessions that these genuine tokens are of, and ``known``.
+        """For middleware: the sessions of all genuine tokens of a request, and ``known``.
 
-        Whether they count for the request or not, a login replaces them and a logout ends
-        them. Raises :class:`SessionsUnavailable`.
+        A login replaces them and a logout ends them, also those that do not count for this
+        request. Raises :class:`SessionsUnavailable`.
         """
         await self.open()
         return await self._authenticator.find_presented(credentials, client, known)
@@ -252,17 +257,17 @@ class Sessions:
         self,
         user_id: str,
         *,
-        client: Client = _NOBODY,
+        client: Client = _UNKNOWN,
         remember: bool = False,
         replaces: str | Iterable[str] | None = None,
         claim: str | None = None,
     ) -> Issued:
-        """Open a new session for a user whose identity is already proven.
+        """Create a session for a user whose identity is already proven.
 
-        Always a new one: nothing a client presented has any part in it. ``replaces`` is
-        the id of a session to end in the same transaction, or several. ``claim`` is a text
-        that its tokens carry, and ``Session.claim`` gives back: up to 64 letters, digits,
-        ``-`` and ``_``. Raises :class:`LoginRefused`, or :class:`SessionsUnavailable`.
+        It is always a new one: nothing that a client presented becomes part of it.
+        ``replaces`` is the id of a session to end in the same transaction, or several.
+        ``claim`` is a text that the tokens carry, and ``Session.claim`` has: up to 64
+        characters of ``a-zA-Z0-9_-``. Raises :class:`LoginRefused`, `SessionsUnavailable`.
         """
         await self.open()
         able = await self.store.ready()
@@ -289,7 +294,13 @@ class Sessions:
         for ended in created.ended:
             self._ended(ended, "replaced by a new login")
         record = replace(created.record, claim=claim)
-        self._keep(record, ticket, Read(before, self.clock()))
+        read = Read(before, self.clock())
+        self._state.database_clock.saw(record.read_at, read.after)
+        key = bytes.fromhex(record.token_digest)
+        self._state.negative_cache.forget(key)
+        entry = make_entry(record, self.policy, key, read)
+        if not isinstance(entry, Invalid):
+            self._state.cache.put(ticket, entry)
         self.publish(
             LoggedIn(
                 session_id=record.id, user_id=user_id, client=client, remember=remember
@@ -303,16 +314,8 @@ class Sessions:
             longest=new.longest if able.sliding else None,
         )
 
-    def _keep(self, record: Record, ticket: Ticket, read: Read) -> None:
-        self._state.database_clock.saw(record.read_at, read.after)
-        key = bytes.fromhex(record.token_digest)
-        self._state.negative_cache.forget(key)
-        entry = make_entry(record, self.policy, key, read)
-        if not isinstance(entry, Invalid):
-            self._state.cache.put(ticket, entry)
-
     async def refresh(
-        self, refresh_token: str, *, client: Client = _NOBODY
+        self, refresh_token: str, *, client: Client = _UNKNOWN
     ) -> Issued | None:
         """Exchange a refresh token for the next pair, outside of cookies.
 
@@ -331,12 +334,12 @@ class Sessions:
     async def revoke(
         self, session_id: str, *, reason: str = "revoked", user_id: str | None = None
     ) -> bool:
-        """End one session now; whether there was a live one to end.
+        """End one session now; returns whether there was a live session with this id.
 
-        Give ``user_id`` to end it only if it is that user's: for every id that came from
-        a client. Returns after the commit, and False if there is no live session of this
-        id. Raises :class:`SessionsUnavailable`, and then nothing is known to have ended;
-        and :class:`ConfigError` if the database keeps a row that was to be changed.
+        Give ``user_id`` for every id that came from a client: the session is then ended
+        only if it belongs to that user. Returns after the commit. Raises
+        :class:`SessionsUnavailable`, and then the session may have ended or not; and
+        :class:`ConfigError` if the database kept the row as it was.
         """
         await self.open()
         known = await self.store.normalize_session_id(session_id)
@@ -346,12 +349,12 @@ class Sessions:
             ended = await self.store.revoke(known, reason=reason, user_id=user_id)
         except BaseException:
             # It may have been committed before the answer was lost, or before the caller
-            # was cancelled. Ask the table again rather than believe the cache. (A
-            # stranger's id costs them a read.)
+            # was cancelled. Read the table again rather than believe the cache. (With the
+            # id of another user's session, that costs this user a read.)
             self._invalidator.doubt_session(known)
             raise
         if ended is None:
-            # Perhaps another process was faster, and its notice is still on the way.
+            # Another process may have been first, and its notification not here yet.
             self._invalidator.doubt_session(known)
             return False
         self._ended(ended, reason)
@@ -360,7 +363,7 @@ class Sessions:
     async def revoke_user(
         self, user_id: str, *, keep: str | None = None, reason: str = "revoked"
     ) -> int:
-        """End every session of a user but ``keep``; how many there were.
+        """End every session of a user but ``keep``; returns how many.
 
         Raises as :meth:`revoke` does.
         """
@@ -384,17 +387,17 @@ class Sessions:
         refresh: Sequence[bytes] = (),
         claim: str | None = None,
     ) -> Authenticated | None:
-        """Raise a live session's trust level; None if there is no such session.
+        """Raise a live session's trust level; returns None if there is no such session.
 
-        ``session_id`` is that of a session which the caller has authenticated, never one
-        that a client names: whoever gets the answer holds the session. Its tokens are
-        replaced by new ones, which are in ``issued``: hand them to the client, for those
-        that it has are dead at once. ``issued`` is None if the session has this level
-        already; its tokens then stay. ``refresh`` are refresh tokens of the client: a
-        genuine one tells whether the session is remembered, otherwise its row does.
-        ``claim`` is what the new tokens carry: give ``Session.claim`` to keep it.
+        ``session_id`` must be of a session that the caller has authenticated, never an id
+        that a client names: the result holds tokens of the session. Its tokens are replaced
+        by those in ``issued``: send them to the client, because the old ones are dead at
+        once. ``issued`` is None if the session has this level already; its tokens then
+        stay. ``refresh`` are refresh tokens of the client: a genuine one says whether the
+        session is remembered, otherwise its row does. ``claim`` is what the new tokens
+        carry: give ``Session.claim`` to keep it.
 
-        Raises :class:`ConfigError` where the table has no levels, or
+        Raises :class:`ConfigError` if the table has no levels, or
         :class:`SessionsUnavailable`; the tokens may have been replaced then, and the user
         has to sign in again.
         """
@@ -405,11 +408,11 @@ class Sessions:
     async def renew(
         self, session_id: str, *, claim: str | None, refresh: Sequence[bytes] = ()
     ) -> Authenticated | None:
-        """Replace the tokens of a live session, with another claim; None if there is no
-        such session. Everything else is as for :meth:`step_up`."""
+        """Replace the tokens of a live session, with another claim. Otherwise as
+        :meth:`step_up`."""
         await self.open()
-        stepping_up = SteppingUp(state=self._state, entropy=self._entropy)
-        return await stepping_up.step_up(session_id, None, refresh, claim)
+        steps = SteppingUp(state=self._state, entropy=self._entropy)
+        return await steps.step_up(session_id, None, refresh, claim)
 
     def _ended(self, ended: Ended, reason: str) -> None:
         self._state.cache.forget_session(ended.id)
@@ -419,7 +422,7 @@ class Sessions:
     async def list_for_user(
         self, user_id: str, *, current: str | None = None
     ) -> list[Session]:
-        """The user's live sessions, most recently active first; no token, no digest.
+        """Returns the user's live sessions, most recently active first; no token in them.
 
         ``current`` is the id to mark. Raises :class:`SessionsUnavailable`.
         """
@@ -434,15 +437,13 @@ class Sessions:
         ]
 
     async def prune(self) -> int:
-        """Delete rows dead for longer than ``Policy.retention``; how many there were."""
+        """Delete rows dead for longer than ``Policy.retention``; returns how many."""
         await self.open()
         return await prune_in_batches(self.store, self.policy)
 
     async def flush(self) -> int:
-        """Write pending activity now; how many rows moved.
-
-        Raises :class:`SessionsUnavailable`, and keeps what it could not write.
-        """
+        """Write pending activity now; returns how many rows changed. Raises
+        :class:`SessionsUnavailable`, and keeps what it could not write."""
         return await self._state.activity.flush(self.store, self.policy)
 
     async def ping(self) -> None:
@@ -451,15 +452,15 @@ class Sessions:
         await self.store.ping()
 
     def database_now(self) -> datetime:
-        """The database's clock, as far as its last answer lets us know it."""
+        """The database's clock, counted on from its last answer."""
         return self._state.database_clock.now()
 
     def may_deliver(self, issued: Issued) -> bool:
         """For middleware: whether these tokens may still be sent to the client.
 
-        Not once a newer pair may be on its way, nor once the session may have ended or got
-        other tokens: a slow answer must not replace what the browser has got since. A
-        client that does not get them is given them again at its next request.
+        They may not if a newer pair may have been sent, or if the session may have ended
+        or got other tokens: a slow response must not replace what the browser received
+        meanwhile. A client that does not get them gets them again at its next request.
         """
         if self.clock() > issued.deliver_until:
             return False
@@ -468,13 +469,13 @@ class Sessions:
     def mark_seen(self, issued: Issued) -> None:
         """For middleware: record that the client has received these tokens.
 
-        Whoever presents what they replaced is a second party then, once grace is over.
-        Call it only where the client itself has shown that it read them.
+        The old tokens are a replay then, once grace is over. Call it only if the client has
+        shown that it read the new ones.
         """
         self._refresher.mark_seen(issued)
 
     def ticket(self) -> Ticket:
-        """For middleware: take this before authenticating a connection that stays."""
+        """For middleware: take this before authenticating a connection that stays open."""
         return self._state.cache.ticket()
 
     def stats(self) -> Stats:
@@ -490,7 +491,7 @@ class Sessions:
             dropped_touches=activity.dropped,
             flushes=activity.flushes,
             open_connections=len(self.connections),
-            listener=self._listener.hearing,
+            listener=self._listener.state,
             notifications=self._listener.notifications,
             unknown_notifications=self._listener.unknown_notifications,
             all_writers_notify=self._listener.all_writers_notify,
