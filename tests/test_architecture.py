@@ -24,7 +24,10 @@ LAYERS = [
     {"core", "events"},
     {"stores"},
     {"engine"},
-    {"_connections", "_request", "asgi", "wsgi", "blocking", "supabase", "doctor"},
+    {
+        *("_connections", "_handle", "_request", "asgi", "wsgi", "blocking"),
+        *("supabase", "doctor"),
+    },
     {
         *("_pallets", "bottle", "django", "falcon", "fastapi", "flask", "litestar"),
         *("pyramid", "quart", "starlette"),

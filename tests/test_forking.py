@@ -378,10 +378,10 @@ async def _thread() -> threading.Thread:
     return threading.current_thread()
 
 
-def test_one_that_cannot_start_over_leaves_the_others_alone(
+def test_an_object_that_cannot_be_reset_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its failure is logged, and the rest of the process starts over."""
+    """Its failure is logged, and the other objects are reset."""
 
     class Broken:
         def reset_after_fork(self) -> None:
@@ -389,14 +389,14 @@ def test_one_that_cannot_start_over_leaves_the_others_alone(
 
         async def close(self) -> None: ...
 
-    started: list[str] = []
+    reset: list[str] = []
 
     class Sound(Broken):
         def reset_after_fork(self) -> None:
-            started.append("over")
+            reset.append("reset")
 
     things = [Broken(), Sound(), Broken()]
-    monkeypatch.setattr(forking, "_inherited", things)
+    monkeypatch.setattr(forking, "_objects", things)
     forking._reset_all()
-    assert started == ["over"]
-    assert caplog.text.count("did not start over") == 2
+    assert reset == ["reset"]
+    assert caplog.text.count("not reset after a fork") == 2

@@ -409,7 +409,7 @@ def test_p1_a_cached_session_never_leaves_the_thread(
     def crossing(*_: object) -> None:
         raise AssertionError("crossed into the loop")
 
-    monkeypatch.setattr("handstamp.blocking._begin", crossing)
+    monkeypatch.setattr("handstamp.blocking._submit", crossing)
     assert get(app, **sent).body == b"'alice'"
 
 
@@ -435,7 +435,7 @@ def test_p2_a_forged_cookie_never_leaves_the_thread(
     def crossing(*_: object) -> None:
         raise AssertionError("crossed into the loop")
 
-    monkeypatch.setattr("handstamp.blocking._begin", crossing)
+    monkeypatch.setattr("handstamp.blocking._submit", crossing)
     app = wrapped(Engine(), asking(), bearer=True)
     answer = get(app, method=method, **sent)
     assert (answer.body, answer.cookies) == (b"None", {})
@@ -449,7 +449,7 @@ def test_a_cross_site_write_with_a_forged_cookie_never_leaves_the_thread(
     def crossing(*_: object) -> None:
         raise AssertionError("crossed into the loop")
 
-    monkeypatch.setattr("handstamp.blocking._begin", crossing)
+    monkeypatch.setattr("handstamp.blocking._submit", crossing)
     engine = Engine()
     sent = {"HTTP_COOKIE": cookie(session="A" * 80), **CROSS}
     assert get(wrapped(engine, asking()), method="POST", **sent).status == 403

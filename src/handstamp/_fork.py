@@ -1,12 +1,14 @@
-"""What a forked child does with what it inherited: it starts over, and lets go of nothing.
+"""What a forked child does with objects that it has from its parent.
 
-The child has copies of its parent's sockets and of the loop that watches them, and closing
-a connection or dropping it from that loop would speak for the parent: the list of watched
-sockets is one, in the kernel. So what was open at the fork is pinned, for as long as the
-child lives, its end included.
+The child has copies of its parent's sockets and of the event loop that watches them. There
+is one list of watched sockets, in the kernel, for both processes: if the child closed a
+connection or removed it from the loop, it would do so for the parent too.
 
-Python tells us of a fork. uWSGI forks without telling Python, unless it is asked to, so
-whoever crosses into the engine looks at the process id as well.
+Rule 1. After a fork every :class:`ForkAware` object resets itself. It closes nothing.
+Rule 2. What was open at the fork is pinned: it is never freed in the child, not even when
+the child ends.
+Rule 3. Python reports a fork (``os.register_at_fork``). uWSGI forks without it unless it is
+configured to, so every call into the engine compares the process id too.
 """
 
 from __future__ import annotations
@@ -22,37 +24,37 @@ logger = logging.getLogger("handstamp")
 
 
 class ForkAware(Protocol):
-    """Something that holds connections, locks or buffers of its process."""
+    """An object that holds connections, locks or buffers of its process."""
 
     def reset_after_fork(self) -> None:
-        """Be as new, in a child, and pin what was open."""
+        """Return to the state of a new object, in a child, and pin what was open."""
 
     async def close(self) -> None:
-        """Let go of what is open on this event loop; elsewhere that does nothing."""
+        """Close what is open on this event loop; do nothing on another one."""
 
 
-_inherited: WeakSet[ForkAware] = WeakSet()
+_objects: WeakSet[ForkAware] = WeakSet()
 _lock = threading.Lock()
 _pid = os.getpid()
 
 
 def reset_in_forked_children(thing: ForkAware) -> None:
-    """Call ``thing.start_over()`` in every forked child, as long as anyone uses it."""
-    _inherited.add(thing)
+    """Call ``thing.reset_after_fork()`` in every forked child, as long as it is in use."""
+    _objects.add(thing)
 
 
-def everything() -> list[ForkAware]:
-    """Whatever there is in this process that would start over."""
-    return list(_inherited)
+def fork_aware_objects() -> list[ForkAware]:
+    """Return all objects of this process that a fork resets."""
+    return list(_objects)
 
 
 def pin(thing: object) -> None:
-    """Never free this, not even at the end, when the interpreter frees everything."""
+    """Never free this object, not even when the interpreter ends and frees all others."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def detect_fork() -> None:
-    """Start over if this process was forked and nobody said so."""
+    """Reset everything if this process was forked without Python's hook (rule 3)."""
     if os.getpid() == _pid:
         return
     with _lock:
@@ -62,12 +64,12 @@ def detect_fork() -> None:
 
 def _reset_all() -> None:
     global _pid
-    for thing in everything():
+    for thing in fork_aware_objects():
         try:
             thing.reset_after_fork()
         except Exception:
-            # It is one of several; the others must not go on with the parent's.
-            logger.exception("a child did not start over", extra={"action": "fork_failed"})
+            # The other objects must be reset all the same.
+            logger.exception("not reset after a fork", extra={"action": "fork_failed"})
     _pid = os.getpid()
 
 

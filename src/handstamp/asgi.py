@@ -1,33 +1,23 @@
-"""Opening and closing the engine with the server, whatever the application makes of it.
+"""The ASGI middleware: it finds the session of every request of any ASGI application.
 
-An application that knows the lifespan protocol is served as usual, with the engine open
-around it. For one that does not, the protocol is spoken here, so that pending activity is
-written at a graceful stop in any case.
-
-The ASGI middleware: one object around any ASGI application.
-
-Rule 1. A cached session costs a plain function call before the application runs: no I/O,
-no await. Everything unusual about a request goes the long way.
-Rule 2. All I/O happens before the application is called. The wrapped ``send`` edits the
-headers of the one message that starts the response and passes everything else on as it
-is.
-Rule 3. Identity is decided by the request alone; the application enforces it. Paths are
-excluded from this one by one and exactly, as they stand in ``scope["path"]``.
-Rule 4. Wrap the application from outside. A framework turns an unhandled exception into
-its 500 outside of the middleware it was given, and a cookie set inside is lost there.
+Rule 1. A cached session costs one plain function call before the application runs: no I/O
+and no ``await`` (``_fast_path``). A request with anything unusual takes the slow path.
+Rule 2. All I/O is done before the application is called. The wrapped ``send`` edits the
+headers of the message that starts the response. It does not change any other message.
+Rule 3. The middleware decides whose session it is; the application decides what that user
+may do. A path is excluded only if it is equal to ``scope["path"]``: no prefix, no pattern.
+Rule 4. Wrap the application from outside. A framework creates its response to an unhandled
+exception outside of the middleware in its own list; a cookie set inside is lost there.
+Rule 5. An exception of handstamp that the application does not catch becomes a response
+with its status, or closes a WebSocket with its close code (:mod:`handstamp.errors`). If an
+HTTP response has started already, the exception goes to the server.
+Rule 6. The engine opens and closes with the server. If the application does not implement
+the lifespan protocol, the middleware does: pending activity is written at a graceful stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Sequence,
-)
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
@@ -40,98 +30,54 @@ from handstamp._connections import (
     SocketGuard,
     until_ended,
 )
+from handstamp._handle import OTHERS_REVOKED, BaseHandle
 from handstamp._request import (
     PASSIVE_HEADER,
     PLAIN_METHODS,
-    BaseHandle,
+    BaseMiddleware,
     MiddlewareOptions,
     RawHeaders,
 )
-from handstamp.config import Cookies, TrustedProxies
 from handstamp.core.models import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import CrossSiteRequest, HandstampError, SessionsUnavailable
 
-
-class Lifespan:
-    """One lifespan connection of ``app``, with ``sessions`` open around it."""
-
-    def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
-        self._app = app
-        self._sessions = sessions
-        self._asked = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the connection to its end."""
-
-        async def opening() -> Message:
-            self._asked = True
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await self._sessions.open()
-            return message
-
-        async def closing(message: Message) -> None:
-            if message["type"].startswith("lifespan.shutdown."):
-                await self._sessions.close()
-            await send(message)
-
-        try:
-            await self._app(scope, opening, closing)
-        except Exception:
-            if self._asked:
-                raise  # it knows the protocol and failed
-        except GeneratorExit:
-            self._asked = False  # forgotten by its server, with its loop: nothing to await
-            raise
-        finally:
-            if self._asked:
-                await self._sessions.close()
-        if not self._asked:
-            await self._stand_in(receive, send)
-
-    async def _stand_in(self, receive: Receive, send: Send) -> None:
-        await receive()
-        await self._sessions.open()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._sessions.close()
-        await send({"type": "lifespan.shutdown.complete"})
-
-
 T = TypeVar("T")
 SCOPE_KEY = "handstamp"
+"""The handle of a request is ``scope[SCOPE_KEY]``."""
 
-_WATCHED = frozenset(
+_SLOW_PATH_HEADERS = frozenset(
     {b"cookie", b"authorization", b"sec-purpose", b"purpose", b"upgrade", PASSIVE_HEADER}
 )
-_STARTS = frozenset(
+_CLIENT_HEADERS = frozenset({b"user-agent", b"x-forwarded-for"})
+_START_MESSAGES = frozenset(
     {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 )
 
-_OF_THE_CLIENT = frozenset({b"user-agent", b"x-forwarded-for"})
-
 
 class Handle(BaseHandle):
-    """The handle of a request under ASGI: see :class:`BaseHandle` for the sync half."""
+    """The handle of a request under ASGI. What needs no ``await`` is in
+    :class:`BaseHandle`."""
 
     _sender: Send
 
-    def __init__(self, door: MiddlewareOptions, headers: RawHeaders, peer: object) -> None:
-        self._options = door
+    def __init__(
+        self, options: MiddlewareOptions, headers: RawHeaders, peer: object
+    ) -> None:
+        self._options = options
         self._headers = headers
         self._peer = peer
 
     def client_key(self) -> int:
-        """See :meth:`BaseHandle.client_key`; in the raw, as far as a client shows."""
+        """See :meth:`BaseHandle.client_key`."""
         peer = self._peer
         host = peer[0] if isinstance(peer, (tuple, list)) and peer else None
-        shown = [bytes(v) for k, v in self._headers if k in _OF_THE_CLIENT]
-        return hash((host, *shown))
+        values = [bytes(v) for k, v in self._headers if k in _CLIENT_HEADERS]
+        return hash((host, *values))
 
     def send(self, message: Message) -> Awaitable[None]:
-        """The application's ``send``: edits the start of the response, nothing else."""
-        if message["type"] in _STARTS:
+        """The ``send`` for the application: edits the message that starts the response."""
+        if message["type"] in _START_MESSAGES:
             headers = self.response_headers(list(message.get("headers") or ()))
             message = dict(message)
             message["headers"] = headers
@@ -142,36 +88,35 @@ class Handle(BaseHandle):
     ) -> Session:
         """Open a new session for a user who has just proven who they are.
 
-        Every session this browser had ends in the same transaction, also on a path that
-        is not authenticated. ``remember`` makes the cookies outlive the browser. ``claim``
-        is a text that the tokens carry: see :meth:`Sessions.create`. Raises
+        Every session that this browser had ends in the same transaction, also on an
+        excluded path. With ``remember`` the cookies outlive the browser. ``claim`` is a
+        text that the tokens carry: see :meth:`Sessions.create`. Raises
         :class:`LoginRefused`, :class:`CrossSiteRequest` or :class:`SessionsUnavailable`.
         """
         self._check_login()
         return self._logged_in(await self._replace(user_id, remember, claim))
 
     async def logout(self) -> None:
-        """End every session this browser has and clear the cookies, also when there is
-        none, and on a path that is not authenticated.
+        """End every session that this browser has, and clear its cookies.
 
-        The cookies stay where a bearer token came in their place. Raises
-        :class:`CrossSiteRequest` or :class:`SessionsUnavailable`, and then nobody was
-        logged out.
+        The cookies are cleared also without a session, and on an excluded path. They are
+        kept where the request has a bearer token. Raises :class:`CrossSiteRequest` or
+        :class:`SessionsUnavailable`; the session has not ended then.
         """
         await self._log_out()
 
     async def _log_out(self) -> Sequence[Session]:
-        """Log out; the sessions that were to end."""
-        held = await self._end() if self._check_logout() else ()
+        """Log out, and return the sessions that ended."""
+        ended = await self._end() if self._check_logout() else ()
         self._logged_out()
-        return held
+        return ended
 
     async def step_up(self, level: int) -> Session:
-        """Raise this session's trust level: the user has just proven more.
+        """Raise this session's trust level, because the user has just proven more.
 
-        The tokens are replaced, and this response carries the new cookies: any copy of the
-        old ones is worth nothing from now on. A session that has this level, or a higher
-        one, keeps level and tokens. Raises as :meth:`require` does,
+        The tokens are replaced: the response carries new cookies, and a copy of the old
+        ones is worthless from now on. A session that has this level or a higher one keeps
+        its level and its tokens. Raises as :meth:`require` does; also
         :class:`CrossSiteRequest`, and :class:`ConfigError` where the table has no column
         for levels.
         """
@@ -182,20 +127,23 @@ class Handle(BaseHandle):
         )
 
     async def renew(self, *, claim: str | None) -> Session:
-        """Replace the tokens of this session, and what they carry: this response has the
-        new cookies, and a copy of the old ones is worth nothing. Raises as
-        :meth:`step_up` does."""
+        """Replace the tokens of this session and the ``claim`` that they carry.
+
+        The response carries new cookies, and a copy of the old ones is worthless. Raises
+        as :meth:`step_up` does.
+        """
         session, refresh = self._check_step_up()
         renew = self.sessions.renew
         return self._stepped_up(await renew(session.id, claim=claim, refresh=refresh))
 
     async def list_sessions(self) -> list[Session]:
-        """This user's live sessions, ``current`` marked. Raises as :meth:`require`."""
+        """Return this user's live sessions; ``current`` is true for the one of this
+        request. Raises as :meth:`require` does."""
         session = self.require()
         return await self.sessions.list_for_user(session.user_id, current=session.id)
 
     async def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:
-        """End one of this user's sessions; False if they have none of this id.
+        """End one of this user's sessions; return False if they have none with this id.
 
         Raises as :meth:`require` does, or :class:`CrossSiteRequest`.
         """
@@ -204,85 +152,47 @@ class Handle(BaseHandle):
         return await self.sessions.revoke(session_id, reason=reason, user_id=user_id)
 
     async def revoke_others(self) -> int:
-        """End every session of this user but this one; how many. Raises as
-        :meth:`require` does, or :class:`CrossSiteRequest`."""
+        """End every session of this user except this one, and return their number.
+
+        Raises as :meth:`require` does, or :class:`CrossSiteRequest`.
+        """
         self._check_write()
         session = self.require()
         return await self.sessions.revoke_user(
-            session.user_id, keep=session.id, reason="signed out from another session"
+            session.user_id, keep=session.id, reason=OTHERS_REVOKED
         )
 
     def while_valid(self, source: AsyncIterable[T]) -> AsyncIterator[T]:
-        """The items of ``source`` until this session is over: for server-sent events and
-        other long answers. Raises as :meth:`require` does, at once."""
+        """Return the items of ``source`` until this session ends: for server-sent events
+        and other long responses. Raises at once, as :meth:`require` does."""
         return until_ended(self.sessions, self.require(), source)
 
 
-class SessionAuthMiddleware:
-    """Authenticates every request of ``app`` by ``sessions``.
+class SessionAuthMiddleware(BaseMiddleware[ASGIApp, Scope]):
+    """Finds the session of every request of ``app``.
 
-    ``cookies`` and ``trusted_proxies`` as in their classes. ``exclude`` lists exact
-    values of ``scope["path"]`` that are not authenticated at all. ``passive`` tells
-    requests that are no activity (polling): exact paths, or a function of the scope; the
-    header ``X-Passive-Request: 1`` does so unless it is a write. ``cross_site="refuse"``
-    answers 403 to writes that another site's page makes with our cookies; ``"allow"``
-    switches that off, and ``trusted_origins`` lists origins that are yours.
-    ``outage`` says what becomes of a request whose session cannot be checked: ``"ask"``
-    raises 503 for whoever asks, ``"refuse"`` answers 503 at the door, ``"anonymous"``
-    treats it as signed out, with its cookies left alone.
-    ``bearer=True`` also takes a session token from ``Authorization: Bearer``.
+    The options are those of :class:`handstamp._request.BaseMiddleware`; a path is the value
+    of ``scope["path"]``, and a function for ``passive`` receives the scope.
     """
 
     handle_class: ClassVar[type[Handle]] = Handle
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        sessions: Sessions,
-        *,
-        cookies: Cookies | None = None,
-        trusted_proxies: TrustedProxies | None = None,
-        exclude: Collection[str] = (),
-        passive: Collection[str] | Callable[[Scope], bool] = (),
-        cross_site: str = "refuse",
-        trusted_origins: Iterable[str] = (),
-        outage: str = "ask",
-        bearer: bool = False,
-    ) -> None:
-        self.app = app
-        self._options = MiddlewareOptions.of(
-            sessions,
-            cookies=cookies,
-            trusted_proxies=trusted_proxies,
-            cross_site=cross_site,
-            trusted_origins=trusted_origins,
-            outage=outage,
-            bearer=bearer,
-        )
-        self._exclude = frozenset(exclude)
-        self._passive = passive if callable(passive) else _among(passive)
-        self._choosy = bool(self._exclude) or self._passive is not None
-        self._sole, self._agrees = self._options.reader.sole, self._options.reader.agrees
-        self._hit = sessions.hit
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._options.sessions!r})"
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http" or SCOPE_KEY in scope:
-            await self._other(scope, receive, send)
+            await self._serve_other(scope, receive, send)
             return
         handle = self._fast_path(scope) or await self._slow_path(scope, send)
         if handle is None:
             return
-        # As in _serve: a coroutine of its own would be a twentieth of what a hit costs.
+        # The same lines are in _serve_websocket: a coroutine for both would make a hit
+        # 5 % slower.
         handle._sender = send
-        self.admit(scope, handle)
+        self.attach(scope, handle)
         try:
             await self.app(scope, receive, handle.send)
         except HandstampError as exc:
-            await _excuse(exc, scope, handle)
+            await _answer(exc, scope, handle)
 
     def _fast_path(self, scope: Scope) -> Handle | None:
         """The handle of a plain request with a cached session, else None."""
@@ -290,17 +200,17 @@ class SessionAuthMiddleware:
             return None
         headers = scope["headers"]
         if not isinstance(headers, (list, tuple)):
-            return None  # read only once: the long way makes a list of it
+            return None  # an iterator can be read only once; the slow path makes a list
         cookie = None
         try:
             for name, value in headers:
-                if name in _WATCHED:
+                if name in _SLOW_PATH_HEADERS:
                     if cookie is not None or name != b"cookie":
                         return None
                     cookie = value
         except TypeError:
-            return None  # no conformant server: the long way copes
-        if not isinstance(cookie, bytes) or (self._choosy and self._is_special(scope)):
+            return None  # headers that the specification does not allow
+        if not isinstance(cookie, bytes) or (self._has_rules and self._is_special(scope)):
             return None
         token = self._sole(cookie)
         if token is None:
@@ -312,109 +222,131 @@ class SessionAuthMiddleware:
         ):
             return None
         handle._session = entry.session
-        handle._sent = True
+        handle._has_credentials = True
         return handle
 
-    def _is_special(self, scope: Scope) -> bool:
-        if self._exclude and scope["path"] in self._exclude:
-            return True
-        return self._passive is not None and self._passive(scope)
-
     async def _slow_path(self, scope: Scope, send: Send) -> Handle | None:
-        """The handle of any request; None if it was refused and answered."""
+        """The handle of any request; None if the request was refused and answered."""
         headers = _plain_headers(scope)
         handle = self.handle_class(self._options, headers, scope.get("client"))
-        # Some servers name the method of a handshake too, and it is a write all the same.
+        # Some servers give a WebSocket handshake a method too; it is a write all the same.
         method = scope["method"] if scope["type"] == "http" else None
         if method == "OPTIONS" or scope["path"] in self._exclude:
             return handle
         try:
-            await self._ask(handle, method, scope)
+            await self._authenticate(handle, method, scope)
         except (CrossSiteRequest, SessionsUnavailable) as exc:
             handle._sender = send
-            await _reply(exc, scope, handle.send)
+            await _answer(exc, scope, handle)
             return None
         return handle
 
-    async def _ask(self, handle: Handle, method: str | None, scope: Scope) -> None:
-        question = handle._question(method, takes_cookies=_takes_headers(scope))
-        if not question.credentials:
+    async def _authenticate(self, handle: Handle, method: str | None, scope: Scope) -> None:
+        """Classify the request, and ask the engine for its session."""
+        request = handle._classify(method, takes_cookies=_takes_cookies(scope))
+        if not request.credentials:
             return
-        passive = self._passive is not None and self._passive(scope)
         handle._resolve(
             await self._options.sessions.authenticate(
-                question.credentials, handle.client, passive=passive or question.passive
+                request.credentials,
+                handle.client,
+                passive=self._is_passive(scope) or request.passive,
             )
         )
 
-    async def _serve(
-        self, handle: Handle, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        handle._sender = send
-        self.admit(scope, handle)
-        try:
-            await self.app(scope, receive, handle.send)
-        except HandstampError as exc:
-            await _excuse(exc, scope, handle)
-
-    def admit(self, scope: Scope, handle: Handle) -> None:
-        """Put the handle where the application looks for it; frameworks add to this."""
+    def attach(self, scope: Scope, handle: Handle) -> None:
+        """Put the handle into the scope. Framework modules extend this."""
         scope[SCOPE_KEY] = handle
 
-    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a connection that is no HTTP request, or that has a handle already."""
         if SCOPE_KEY in scope:
             self._options.check_same(scope[SCOPE_KEY])
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await self._serve_socket(scope, receive, send)
+            await self._serve_websocket(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await Lifespan(self.app, self._options.sessions)(scope, receive, send)
+            await _serve_lifespan(self.app, self._options.sessions, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         sessions = self._options.sessions
         ticket = sessions.ticket()
         handle = await self._slow_path(scope, send)
         if handle is None:
             return
-        session = handle._session
-        if session is None:
-            await self._serve(handle, scope, receive, send)
-            return
-        guard = SocketGuard(receive, send, handle._first_frame)
-        sessions.add_connection(session, guard.end, ticket)
+        session, guard = handle._session, None
+        if session is not None:
+            guard = SocketGuard(receive, send, handle._first_frame)
+            sessions.add_connection(session, guard.end, ticket)
+            receive, send = guard.receive, guard.send
+        handle._sender = send
+        self.attach(scope, handle)
         try:
-            await self._serve(handle, scope, guard.receive, guard.send)
+            await self.app(scope, receive, handle.send)
+        except HandstampError as exc:
+            await _answer(exc, scope, handle)
         finally:
-            sessions.connections.remove(session.id, guard.end)
-            await guard.finish()
+            if session is not None and guard is not None:
+                sessions.connections.remove(session.id, guard.end)
+                await guard.finish()
 
 
-def _among(paths: Collection[str]) -> Callable[[Scope], bool] | None:
-    if not paths:
-        return None
-    exact = frozenset(paths)
-    return lambda scope: scope["path"] in exact
+async def _serve_lifespan(
+    app: ASGIApp, sessions: Sessions, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Serve a lifespan connection of ``app``, with ``sessions`` open from its startup to
+    its shutdown (rule 6)."""
+    in_use = False  # the application has asked for a message: it implements the protocol
+
+    async def receive_and_open() -> Message:
+        nonlocal in_use
+        in_use = True
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await sessions.open()
+        return message
+
+    async def close_and_send(message: Message) -> None:
+        if message["type"].startswith("lifespan.shutdown."):
+            await sessions.close()
+        await send(message)
+
+    try:
+        await app(scope, receive_and_open, close_and_send)
+    except Exception:
+        if in_use:
+            raise
+    except GeneratorExit:
+        in_use = False  # the server dropped this coroutine and its loop: nothing can wait
+        raise
+    finally:
+        if in_use:
+            await sessions.close()
+    if in_use:
+        return
+    await receive()
+    await sessions.open()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await sessions.close()
+    await send({"type": "lifespan.shutdown.complete"})
 
 
-def _takes_headers(scope: Scope) -> bool:
-    """Whether the answer to this request can carry cookies: that to a handshake can
-    since version 2.1 of the specification (Daphne has 2.0)."""
+def _takes_cookies(scope: Scope) -> bool:
+    """Whether the response can carry cookies. That to a WebSocket handshake can since
+    version 2.1 of the ASGI specification (Daphne has 2.0)."""
     if scope["type"] != "websocket":
         return True
-    version = (scope.get("asgi") or {}).get("spec_version", "2.0")
-    major, _, minor = str(version).partition(".")
-    return (_number(major), _number(minor)) >= (2, 1)
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
+    version = str((scope.get("asgi") or {}).get("spec_version", "2.0"))
+    numbers = [int(part) if part.isdecimal() else 0 for part in version.split(".")]
+    return numbers[:2] >= [2, 1]
 
 
 def _plain_headers(scope: Scope) -> RawHeaders:
-    """The request's headers as pairs of bytes, whatever a server made of them; iterators
-    are replaced by what they bear, so that the application still finds its headers."""
+    """The headers of a request as pairs of bytes, whatever types the server used. An
+    iterator is replaced by a list in the scope: the application needs the headers too."""
     headers = scope["headers"]
     if not isinstance(headers, (list, tuple)):
         headers = scope["headers"] = [tuple(pair) for pair in headers]
@@ -425,41 +357,28 @@ def _as_bytes(value: Any) -> bytes:
     return value.encode("latin-1", "replace") if isinstance(value, str) else bytes(value)
 
 
-async def _excuse(exc: HandstampError, scope: Scope, handle: Handle) -> None:
-    """Answer an error that the application raised, if that is still possible."""
-    if exc.status == 500 or (handle._started and scope["type"] != "websocket"):
+def can_deny(scope: Scope) -> bool:
+    """Whether the server can deny a WebSocket handshake with a response."""
+    return "websocket.http.response" in (scope.get("extensions") or ())
+
+
+async def _answer(exc: HandstampError, scope: Scope, handle: Handle) -> None:
+    """Answer an exception as rule 5 says; raise it where that is not possible.
+
+    A handshake is denied with the response that an HTTP request gets where the server can
+    send one, and else with the close code.
+    """
+    is_websocket = scope["type"] == "websocket"
+    if exc.status == 500 or (handle._started and not is_websocket):
         raise exc
-    if not handle._started:
-        await _reply(exc, scope, handle.send)
+    if is_websocket and (handle._started or not can_deny(scope)):
+        code, reason = exc.close_code, exc.close_reason
+        with suppress(OSError, RuntimeError):  # closed already; errors differ by server
+            await handle.send({"type": "websocket.close", "code": code, "reason": reason})
         return
-    with suppress(OSError, RuntimeError):  # closed already; servers raise different errors
-        await handle.send(_close(exc))
-
-
-async def _reply(exc: HandstampError, scope: Scope, send: Send) -> None:
-    """Answer an error before the response or the handshake is accepted. A handshake is
-    denied with the same response where the server can, else with a close code."""
-    messages = plain_response(exc)
-    if scope["type"] == "websocket":
-        if "websocket.http.response" in (scope.get("extensions") or ()):
-            messages = [{**m, "type": f"websocket.{m['type']}"} for m in messages]
-        else:
-            messages = [_close(exc)]
-    for message in messages:
-        await send(message)
-
-
-def _close(exc: HandstampError) -> Message:
-    return {"type": "websocket.close", "code": exc.close_code, "reason": exc.close_reason}
-
-
-def plain_response(exc: HandstampError) -> list[Message]:
-    """An error of ours as an HTTP response: its status, and its text where that is the
-    client's business."""
+    kind = "websocket.http.response" if is_websocket else "http.response"
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
     headers += [(k.lower().encode(), v.encode()) for k, v in exc.headers.items()]
     body = exc.public_message.encode() + b"\n"
-    return [
-        {"type": "http.response.start", "status": exc.status, "headers": headers},
-        {"type": "http.response.body", "body": body, "more_body": False},
-    ]
+    await handle.send({"type": f"{kind}.start", "status": exc.status, "headers": headers})
+    await handle.send({"type": f"{kind}.body", "body": body, "more_body": False})

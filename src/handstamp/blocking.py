@@ -1,27 +1,28 @@
-"""From a thread into the engine: one event loop in one thread of the process.
+"""From a thread into the engine: one event loop, in one thread of the process.
 
-Rule 1. The engine is async only. Whoever has no event loop of their own crosses once, with
-a whole call, and waits for its answer.
+Rule 1. The engine is async only. Code without an event loop submits one whole call to this
+one, and waits for its result.
 Rule 2. Nothing starts at import. The loop starts with the first call, in the process that
-makes it, so a server may import the application and fork afterwards.
-Rule 3. A forked child starts a loop of its own and never touches its parent's: it keeps
-what it inherited as it is, for closing a shared socket would speak for the parent, and
-waking a shared loop would wake the parent's.
-Rule 4. A loop that has died is replaced by the next call, once it is really gone. Whoever
-waited on it has no answer, and nothing is repeated, for it may have been done. What ends a
-thread or a loop (``SystemExit``, a cancellation) never comes out in a caller's thread.
-Rule 5. Before the interpreter ends, everything opened here is closed in time: pending
-activity is written while threads can still be started.
-Rule 6. Where threads are not threads, this refuses to start rather than hang: greenlets
-that look like threads share one running loop, and uWSGI without ``enable-threads`` never
-runs a second thread.
+makes the call, so a server may import the application first and fork afterwards.
+Rule 3. A forked child starts a loop of its own. It leaves its parent's loop alone: to close
+a shared socket is to close it for the parent, and to wake a shared loop is to wake the
+parent.
+Rule 4. If the loop has died, the next call starts another one, after the old thread has
+ended. A call that waited for the dead loop raises :class:`SessionsUnavailable`. It is not
+repeated, because it may have been done. What ends a thread or a loop (``SystemExit``, a
+cancellation) is never raised in the caller's thread.
+Rule 5. Before the interpreter ends, everything that was opened here is closed while threads
+can still be started: pending activity is written.
+Rule 6. Where threads are replaced, this module raises :class:`ConfigError` and does not
+hang: greenlets in place of threads share one running loop, and uWSGI without
+``enable-threads`` never runs a second thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures.thread  # noqa: F401 - its own end of the process comes after ours
+import concurrent.futures.thread  # noqa: F401 - its own function at exit must run after ours
 import logging
 import sys
 import threading
@@ -36,7 +37,7 @@ from typing import Any, ParamSpec, TypeVar
 from handstamp._fork import (
     ForkAware,
     detect_fork,
-    everything,
+    fork_aware_objects,
     pin,
     reset_in_forked_children,
 )
@@ -47,60 +48,80 @@ logger = logging.getLogger("handstamp")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CLOSING = 6.0
-"""Seconds that the end of the process may be held up."""
-MOST_QUEUED = 10_000
-"""Calls that wait for the loop to begin them. Beyond that they are refused: a loop that is
-blocked keeps what it was given, also for those who have given up."""
-REPORTED = 60.0
-"""Seconds until what was not done is logged again."""
-STARTING = 3.0
+CLOSE_TIMEOUT = 6.0
+"""Seconds that the end of the process waits for the loop."""
+START_TIMEOUT = 3.0
 """Seconds that a loop may take to start, and the one before it to end."""
+MAX_QUEUED = 10_000
+"""Calls that wait for the loop. More are refused: a blocked loop keeps every call that it
+was given, also those whose callers do not wait any more."""
+LOG_INTERVAL = 60.0
+"""Seconds between two log lines about calls of :func:`call_soon` that failed."""
 _ENDED = "the thread of the event loop has ended"
+_GREENLETS = (
+    "{} has replaced the threads of this process, and handstamp needs a real one: serve "
+    "this application with threads (gunicorn --worker-class gthread)"
+)
 
 
 def call(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """What an async function of handstamp returns, for code without an event loop.
+    """Call an async function of handstamp from code without an event loop.
 
         call(sessions.revoke_user, "7", reason="left the company")
 
-    Blocks this thread, and any event loop that runs on it. Raises what the function
-    raises, :class:`SessionsUnavailable` where the loop's thread died, and
-    :class:`ConfigError` where threads cannot work, or on the loop's own thread.
+    Blocks this thread, and an event loop that runs on it. Returns what the function returns
+    and raises what it raises; also :class:`SessionsUnavailable` if the thread of the loop
+    ended, and :class:`ConfigError` where threads cannot work, or in the loop's own thread.
     """
-    return within(None, function, *args, **kwargs)
+    return call_within(None, function, *args, **kwargs)
 
 
-def within(
+def call_within(
     seconds: float | None,
     function: Callable[P, Awaitable[T]],
     /,
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """The same, with :class:`SessionsUnavailable` if there is no answer in time; the
-    function is then cancelled, or never begun."""
-    return _wait(_begin(partial(function, *args, **kwargs)), seconds)
+    """The same as :func:`call`, but wait at most ``seconds``.
+
+    Raises :class:`SessionsUnavailable` then. The function is cancelled, or does not start.
+    """
+    result = _submit(partial(function, *args, **kwargs))
+    try:
+        return result.result(seconds)
+    except TimeoutError:
+        if not result.cancel():
+            return (
+                result.result()
+            )  # it came in the last moment, or is a TimeoutError itself
+        raise SessionsUnavailable("the event loop did not answer") from None
+    except BaseException:  # such as SystemExit, from a signal handler of the server
+        result.cancel()
+        raise
+    finally:
+        del result  # else the traceback of its exception would refer to it: a cycle
 
 
-def soon(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
-    """Call a plain function on the loop, and do not wait for it. Never raises."""
+def call_soon(function: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call a plain function on the loop, and do not wait for it. Never raises; a failure is
+    logged."""
 
     async def work() -> None:
         function(*args, **kwargs)
 
     try:
-        _begin(work)
+        _submit(work)
     except (ConfigError, SessionsUnavailable) as exc:
-        _process.complain(exc)
+        _process.log_failure(exc)
 
 
-class _Loop:
+class _LoopThread:
     """One event loop in one thread, from its start to its end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._awaited: set[Future[Any]] = set()
+        self._unfinished: set[Future[Any]] = set()
         self._queued: deque[tuple[Callable[[], Awaitable[Any]], Future[Any]]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -110,171 +131,171 @@ class _Loop:
         )
         self.thread.start()
         try:
-            ready.result(STARTING)
+            ready.result(START_TIMEOUT)
         finally:
             ready.cancel()
 
     @property
-    def accepts(self) -> bool:
-        """Whether work can still be begun here."""
+    def is_open(self) -> bool:
+        """Whether the loop takes calls."""
         return self._loop is not None
 
-    def begin(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
-        """Start on the loop. The answer comes in any case, whatever becomes of the loop.
+    def submit(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
+        """Start ``work`` on the loop. The future gets a result or an exception in any case,
+        also if the loop dies.
 
-        Raises :class:`SessionsUnavailable` if it takes no more work, or not now.
+        Raises :class:`SessionsUnavailable` if the loop takes no call, or not now.
         """
-        answer: Future[T] = Future()
+        result: Future[T] = Future()
         with self._lock:
             if self._loop is None:
                 raise SessionsUnavailable(_ENDED)
-            if len(self._queued) >= MOST_QUEUED:
+            if len(self._queued) >= MAX_QUEUED:
                 raise SessionsUnavailable("the event loop is behind")
-            self._queued.append((work, answer))
-            self._awaited.add(answer)
-            self._loop.call_soon_threadsafe(self._start_all)
-        answer.add_done_callback(self._awaited.discard)
-        return answer
+            self._queued.append((work, result))
+            self._unfinished.add(result)
+            self._loop.call_soon_threadsafe(self._start_queued)
+        result.add_done_callback(self._unfinished.discard)
+        return result
 
-    def _start_all(self) -> None:
+    def _start_queued(self) -> None:
         while self._queued:
             self._start(*self._queued.popleft())
 
-    def _start(self, work: Callable[[], Awaitable[Any]], answer: Future[Any]) -> None:
+    def _start(self, work: Callable[[], Awaitable[Any]], result: Future[Any]) -> None:
         loop = asyncio.get_running_loop()
-        task = loop.create_task(_settle(work, answer))
+        task = loop.create_task(_complete(result, work))
 
-        def give_up(answer: Future[Any]) -> None:
-            if answer.cancelled():
-                with suppress(RuntimeError):  # the loop is gone, and the task with it
+        def cancel_task(result: Future[Any]) -> None:
+            if result.cancelled():
+                with suppress(RuntimeError):  # the loop is closed, and the task gone
                     loop.call_soon_threadsafe(task.cancel)
 
-        answer.add_done_callback(give_up)
+        result.add_done_callback(cancel_task)
 
     def _run(self, ready: Future[None]) -> None:
+        """The function of the thread."""
         try:
             with asyncio.Runner() as runner:
                 self._run_until(runner, self._serve(ready))
-                self._loop_ends()
+                self._take_no_more()
                 self._run_until(runner, _close_all())
         except BaseException as exc:
             logger.exception("no event loop", extra={"action": "loop_ended"})
             if not ready.done():
                 ready.set_exception(exc)
         finally:
-            self._loop_ends()
-            self._dismiss()
+            self._take_no_more()
+            for result in list(self._unfinished):  # no caller waits for ever (rule 4)
+                with suppress(InvalidStateError):
+                    result.set_exception(SessionsUnavailable(_ENDED))
 
     def _run_until(self, runner: asyncio.Runner, work: Any) -> None:
         try:
             runner.run(work)
         except BaseException:
-            # SystemExit in a callback, most likely. There is no caller to tell.
+            # Most likely SystemExit in a callback. No caller can receive it.
             logger.exception("the event loop ended", extra={"action": "loop_ended"})
 
     async def _serve(self, ready: Future[None]) -> None:
         self._stop = asyncio.Event()
-        if ready.set_running_or_notify_cancel():  # else it came too late for anyone
+        if (
+            ready.set_running_or_notify_cancel()
+        ):  # else it started too late: no caller waits
             self._loop = asyncio.get_running_loop()
             ready.set_result(None)
             await self._stop.wait()
 
-    def _loop_ends(self) -> None:
+    def _take_no_more(self) -> None:
         with self._lock:
             self._loop = None
 
-    def _dismiss(self) -> None:
-        """Nobody waits for ever: those still there learn that there is no answer."""
-        for answer in list(self._awaited):
-            with suppress(InvalidStateError):
-                answer.set_exception(SessionsUnavailable(_ENDED))
-
     def end(self) -> None:
-        """Close what was opened here and end the loop, within ``CLOSING`` seconds."""
+        """Close what was opened here and end the loop, within ``CLOSE_TIMEOUT``."""
         with self._lock:
             if self._loop is not None and self._stop is not None:
                 self._loop.call_soon_threadsafe(self._stop.set)
-        self.thread.join(CLOSING)
+        self.thread.join(CLOSE_TIMEOUT)
         if self.thread.is_alive():
             logger.warning("the event loop does not end", extra={"action": "close_failed"})
 
 
-async def _settle(work: Callable[[], Awaitable[T]], answer: Future[T]) -> None:
-    if answer.cancelled():
-        return  # nobody waits any more, so it is better not done
-    with suppress(InvalidStateError):  # whoever waited has given up meanwhile
+async def _complete(result: Future[T], work: Callable[[], Awaitable[T]]) -> None:
+    """Run ``work``, and put what it returns or raises into ``result``."""
+    if result.cancelled():
+        return  # the caller does not wait any more, so the work is not started
+    with suppress(InvalidStateError):  # the caller has stopped waiting meanwhile
         try:
-            result = await work()
+            returned = await work()
         except Exception as exc:
-            answer.set_exception(exc)
+            result.set_exception(exc)
         except BaseException as exc:
             # It ends this loop or a thread, not the request that happens to wait.
-            answer.set_exception(SessionsUnavailable(_ENDED))
+            result.set_exception(SessionsUnavailable(_ENDED))
             if not isinstance(exc, (SystemExit, KeyboardInterrupt)):
                 raise
-            logger.exception("an exit was not taken", extra={"action": "loop_ended"})
+            logger.exception("a call tried to exit", extra={"action": "loop_ended"})
         else:
-            answer.set_result(result)
+            result.set_result(returned)
 
 
 async def _close_all() -> None:
-    await asyncio.gather(*map(_close, everything()))
+    async def close(opened: ForkAware) -> None:
+        try:
+            await opened.close()
+        except Exception:
+            logger.warning("not closed", exc_info=True, extra={"action": "close_failed"})
 
-
-async def _close(opened: ForkAware) -> None:
-    try:
-        await opened.close()
-    except Exception:
-        logger.warning("not closed", exc_info=True, extra={"action": "close_failed"})
+    await asyncio.gather(*map(close, fork_aware_objects()))
 
 
 class _Process:
-    """What belongs to one process; another one is made in every child."""
+    """The state of this module in one process; a forked child makes another one."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.loop: _Loop | None = None
+        self.loop: _LoopThread | None = None
         self.ending = False
-        self._complained = float("-inf")
+        self._logged_at = float("-inf")
 
-    def running(self) -> _Loop:
-        """The loop, started if there is none."""
+    def running(self) -> _LoopThread:
+        """Return the loop, and start it if there is none."""
         loop = self.loop
         if loop is not None and loop.thread is threading.current_thread():
             raise ConfigError("this is the event loop's own thread: await it instead")
-        if loop is not None and loop.accepts:
+        if loop is not None and loop.is_open:
             return loop
         check_threads()
-        _check_forked()
+        _check_uwsgi_has_forked()
         if loop is not None:
-            loop.thread.join(STARTING)  # outside of the lock: all who wait, wait at once
+            loop.thread.join(START_TIMEOUT)  # without the lock: all threads wait together
         with self.lock:
-            return self._next(loop)
+            return self._replace(loop)
 
-    def _next(self, before: _Loop | None) -> _Loop:
-        """A new loop in place of ``before``, unless another thread was faster."""
+    def _replace(self, before: _LoopThread | None) -> _LoopThread:
+        """Return a loop in place of ``before``, unless another thread has made one."""
         if self.ending:
             raise SessionsUnavailable("the process is ending")
         if self.loop is not None and self.loop is not before:
             return self.loop
         if before is not None and before.thread.is_alive():
-            raise SessionsUnavailable("the event loop that died still holds on")
+            raise SessionsUnavailable("the thread of the event loop that died still runs")
         try:
-            self.loop = _Loop()
+            self.loop = _LoopThread()
         except (RuntimeError, OSError, TimeoutError) as exc:
-            # No thread or no file descriptor to be had: not now.
+            # There is no thread or no file descriptor left now; there may be one later.
             raise SessionsUnavailable(f"no event loop: {type(exc).__name__}") from exc
         return self.loop
 
-    def complain(self, exc: Exception) -> None:
-        """Log what was not done, at most once in ``REPORTED`` seconds."""
+    def log_failure(self, exc: Exception) -> None:
+        """Log a call that was not done, at most once in ``LOG_INTERVAL`` seconds."""
         now = time.monotonic()
-        if now >= self._complained + REPORTED:
-            self._complained = now
+        if now >= self._logged_at + LOG_INTERVAL:
+            self._logged_at = now
             logger.warning("not done: %s", exc, extra={"action": "loop_ended"})
 
     def end(self) -> None:
-        """At the end of the process: close what was opened, start nothing any more."""
+        """At the end of the process: close what was opened, and start no other loop."""
         with self.lock:
             self.ending, loop = True, self.loop
         if loop is not None:
@@ -284,31 +305,17 @@ class _Process:
 _process = _Process()
 
 
-def _begin(work: Callable[[], Awaitable[T]]) -> Future[T]:
-    """Start on the loop. If it ended just now, on another."""
+def _submit(work: Callable[[], Awaitable[T]]) -> Future[T]:
+    """Start ``work`` on the loop; on another one if that loop ended just now."""
     detect_fork()
     try:
-        return _process.running().begin(work)
+        return _process.running().submit(work)
     except SessionsUnavailable:
-        return _process.running().begin(work)
-
-
-def _wait(answer: Future[T], seconds: float | None) -> T:
-    try:
-        return answer.result(seconds)
-    except TimeoutError:
-        if not answer.cancel():
-            return answer.result()  # its own TimeoutError, or it came at the last moment
-        raise SessionsUnavailable("the event loop did not answer") from None
-    except BaseException:  # a server's alarm went off in this thread
-        answer.cancel()
-        raise
-    finally:
-        del answer  # or its exception's traceback would refer to it: a cycle
+        return _process.running().submit(work)
 
 
 def check_threads() -> None:
-    """Raise :class:`ConfigError` where threads are none (rule 6)."""
+    """Raise :class:`ConfigError` where threads do not run (rule 6)."""
     gevent = sys.modules.get("gevent.monkey")
     eventlet = sys.modules.get("eventlet.patcher")
     if gevent is not None and gevent.is_module_patched("threading"):
@@ -316,47 +323,38 @@ def check_threads() -> None:
     if eventlet is not None and eventlet.is_monkey_patched("thread"):
         raise ConfigError(_GREENLETS.format("eventlet"))
     uwsgi: Any = sys.modules.get("uwsgi")
-    options = getattr(uwsgi, "opt", {})
-    if uwsgi is not None and not {"enable-threads", "threads"} & set(map(_text, options)):
+    options = {
+        name.decode() if isinstance(name, bytes) else str(name)
+        for name in getattr(uwsgi, "opt", {})
+    }
+    if uwsgi is not None and not {"enable-threads", "threads"} & options:
         raise ConfigError("uWSGI runs no threads: start it with enable-threads = true")
 
 
-def _check_forked() -> None:
-    """Raise :class:`ConfigError` in a uWSGI process that is still to be forked.
+def _check_uwsgi_has_forked() -> None:
+    """Raise :class:`ConfigError` in the uWSGI process that forks the workers.
 
-    It forks without a thought of other threads: one may hold the interpreter's lock at
-    that moment, and then no worker ever gets it.
+    uWSGI forks without regard to other threads: one of them may hold the interpreter's lock
+    at that moment, and then no worker ever gets it.
     """
     uwsgi: Any = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return
+    # A module in place of uWSGI may lack these functions; it does not fork.
     names = ("worker_id", "mule_id", "i_am_the_spooler")
-    if uwsgi is not None and not any(_ask(uwsgi, name) for name in names):
+    if not any(getattr(uwsgi, name, lambda: True)() for name in names):
         raise ConfigError(
             "uWSGI forks after it has imported the application: ask handstamp nothing at "
             "import, or set lazy-apps = true"
         )
 
 
-def _ask(uwsgi: Any, name: str) -> Any:
-    """What uWSGI says; a stand-in that does not know the question is no uWSGI."""
-    return getattr(uwsgi, name, lambda: True)()
-
-
-_GREENLETS = (
-    "{} has replaced the threads of this process, and handstamp needs a real one: serve "
-    "this application with threads (gunicorn --worker-class gthread)"
-)
-
-
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
 def _end() -> None:
     _process.end()
 
 
-class _Inheritance:
-    """In a child nothing of the parent's is used, and nothing of it is let go."""
+class _ForkHook:
+    """Gives a forked child a :class:`_Process` of its own (rule 3)."""
 
     def reset_after_fork(self) -> None:
         global _process
@@ -364,12 +362,12 @@ class _Inheritance:
         _process = _Process()
 
     async def close(self) -> None:
-        """There is nothing of it on the loop."""
+        """Nothing of it is on the loop."""
 
 
-_inheritance = _Inheritance()
-reset_in_forked_children(_inheritance)
-# Threads cannot be started any more when atexit runs; the private hook is earlier. Some
-# servers run the atexit functions themselves, and first.
+_fork_hook = _ForkHook()
+reset_in_forked_children(_fork_hook)
+# When the functions of atexit run, threads cannot be started any more; the private hook of
+# threading runs earlier. Some servers run the functions of atexit themselves, and first.
 atexit.register(_end)
 getattr(threading, "_register_atexit", atexit.register)(_end)

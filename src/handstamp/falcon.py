@@ -22,7 +22,7 @@ import falcon
 import falcon.asgi
 
 from handstamp import asgi, wsgi
-from handstamp._request import BaseHandle
+from handstamp._handle import BaseHandle
 from handstamp.core.models import Session
 from handstamp.core.requests import is_handshake
 from handstamp.engine.sessions import Sessions

@@ -102,7 +102,7 @@ class SessionAuthMiddleware(wsgi.SessionAuthMiddleware):
     handle_class = Handle
     flask: Flask
 
-    def admit(self, environ: WSGIEnvironment, handle: wsgi.Handle) -> None:
+    def attach(self, environ: WSGIEnvironment, handle: wsgi.Handle) -> None:
         """Put the handle where :data:`session_auth` looks for it."""
         cast(Handle, handle).app = self.flask
         environ[wsgi.ENVIRON_KEY] = handle

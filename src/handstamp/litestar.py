@@ -177,7 +177,7 @@ class SessionAuthMiddleware(_SessionAuthMiddleware):
     """:class:`handstamp.asgi.SessionAuthMiddleware` that also sets ``request.user`` and
     ``request.auth``."""
 
-    def admit(self, scope: Scope, handle: Handle) -> None:
+    def attach(self, scope: Scope, handle: Handle) -> None:
         """Put the handle and the user into the scope."""
         scope[SCOPE_KEY] = scope["auth"] = handle
         scope["user"] = SessionUser(handle)
@@ -245,8 +245,8 @@ class SessionAuthPlugin(InitPlugin, ReceiveRoutePlugin):
 
 
 class _Plugged(SessionAuthMiddleware):
-    def admit(self, scope: Scope, handle: Handle) -> None:
-        super().admit(scope, handle)
+    def attach(self, scope: Scope, handle: Handle) -> None:
+        super().attach(scope, handle)
         scope[_PLUGGED] = handle
 
 

@@ -97,7 +97,7 @@ class SessionAuthMiddleware(asgi.SessionAuthMiddleware):
     handle_class = Handle
     quart: Quart
 
-    def admit(self, scope: Scope, handle: asgi.Handle) -> None:
+    def attach(self, scope: Scope, handle: asgi.Handle) -> None:
         """Put the handle where :data:`session_auth` looks for it."""
         cast(Handle, handle).app = self.quart
         scope[asgi.SCOPE_KEY] = handle
@@ -142,11 +142,12 @@ async def answer(error: HandstampError) -> ResponseReturnValue:
     """An error of handstamp as Quart answers ``abort(401)``: your handlers of the status
     are asked, and one that you register for the error itself replaces this. A WebSocket
     that cannot be answered with a response is closed with the error's code."""
-    if has_websocket_context() and error.status != 500:
-        extensions = websocket.scope.get("extensions") or ()
-        if session_auth._started or "websocket.http.response" not in extensions:
-            await websocket.close(error.close_code, error.close_reason)
-            return ""
+    too_late = has_websocket_context() and (
+        session_auth._started or not asgi.can_deny(_scope())
+    )
+    if too_late and error.status != 500:
+        await websocket.close(error.close_code, error.close_reason)
+        return ""
     http = as_http_exception(error)
     # As handle_http_exception does, which takes other arguments from Quart 0.23 on.
     own: Any = current_app._find_error_handler(http, _connection().blueprints)

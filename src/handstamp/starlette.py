@@ -71,7 +71,7 @@ class SessionAuthMiddleware(_SessionAuthMiddleware):
     """:class:`handstamp.asgi.SessionAuthMiddleware` that also sets ``request.user``
     and ``request.auth``."""
 
-    def admit(self, scope: Scope, handle: Handle) -> None:
+    def attach(self, scope: Scope, handle: Handle) -> None:
         """Put the handle, the user and the credentials into the scope."""
         scope[SCOPE_KEY] = handle
         scope["user"] = SessionUser(handle)

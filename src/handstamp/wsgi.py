@@ -1,59 +1,63 @@
-"""The WSGI middleware: one object around any WSGI application.
+"""The WSGI middleware: it finds the session of every request of any WSGI application.
 
-Rule 1. A cached session is answered in the thread of the request: no I/O, no other thread.
-Everything else crosses once into the event loop of the process (:mod:`handstamp.blocking`).
-Rule 2. The application's answer is its own. Its iterable is returned as it is, so streaming
-stays streaming and ``close()`` is the server's to call; ``start_response`` is passed on
-with the headers edited, ``exc_info`` and ``write()`` included.
-Rule 3. Identity is decided by the request alone; the application enforces it. Paths are
-excluded one by one and exactly, as they stand in ``PATH_INFO``.
-Rule 4. What a handle knows of its request is a copy: a server may reuse its ``environ``.
-A handle whose response has begun is nobody's any more: what is found of it in the next
-request's ``environ`` is not believed.
-Rule 5. An application that is a generator answers its exceptions itself: when it raises,
-the server iterates, and nobody here is on the way.
+Rule 1. A cached session is found in the thread of the request: no I/O, no other thread.
+Everything else is one call into the event loop of the process (:mod:`handstamp.blocking`).
+Rule 2. The application's iterable is returned unchanged: streaming stays streaming, and the
+server calls ``close()``. ``start_response`` is passed on with edited headers, ``exc_info``
+and ``write()`` included.
+Rule 3. The middleware decides whose session it is; the application decides what that user
+may do. A path is excluded only if it is equal to ``PATH_INFO``: no prefix, no pattern.
+Rule 4. A handle has a copy of its ``environ``, because a server may reuse the dict for the
+next request. A handle whose response has started is ignored if it is found in an
+``environ``: it belongs to an earlier request.
+Rule 5. An exception of handstamp that the application does not catch becomes a response
+with its status (:mod:`handstamp.errors`), unless the response has started. If the
+application is a generator, its exceptions reach the server directly, when it iterates.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from handstamp._fork import detect_fork
-from handstamp._request import PLAIN_METHODS, BaseHandle, MiddlewareOptions, RawHeaders
-from handstamp.blocking import check_threads, soon, within
-from handstamp.config import Cookies, TrustedProxies
+from handstamp._handle import OTHERS_REVOKED, BaseHandle
+from handstamp._request import (
+    PLAIN_METHODS,
+    BaseMiddleware,
+    MiddlewareOptions,
+    RawHeaders,
+)
+from handstamp.blocking import call_soon, call_within, check_threads
 from handstamp.core.models import Session, Unknown
 from handstamp.core.requests import is_handshake
-from handstamp.engine.sessions import Sessions
 from handstamp.errors import CrossSiteRequest, HandstampError, SessionsUnavailable
 from handstamp.events import Event
 
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
-
 ENVIRON_KEY = "handstamp"
-PATIENCE = 2.0
-"""Seconds beyond the time budget that a request waits for the loop itself."""
-LONGEST = 30.0
-"""Seconds that a write may take, whatever holds up the loop."""
+"""The handle of a request is ``environ[ENVIRON_KEY]``."""
+LOOP_MARGIN = 2.0
+"""Seconds that a request waits for the event loop, in addition to the time budget."""
+WRITE_TIMEOUT = 30.0
+"""Seconds that a login, a logout or another write may take."""
 
-_OF_THE_CLIENT = ("REMOTE_ADDR", "HTTP_USER_AGENT", "HTTP_X_FORWARDED_FOR")
+_CLIENT_KEYS = ("REMOTE_ADDR", "HTTP_USER_AGENT", "HTTP_X_FORWARDED_FOR")
 _VARY, _VARY_BEARER = ("Vary", "Cookie"), ("Vary", "Authorization, Cookie")
-_NOTABLE = frozenset({4, 10})
-"""The lengths of Vary and Set-Cookie."""
+_EDITED_LENGTHS = frozenset(map(len, ("Vary", "Set-Cookie")))
 
 
 class Handle(BaseHandle):
-    """The handle of a request under WSGI: the names of the ASGI one, without await."""
+    """The handle of a request under WSGI: the methods of ASGI's without ``await``."""
 
     _starter: StartResponse
 
-    def __init__(self, door: MiddlewareOptions, environ: WSGIEnvironment) -> None:
-        self._options = door
-        self._environ = environ.copy()  # rule 4; and no cycle, which only gc would free
+    def __init__(self, options: MiddlewareOptions, environ: WSGIEnvironment) -> None:
+        self._options = options
+        # Rule 4. And no reference cycle, which only the garbage collector would free.
+        self._environ = environ.copy()
         self._peer = (environ.get("REMOTE_ADDR"),)
         self._read_headers: RawHeaders | None = None
 
@@ -68,85 +72,68 @@ class Handle(BaseHandle):
         return self._read_headers
 
     def client_key(self) -> int:
-        """See :meth:`BaseHandle.client_key`; in the raw, as far as a client shows."""
-        return hash(tuple(map(self._environ.get, _OF_THE_CLIENT)))
+        """See :meth:`BaseHandle.client_key`."""
+        return hash(tuple(map(self._environ.get, _CLIENT_KEYS)))
+
+    def report(self, event: Event) -> None:
+        """See :meth:`BaseHandle.report`."""
+        call_soon(self._options.sessions.publish, event)
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
     ) -> Callable[[bytes], object]:
-        """The application's ``start_response``: edits the headers, nothing else."""
-        edited = self._edited(headers)
+        """The ``start_response`` for the application: edits the headers, nothing else."""
+        headers = self._edited(headers)
         if exc_info is None:
-            return self._starter(status, edited)
+            return self._starter(status, headers)
         try:
-            return self._starter(status, edited, exc_info)
+            return self._starter(status, headers, exc_info)
         finally:
             del exc_info  # a traceback refers to this frame: PEP 3333
 
     def _edited(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """See :meth:`BaseHandle.response_headers`, which takes bytes. The headers are
+        converted only if there is one to edit."""
         if not self._set_cookies:
             for name, _ in headers:
-                if len(name) in _NOTABLE and name.lower() in ("vary", "set-cookie"):
+                if len(name) in _EDITED_LENGTHS and name.lower() in ("vary", "set-cookie"):
                     break
             else:
                 self._started = True
-                if self._sent or self._looked:
+                if self._has_credentials or self._was_read:
                     return [*headers, _VARY_BEARER if self._bearer else _VARY]
                 return headers
         raw = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers]
         edited = self.response_headers(raw)
         return [(k.decode("latin-1"), v.decode("latin-1")) for k, v in edited]
 
-    def _publish(self, event: Event) -> None:
-        soon(self._options.sessions.publish, event)
-
-    def _authenticate(self, method: str | None, passive: Callable[[], bool]) -> None:
-        # Whoever speaks WebSocket under WSGI answers the handshake past start_response.
-        takes_cookies = "HTTP_UPGRADE" not in self._environ or not is_handshake(
-            self._headers
-        )
-        question = self._question(method, takes_cookies=takes_cookies)
-        if not question.credentials:
-            return
-        sessions = self._options.sessions
-        credentials, idle = question.credentials, question.passive or passive()
-        if len(credentials.session) == 1:  # rule 1: also for a POST, or a bearer token
-            entry = sessions.hit(credentials.session[0], idle, self)
-            if entry is not None and credentials.agrees(entry.session.id):
-                self._session = entry.session
-                return
-        if sessions.is_forged(credentials):  # a flood of these must not reach the loop
-            return
-        limit = sessions.policy.time_budget.total_seconds() + PATIENCE
-        ask = sessions.authenticate
-        try:
-            answer = within(limit, ask, credentials, self.client, passive=idle)
-        except SessionsUnavailable as exc:
-            answer = Unknown(exc.cause)
-        self._resolve(answer)
-
     def login(
         self, user_id: str, *, remember: bool = False, claim: str | None = None
     ) -> Session:
         """See :meth:`handstamp.asgi.Handle.login`."""
         self._check_login()
-        return self._logged_in(within(LONGEST, self._replace, user_id, remember, claim))
+        return self._logged_in(
+            call_within(WRITE_TIMEOUT, self._replace, user_id, remember, claim)
+        )
 
     def logout(self) -> None:
         """See :meth:`handstamp.asgi.Handle.logout`."""
         self._log_out()
 
     def _log_out(self) -> Sequence[Session]:
-        held = within(LONGEST, self._end) if self._check_logout() else ()
+        """Log out, and return the sessions that ended."""
+        ended = call_within(WRITE_TIMEOUT, self._end) if self._check_logout() else ()
         self._logged_out()
-        return held
+        return ended
 
     def step_up(self, level: int) -> Session:
         """See :meth:`handstamp.asgi.Handle.step_up`."""
         session, refresh = self._check_step_up()
         step_up, claim = self.sessions.step_up, session.claim
         return self._stepped_up(
-            within(LONGEST, step_up, session.id, level, refresh=refresh, claim=claim)
+            call_within(
+                WRITE_TIMEOUT, step_up, session.id, level, refresh=refresh, claim=claim
+            )
         )
 
     def renew(self, *, claim: str | None) -> Session:
@@ -154,86 +141,60 @@ class Handle(BaseHandle):
         session, refresh = self._check_step_up()
         renew = self.sessions.renew
         return self._stepped_up(
-            within(LONGEST, renew, session.id, claim=claim, refresh=refresh)
+            call_within(WRITE_TIMEOUT, renew, session.id, claim=claim, refresh=refresh)
         )
 
     def list_sessions(self) -> list[Session]:
         """See :meth:`handstamp.asgi.Handle.list_sessions`."""
         session = self.require()
         find, user_id = self.sessions.list_for_user, session.user_id
-        return within(LONGEST, find, user_id, current=session.id)
+        return call_within(WRITE_TIMEOUT, find, user_id, current=session.id)
 
     def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:
         """See :meth:`handstamp.asgi.Handle.revoke`."""
         self._check_write()
         user_id = self.require().user_id
         revoke = self.sessions.revoke
-        return within(LONGEST, revoke, session_id, reason=reason, user_id=user_id)
+        return call_within(
+            WRITE_TIMEOUT, revoke, session_id, reason=reason, user_id=user_id
+        )
 
     def revoke_others(self) -> int:
         """See :meth:`handstamp.asgi.Handle.revoke_others`."""
         self._check_write()
         session = self.require()
-        return within(
-            LONGEST,
-            self.sessions.revoke_user,
-            session.user_id,
-            keep=session.id,
-            reason="signed out from another session",
+        revoke, user_id = self.sessions.revoke_user, session.user_id
+        return call_within(
+            WRITE_TIMEOUT, revoke, user_id, keep=session.id, reason=OTHERS_REVOKED
         )
 
 
-class SessionAuthMiddleware:
-    """Authenticates every request of ``app`` by ``sessions``.
+class SessionAuthMiddleware(BaseMiddleware[WSGIApplication, WSGIEnvironment]):
+    """Finds the session of every request of ``app``.
 
-    The options are those of :class:`handstamp.asgi.SessionAuthMiddleware`, with
-    ``PATH_INFO`` for paths, and the ``environ`` for a function that tells ``passive``
-    requests. Nothing is started before the first request that needs the database, so a
-    server may fork after import. Raises :class:`ConfigError`.
+    The options are those of :class:`handstamp._request.BaseMiddleware`; a path is the value
+    of ``PATH_INFO``, and a function for ``passive`` receives the ``environ``. Nothing is
+    started before the first request that needs the database, so a server may fork after it
+    has imported the application. Raises :class:`ConfigError`.
     """
 
     handle_class: ClassVar[type[Handle]] = Handle
+    _path_key = "PATH_INFO"
 
-    def __init__(
-        self,
-        app: WSGIApplication,
-        sessions: Sessions,
-        *,
-        cookies: Cookies | None = None,
-        trusted_proxies: TrustedProxies | None = None,
-        exclude: Collection[str] = (),
-        passive: Collection[str] | Callable[[WSGIEnvironment], bool] = (),
-        cross_site: str = "refuse",
-        trusted_origins: Iterable[str] = (),
-        outage: str = "ask",
-        bearer: bool = False,
-    ) -> None:
+    def _check_server(self) -> None:
         check_threads()
-        self.app = app
-        self._options = MiddlewareOptions.of(
-            sessions,
-            cookies=cookies,
-            trusted_proxies=trusted_proxies,
-            cross_site=cross_site,
-            trusted_origins=trusted_origins,
-            outage=outage,
-            bearer=bearer,
-        )
-        self._exclude = frozenset(map(_path_info, exclude))
-        self._passive = passive if callable(passive) else _among(passive)
-        self._choosy = bool(self._exclude) or self._passive is not None
-        self._sole, self._agrees = self._options.reader.sole, self._options.reader.agrees
-        self._hit = sessions.hit
-        self._forks_untold = "uwsgi" in sys.modules
+        self._must_detect_forks = "uwsgi" in sys.modules
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._options.sessions!r})"
+    @staticmethod
+    def _path_of_transport(path: str) -> str:
+        """Each byte of the path is one character (PEP 3333)."""
+        return path.encode().decode("latin-1")
 
     def __call__(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request."""
-        if self._forks_untold:
+        if self._must_detect_forks:
             detect_fork()
         outer = environ.get(ENVIRON_KEY)
         if outer is not None and not getattr(outer, "_started", False):  # rule 4
@@ -246,15 +207,15 @@ class SessionAuthMiddleware:
             try:
                 self._slow_path(handle, environ)
             except (CrossSiteRequest, SessionsUnavailable) as exc:
-                return reply(exc, environ, handle.start_response)
+                return _answer(exc, handle)
         handle._starter = start_response
-        self.admit(environ, handle)
+        self.attach(environ, handle)
         try:
             return self.app(environ, handle.start_response)
         except HandstampError as exc:
             if handle._started or exc.status == 500:
-                raise  # a 500 is the operator's fault, and the server logs it
-            return reply(exc, environ, handle.start_response)
+                raise
+            return _answer(exc, handle)
 
     def _fast_path(self, environ: WSGIEnvironment) -> Handle | None:
         """The handle of a plain request with a cached session, else None."""
@@ -269,7 +230,7 @@ class SessionAuthMiddleware:
             or "HTTP_X_PASSIVE_REQUEST" in environ
         ):
             return None
-        if self._choosy and self._is_special(environ):
+        if self._has_rules and self._is_special(environ):
             return None
         token = self._sole(_as_bytes(cookie))
         if token is None:
@@ -283,60 +244,57 @@ class SessionAuthMiddleware:
         ):
             return None
         handle._session = entry.session
-        handle._sent = True
+        handle._has_credentials = True
         return handle
 
-    def _is_special(self, environ: WSGIEnvironment) -> bool:
-        return environ.get("PATH_INFO", "") in self._exclude or self._is_passive(environ)
-
-    def _is_passive(self, environ: WSGIEnvironment) -> bool:
-        return self._passive is not None and self._passive(environ)
-
     def _slow_path(self, handle: Handle, environ: WSGIEnvironment) -> None:
+        """Find the session of any request. Raises :class:`CrossSiteRequest` or
+        :class:`SessionsUnavailable` if the request is refused."""
         method = environ.get("REQUEST_METHOD")
         if method == "OPTIONS" or environ.get("PATH_INFO", "") in self._exclude:
             return
-        handle._authenticate(method, lambda: self._is_passive(environ))
+        # A library that speaks WebSocket under WSGI does not call start_response.
+        takes_cookies = "HTTP_UPGRADE" not in environ or not is_handshake(handle._headers)
+        request = handle._classify(method, takes_cookies=takes_cookies)
+        credentials = request.credentials
+        if not credentials:
+            return
+        passive = request.passive or self._is_passive(environ)
+        if len(credentials.session) == 1:  # rule 1: also for a POST, or a bearer token
+            entry = self._hit(credentials.session[0], passive, handle)
+            if entry is not None and credentials.agrees(entry.session.id):
+                handle._session = entry.session
+                return
+        sessions = self._options.sessions
+        if sessions.is_forged(credentials):  # a flood of these must not reach the loop
+            return
+        timeout = sessions.policy.time_budget.total_seconds() + LOOP_MARGIN
+        find = sessions.authenticate
+        try:
+            found = call_within(timeout, find, credentials, handle.client, passive=passive)
+        except SessionsUnavailable as exc:
+            found = Unknown(exc.cause)
+        handle._resolve(found)
 
-    def admit(self, environ: WSGIEnvironment, handle: Handle) -> None:
-        """Put the handle where the application looks for it; frameworks add to this."""
+    def attach(self, environ: WSGIEnvironment, handle: Handle) -> None:
+        """Put the handle into the ``environ``. Framework modules extend this."""
         environ[ENVIRON_KEY] = handle
 
 
-def plain_response(exc: HandstampError) -> tuple[str, list[tuple[str, str]], bytes]:
-    """An error of ours as a status line, headers and a body: its text where that is the
-    client's business."""
+def _answer(exc: HandstampError, handle: Handle) -> Iterable[bytes]:
+    """Answer an exception before the response has started: its status, its headers and the
+    text that a client may read.
+
+    ``exc_info`` is not passed to ``start_response``: test clients would raise it.
+    """
     body = exc.public_message.encode() + b"\n"
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),
         *exc.headers.items(),
     ]
-    return f"{exc.status} {HTTPStatus(exc.status).phrase}", headers, body
-
-
-def reply(
-    exc: HandstampError, environ: WSGIEnvironment, start_response: StartResponse
-) -> Iterable[bytes]:
-    """Answer an error of ours, where no response has begun.
-
-    So without ``exc_info``, which has test clients raise what they are to be answered.
-    """
-    status, headers, body = plain_response(exc)
-    start_response(status, headers)
-    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
-
-
-def _among(paths: Collection[str]) -> Callable[[WSGIEnvironment], bool] | None:
-    if not paths:
-        return None
-    exact = frozenset(map(_path_info, paths))
-    return lambda environ: environ.get("PATH_INFO", "") in exact
-
-
-def _path_info(path: str) -> str:
-    """A path as WSGI spells it: its bytes, each as a character (PEP 3333)."""
-    return path.encode().decode("latin-1")
+    handle.start_response(f"{exc.status} {HTTPStatus(exc.status).phrase}", headers)
+    return [] if handle._environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
 
 def _as_bytes(value: Any) -> bytes:

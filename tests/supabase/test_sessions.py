@@ -457,7 +457,7 @@ async def test_no_token_is_in_a_log_a_repr_or_an_exception(
     held = Held(issued.session.id, user, issued.refresh_token)
     secrets = [issued.session_token, held.refresh_token, JWT_SECRET]
     middleware = AsgiMiddleware(asgi.responding(), sessions)
-    question = middleware._options.question(
+    question = middleware._options.classify(
         "GET", [(b"cookie", held.cookie()["cookie"].encode())]
     )
     texts = [repr(issued), repr(sessions), repr(question), repr(sessions._issuer)]
@@ -693,7 +693,7 @@ def test_under_wsgi_a_forged_cookie_stays_in_its_own_thread(
         start_response("200 OK", [("content-type", "text/plain")])
         return [repr(environ[ENVIRON_KEY].user_id).encode()]
 
-    monkeypatch.setattr("handstamp.blocking._begin", crossing)
+    monkeypatch.setattr("handstamp.blocking._submit", crossing)
     middleware = WsgiMiddleware(app, sessions)
     for cookie in (forged, f"{forged}; {other}", f"{NAME}=base64-x"):
         environ = wsgi.environ("/", HTTP_COOKIE=cookie)

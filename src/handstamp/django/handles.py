@@ -173,14 +173,14 @@ class Transports:
         if isinstance(handle, wsgi.Handle):
             self._wsgi._slow_path(handle, request.META)
         elif not self._is_left_alone(request.scope):
-            wait(handle.sessions, self._asgi._ask, handle, request.method, request.scope)
+            ask = self._asgi._authenticate
+            wait(handle.sessions, ask, handle, request.method, request.scope)
 
     async def aask(self, request: Any, handle: AnyHandle) -> None:
         """The same, awaited."""
         if isinstance(handle, asgi.Handle) and not self._is_left_alone(request.scope):
-            await across(
-                handle.sessions, self._asgi._ask, handle, request.method, request.scope
-            )
+            ask = self._asgi._authenticate
+            await across(handle.sessions, ask, handle, request.method, request.scope)
 
     def _is_left_alone(self, scope: Any) -> bool:
         return scope["method"] == "OPTIONS" or scope["path"] in self._asgi._exclude
@@ -244,7 +244,7 @@ class SessionAuth:
     def require(
         self, *, level: int | None = None, fresh_within: timedelta | None = None
     ) -> Session:
-        """See :meth:`handstamp._request.BaseHandle.require`: 401, 403 or 503 by itself."""
+        """See :meth:`handstamp._handle.BaseHandle.require`: 401, 403 or 503 by itself."""
         return self._handle.require(level=level, fresh_within=fresh_within)
 
     def step_up(self, level: int) -> Session:

@@ -28,7 +28,7 @@ from django.utils.cache import patch_vary_headers
 from django.utils.functional import SimpleLazyObject
 
 from handstamp._connections import ASGIApp
-from handstamp._request import BaseHandle
+from handstamp._handle import BaseHandle
 from handstamp.asgi import SessionAuthMiddleware as ASGIMiddleware
 from handstamp.django.handles import AnyHandle, SessionAuth, Transports
 from handstamp.django.passwords import asettle, connect, serving, settle
@@ -116,7 +116,7 @@ def _add(cookies: Any, morsel: CookieLine) -> None:
 def vary(handle: BaseHandle, response: Any) -> Any:
     """The response with its Vary, where a middleware around us adds the rest: Django's
     cache must know before it."""
-    if handle._sent or handle._looked:
+    if handle._has_credentials or handle._was_read:
         bearer = ["Authorization"] if handle._bearer else []
         patch_vary_headers(response, [*bearer, "Cookie"])
     return response
