@@ -579,7 +579,7 @@ def test_without_sessions_no_application_is_made() -> None:
     """Included and forgotten is an error of its own."""
     config = Configurator()
     config.include("handstamp.pyramid")
-    with pytest.raises(ConfigError, match=r"handstamp\.database .*set_session_auth"):
+    with pytest.raises(ConfigError, match=r"handstamp\.database_url .*set_session_auth"):
         config.make_wsgi_app()
 
 

@@ -1,5 +1,5 @@
 """What Flask and Quart have in common: settings, signals, errors as HTTP exceptions, and
-nobody.
+the object that stands for a missing session.
 """
 
 from __future__ import annotations
@@ -24,41 +24,42 @@ from handstamp.options import PREFIX, Settings, read_options
 EXTENSION = "handstamp"
 """The key in ``app.extensions``."""
 NOT_WRAPPED = (
-    "no session was looked for: wrap the application with SessionAuth(app), and make "
-    "requests with app.test_client() in tests"
+    "this request did not pass the middleware: wrap the application with SessionAuth(app), "
+    "and make requests with app.test_client() in tests"
 )
 
 _signals = Namespace()
 user_logged_in = _signals.signal("user-logged-in")
-"""Sent by the application after a sign-in, with ``session``."""
+"""Sent by the application after a login, with ``session``."""
 user_logged_out = _signals.signal("user-logged-out")
-"""Sent by the application after a sign-out, with the ``session`` that it ended."""
+"""Sent by the application after a logout, with the ``session`` that it ended."""
 session_revoked = _signals.signal("session-revoked")
-"""Sent by the application after a user ended sessions of theirs, with ``user_id``,
-``session_id`` (None for all but the one they use) and ``count``."""
+"""Sent by the application after a user revoked their own sessions, with ``user_id``,
+``session_id`` (None for all but the current one) and ``count``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """``app.extensions["handstamp"]``: what one application was given."""
+    """``app.extensions["handstamp"]``."""
 
     sessions: Sessions
     load_user: Callable[[str], Any] | None = None
 
 
 class NotSignedIn(AuthenticationRequired, AttributeError):
-    """An attribute of a session or a user was read where there is none.
+    """An attribute was read of a session or a user that does not exist.
 
-    A 401 in a view, as for ``login_required``; nothing at all in a Jinja template, and
-    ``hasattr`` is false.
+    In a view this is a 401, as for ``login_required``. In a Jinja template the attribute is
+    undefined, and ``hasattr`` is false, because it is an AttributeError as well.
     """
 
 
-class Nobody:
-    """What stands where no session or no user is: false, and without attributes."""
+class Anonymous:
+    """What ``current_session`` and ``current_user`` are without a session: false, and
+    without attributes."""
 
     def __repr__(self) -> str:
-        return "nobody"
+        return "anonymous"
 
     def __bool__(self) -> Literal[False]:
         return False
@@ -67,7 +68,7 @@ class Nobody:
         raise NotSignedIn
 
 
-NOBODY = Nobody()
+ANONYMOUS = Anonymous()
 
 
 def prepare(
@@ -95,8 +96,8 @@ def prepare(
 
 
 def check_names(config: Mapping[str, Any], secret_key: object, cookies: Cookies) -> None:
-    """Raise :class:`ConfigError` where the framework's own session, which is on when the
-    application has a ``secret_key``, would take one of our cookies for its own."""
+    """Raise :class:`ConfigError` if the framework's own session uses a cookie of the same
+    name. It uses one as soon as the application has a ``secret_key``."""
     name = config["SESSION_COOKIE_NAME"]
     if secret_key and name in (cookies.session_name, cookies.refresh_name):
         raise ConfigError(
@@ -106,9 +107,9 @@ def check_names(config: Mapping[str, Any], secret_key: object, cookies: Cookies)
 
 
 def as_http_exception(error: HandstampError) -> HTTPException:
-    """An error of ours as the framework's own, for its handlers of statuses to answer.
+    """The framework's exception with the same status, for the handlers of that status.
 
-    Raises what is no client's fault, such as :class:`ConfigError`, for the log.
+    Raises ``error`` itself if it is a fault of the server, such as :class:`ConfigError`.
     """
     if error.status == 500:
         raise error

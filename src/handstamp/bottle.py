@@ -7,9 +7,10 @@
     def mail(session):                     # injected, as ``auth`` is: the handle
         return f"hello {session.user_id}"
 
-Installing replaces ``app.wsgi``, which is what a call of the application leads to, so that
-``app.run()``, a server and a test client all pass the middleware, outside of Bottle's own
-error pages. Bottle's signed cookies stay as they are.
+Rule 1. Installing the plugin replaces ``app.wsgi``, which every call of the application
+calls. So requests of ``app.run()``, a server and a test client all pass the middleware, and
+the cookies are also on Bottle's own error pages.
+Rule 2. Cookies of the application, signed or not, are not changed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from bottle import Bottle, HTTPError, request
@@ -33,10 +34,10 @@ View = Callable[..., Any]
 
 
 def session_auth() -> Handle:
-    """The handle of the request that this thread serves: ``login``, ``logout`` …
+    """The handle of the request in this thread, with ``login``, ``logout`` and so on.
 
-    ``bottle.request`` belongs to the thread of its request: give another thread the
-    handle itself. Raises :class:`ConfigError` if no middleware wraps the application.
+    ``bottle.request`` exists only in the thread of its request: pass the handle to another
+    thread. Raises :class:`ConfigError` if no middleware wraps the application.
     """
     handle = request.environ.get(ENVIRON_KEY)
     if not isinstance(handle, Handle):
@@ -48,31 +49,31 @@ def session_auth() -> Handle:
 
 
 def current_session() -> Session | None:
-    """The session of the request that this thread serves, or None.
+    """The session of the request in this thread, or None.
 
     Raises :class:`SessionsUnavailable` when the database gave no answer.
     """
     return session_auth().session
 
 
-class _Around(SessionAuthMiddleware):
-    """The middleware of a plugin, and what the plugin was made with."""
+class _PluginMiddleware(SessionAuthMiddleware):
+    """The middleware of a plugin, with the arguments of the plugin."""
 
     settings: Mapping[str, Any]
 
 
 class SessionAuthPlugin:
-    """Sessions for an application, and Bottle's own answers for what they raise.
+    """Sessions for an application. Errors of handstamp become Bottle's own.
 
     ``options`` go to :class:`handstamp.wsgi.SessionAuthMiddleware`. A callback with a
-    parameter named ``auth`` gets the handle, and one named ``session`` the session or
-    None; choose other names by ``auth_keyword`` and ``session_keyword``. A route may say
-    ``login=True`` or ``fresh_within=timedelta(…)``. ``skip=["handstamp"]`` leaves a route
-    alone, but for the middleware. Raises :class:`ConfigError`.
+    parameter ``auth`` gets the handle, one with a parameter ``session`` the session or
+    None; ``auth_keyword`` and ``session_keyword`` change these names. A route may have
+    ``login=True`` or ``fresh_within=timedelta(…)``. With ``skip=["handstamp"]`` a route has
+    the middleware only. Raises :class:`ConfigError`.
     """
 
     name = "handstamp"
-    """Bottle applies one plugin of a name to a route, however often it is installed."""
+    """Bottle applies only one plugin of this name to a route."""
     api = 2
 
     def __init__(
@@ -92,15 +93,15 @@ class SessionAuthPlugin:
         }
 
     def setup(self, app: Bottle) -> None:
-        """Put the middleware around ``app``; nothing if it is there already.
+        """Put the middleware around ``app``, unless it is there already.
 
-        Raises :class:`ConfigError` if that one was made with other settings.
+        Raises :class:`ConfigError` if the one that is there has other settings.
         """
         present = vars(app).get("wsgi")
-        if not isinstance(present, _Around):
-            app.wsgi = _Around(app.wsgi, **self._settings)
+        if not isinstance(present, _PluginMiddleware):
+            app.wsgi = _PluginMiddleware(app.wsgi, **self._settings)
             app.wsgi.settings = self._settings
-            app.trigger_hook = answering(app.trigger_hook)
+            app.trigger_hook = convert_errors(app.trigger_hook)
         elif present.settings != self._settings:
             raise ConfigError(
                 "this application has a SessionAuthPlugin with other settings: "
@@ -108,26 +109,33 @@ class SessionAuthPlugin:
             )
 
     def apply(self, callback: View, route: Any) -> View:
-        """``callback`` with what it wants injected, behind what its route requires."""
-        wanted = self._wanted(route.callback)
-        check = _requirement(route.config)
+        """``callback`` with its injected arguments, behind the check of its route.
 
-        @answering
+        Raises :class:`ConfigError` for a bad ``login`` or ``fresh_within`` of the route.
+        """
+        login = route.config.get("login", False)
+        within = route.config.get("fresh_within")
+        if not isinstance(login, bool):
+            raise ConfigError(f"login must be True or False, not {login!r}")
+        if within is not None and not isinstance(within, timedelta):
+            raise ConfigError(f"fresh_within must be a timedelta, not {within!r}")
+        required = login or within is not None
+        try:
+            names = set(inspect.signature(route.callback).parameters)
+        except (TypeError, ValueError):  # a builtin function has no signature
+            names = set()
+        injected = names & self._injected.keys()
+
+        @convert_errors
         @wraps(callback)
         def view(*args: Any, **kwargs: Any) -> Any:
-            check()
-            for name in wanted - kwargs.keys():
+            if required:
+                session_auth().require(fresh_within=within)
+            for name in injected - kwargs.keys():
                 kwargs[name] = self._injected[name]()
             return callback(*args, **kwargs)
 
         return view
-
-    def _wanted(self, callback: View) -> set[str]:
-        try:
-            parameters = inspect.signature(callback).parameters
-        except (TypeError, ValueError):  # of something built in
-            return set()
-        return self._injected.keys() & parameters.keys()
 
 
 def wrap(app: Bottle, sessions: Sessions, **options: Any) -> Bottle:
@@ -137,37 +145,46 @@ def wrap(app: Bottle, sessions: Sessions, **options: Any) -> Bottle:
 
 
 def login_required(view: Callable[P, T]) -> Callable[P, T]:
-    """For a callback, what ``login=True`` is for a route."""
-    return _behind(partial(_require, None), view)
+    """The decorator for a callback that does what ``login=True`` does for a route."""
+    return _guarded(view, None)
 
 
 def fresh_login_required(
     *, within: timedelta
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """For a callback, what ``fresh_within=within`` is for a route."""
-    return partial(_behind, partial(_require, within))
+    """The decorator that does what ``fresh_within=within`` does for a route."""
+    return lambda view: _guarded(view, within)
 
 
-def answering(function: Callable[P, T]) -> Callable[P, T]:
-    """``function``, with an :class:`HTTPError` in place of what handstamp raises.
+def _guarded(view: Callable[P, T], within: timedelta | None) -> Callable[P, T]:
+    @wraps(view)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        convert_errors(session_auth().require)(fresh_within=within)
+        return view(*args, **kwargs)
 
-    The error has the status, the text, and the original as its ``exception``, so
-    ``@app.error(401)`` may say something else. A generator is covered to its end. What is
-    no client's fault, such as :class:`ConfigError`, is raised as it is.
+    return guarded
+
+
+def convert_errors(function: Callable[P, T]) -> Callable[P, T]:
+    """``function``, which raises an :class:`HTTPError` for an error of handstamp.
+
+    It has the status, the public text, and the error as its ``exception``, so that
+    ``@app.error(401)`` can answer it. Errors of a generator are converted too. A fault of
+    the server, such as :class:`ConfigError`, is raised as it is.
     """
 
     @wraps(function)
-    def answered(*args: P.args, **kwargs: P.kwargs) -> Any:
+    def converted(*args: P.args, **kwargs: P.kwargs) -> Any:
         try:
             result = function(*args, **kwargs)
         except HandstampError as exc:
             raise _http_error(exc) from exc
-        return _answering_each(result) if inspect.isgenerator(result) else result
+        return _convert_in_chunks(result) if inspect.isgenerator(result) else result
 
-    return answered
+    return converted
 
 
-def _answering_each(chunks: Iterator[Any]) -> Iterator[Any]:
+def _convert_in_chunks(chunks: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from chunks
     except HandstampError as exc:
@@ -176,38 +193,13 @@ def _answering_each(chunks: Iterator[Any]) -> Iterator[Any]:
 
 def _http_error(exc: HandstampError) -> HTTPError:
     if exc.status == 500:
-        raise exc  # the operator's fault, and the operator reads the log
+        raise exc  # for the operator, in the log
     return HTTPError(exc.status, exc.public_message, exc, **exc.headers)
-
-
-def _requirement(config: Any) -> Callable[[], object]:
-    """What a route's configuration asks for. Raises :class:`ConfigError`."""
-    login, within = config.get("login", False), config.get("fresh_within")
-    if not isinstance(login, bool):
-        raise ConfigError(f"login must be True or False, not {login!r}")
-    if within is not None and not isinstance(within, timedelta):
-        raise ConfigError(f"fresh_within must be a timedelta, not {within!r}")
-    if login or within is not None:
-        return partial(_require, within)
-    return lambda: None
-
-
-def _require(within: timedelta | None) -> Session:
-    return session_auth().require(fresh_within=within)
-
-
-def _behind(check: Callable[[], object], view: Callable[P, T]) -> Callable[P, T]:
-    @wraps(view)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        answering(check)()
-        return view(*args, **kwargs)
-
-    return checked
 
 
 __all__ = (
     "SessionAuthPlugin",
-    "answering",
+    "convert_errors",
     "current_session",
     "fresh_login_required",
     "login_required",

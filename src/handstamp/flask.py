@@ -1,4 +1,4 @@
-"""Flask: an extension with ``current_session``, ``@login_required`` and signals.
+"""Flask: an extension with ``current_session``, ``@login_required``, signals and commands.
 
     app = Flask(__name__)
     SessionAuth(app)                # or: auth = SessionAuth(); auth.init_app(app)
@@ -8,11 +8,9 @@
     def me():
         return {"user_id": current_session.user_id}
 
-Rule 1. ``app.wsgi_app`` is wrapped, so cookies leave with Flask's own error pages too.
-Rule 2. The session is asked only where a view, a template or a decorator asks for it.
-Rule 3. Flask's own ``session`` is another thing and stays untouched.
-
-``flask handstamp``: what an operator does with the sessions of an application.
+Rule 1. ``app.wsgi_app`` is wrapped, so the cookies are also on Flask's own error pages.
+Rule 2. The session is read only where a view, a template or a decorator reads it.
+Rule 3. Flask's own ``session`` is separate and is not changed.
 """
 
 from __future__ import annotations
@@ -29,11 +27,11 @@ from werkzeug.local import LocalProxy
 
 from handstamp import wsgi
 from handstamp._pallets import (
+    ANONYMOUS,
     EXTENSION,
-    NOBODY,
     NOT_WRAPPED,
+    Anonymous,
     Extension,
-    Nobody,
     as_http_exception,
     check_names,
     prepare,
@@ -52,14 +50,16 @@ if TYPE_CHECKING:
     from flask.typing import ResponseReturnValue
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Handle(wsgi.Handle):
-    """:class:`handstamp.wsgi.Handle` that also sends the signals."""
+    """:class:`handstamp.wsgi.Handle`, which also sends the signals."""
 
     app: Flask
     loaded: tuple[str | None, Any] = (None, None)
-    """Whose user was loaded, and the user."""
+    """The id of the user that was loaded, and the user."""
 
     def login(
         self, user_id: str, *, remember: bool = False, claim: str | None = None
@@ -80,7 +80,7 @@ class Handle(wsgi.Handle):
         user_id = self.require().user_id
         ended = super().revoke(session_id, reason=reason)
         if ended:
-            self._tell_revoked(user_id, session_id, 1)
+            self._send_revoked(user_id, session_id, 1)
         return ended
 
     def revoke_others(self) -> int:
@@ -88,22 +88,22 @@ class Handle(wsgi.Handle):
         user_id = self.require().user_id
         count = super().revoke_others()
         if count:
-            self._tell_revoked(user_id, None, count)
+            self._send_revoked(user_id, None, count)
         return count
 
-    def _tell_revoked(self, user_id: str, session_id: str | None, count: int) -> None:
-        facts: dict[str, Any] = {"user_id": user_id, "session_id": session_id}
-        session_revoked.send(self.app, count=count, **facts)
+    def _send_revoked(self, user_id: str, session_id: str | None, count: int) -> None:
+        values: dict[str, Any] = {"user_id": user_id, "session_id": session_id}
+        session_revoked.send(self.app, count=count, **values)
 
 
 class SessionAuthMiddleware(wsgi.SessionAuthMiddleware):
-    """The middleware around ``app.wsgi_app``; :class:`SessionAuth` puts it there."""
+    """The middleware that :class:`SessionAuth` puts around ``app.wsgi_app``."""
 
     handle_class = Handle
     flask: Flask
 
     def attach(self, environ: WSGIEnvironment, handle: wsgi.Handle) -> None:
-        """Put the handle where :data:`session_auth` looks for it."""
+        """Store the handle where :data:`session_auth` finds it."""
         cast(Handle, handle).app = self.flask
         environ[wsgi.ENVIRON_KEY] = handle
 
@@ -129,7 +129,7 @@ class SessionAuth:
     def init_app(
         self, app: Flask, sessions: Sessions | None = None, **options: Any
     ) -> None:
-        """Wrap ``app``, and teach it to answer what handstamp raises. Raises
+        """Wrap ``app`` and register a handler for the errors of handstamp. Raises
         :class:`ConfigError`."""
         in_code = {**self._options, **options}
         settings = prepare(app, sessions or self._sessions, in_code)
@@ -138,14 +138,14 @@ class SessionAuth:
         middleware.flask = app
         app.wsgi_app = middleware  # type: ignore[method-assign]
         app.extensions[EXTENSION] = Extension(sessions, self.load_user)
-        app.error_handler_spec[None][None].setdefault(HandstampError, answer)
-        app.context_processor(self._for_templates)
+        app.error_handler_spec[None][None].setdefault(HandstampError, handle_error)
+        app.context_processor(self._template_context)
         app.cli.add_command(commands)
 
     def user_loader(self, load: F) -> F:
-        """Decorate the function that finds a user by id, or None; sync or async.
+        """Decorate the function that returns the user of an id, or None; sync or async.
 
-        It is called at most once for a request, when ``current_user`` is first asked.
+        It is called at most once in a request, when ``current_user`` is first used.
         """
         self._loader = load
         return load
@@ -153,19 +153,22 @@ class SessionAuth:
     def load_user(self, user_id: str) -> Any:
         """The application's own user. Raises :class:`ConfigError` without a loader."""
         if self._loader is None:
-            raise ConfigError("say how to find a user: decorate it with @auth.user_loader")
+            raise ConfigError(
+                "current_user needs a function that loads it: decorate one with "
+                "@auth.user_loader"
+            )
         return current_app.ensure_sync(self._loader)(user_id)
 
-    def _for_templates(self) -> dict[str, Any]:
+    def _template_context(self) -> dict[str, Any]:
         user = {} if self._loader is None else {"current_user": current_user}
         return {"current_session": current_session, **user}
 
 
-def answer(error: HandstampError) -> ResponseReturnValue:
-    """An error of handstamp as Flask answers ``abort(401)``: your handlers of the status
-    are asked, and one that you register for the error itself replaces this."""
+def handle_error(error: HandstampError) -> ResponseReturnValue:
+    """Answer an error of handstamp as Flask answers ``abort(401)``: by the application's
+    handler of the status, if any. A handler of the error itself replaces this one."""
     http = as_http_exception(error)
-    # As handle_http_exception does, which takes other arguments from Flask 3.2 on.
+    # handle_http_exception does the same, but its arguments change in Flask 3.2.
     own = current_app._find_error_handler(http, request.blueprints)
     return http if own is None else current_app.ensure_sync(own)(http)
 
@@ -177,46 +180,45 @@ def _handle() -> Handle:
     return cast(Handle, handle)
 
 
-def _session() -> Session | Nobody:
-    bare = wsgi.ENVIRON_KEY not in request.environ and EXTENSION in current_app.extensions
-    if bare:  # a test_request_context: nobody made a request
-        return NOBODY
-    return _handle().session or NOBODY
+def _session() -> Session | Anonymous:
+    if wsgi.ENVIRON_KEY not in request.environ and EXTENSION in current_app.extensions:
+        return ANONYMOUS  # in app.test_request_context()
+    return _handle().session or ANONYMOUS
 
 
 def _user() -> Any:
     session = _session()
     if not session:
-        return NOBODY
-    # Not in flask.g, which several requests share inside of one app_context().
+        return ANONYMOUS
+    # Not in flask.g, which all requests inside one app_context() share.
     handle = _handle()
-    whose, user = getattr(handle, "loaded", (None, None))
-    if whose != session.user_id:
+    loaded_id, user = getattr(handle, "loaded", (None, None))
+    if loaded_id != session.user_id:
         user = current_app.extensions[EXTENSION].load_user(session.user_id)
         handle.loaded = (session.user_id, user)
-    return NOBODY if user is None else user
+    return ANONYMOUS if user is None else user
 
 
 session_auth: Handle = LocalProxy(_handle)  # type: ignore[assignment]
 """The handle of this request: ``login``, ``logout``, ``revoke``, ``require`` …"""
-current_session: Session | Nobody = LocalProxy(_session)  # type: ignore[assignment]
+current_session: Session | Anonymous = LocalProxy(_session)  # type: ignore[assignment]
 """The session of this request. Without one it is false, and reading an attribute of it
-raises :class:`AuthenticationRequired`; asking raises :class:`SessionsUnavailable` when
-nobody can say."""
+raises :class:`AuthenticationRequired`. While the database does not answer, any use of it
+raises :class:`SessionsUnavailable`."""
 current_user: Any = LocalProxy(_user)
-"""The application's own user, as ``user_loader`` found it; nobody behaves as above."""
+"""The application's own user, as ``user_loader`` returned it; without one as above."""
 
 
 def login_required(view: F) -> F:
     """Let only requests with a session reach ``view``, a sync or an async function.
 
-    Stands below ``@app.route``. Raises as :meth:`Handle.require` does, for any method.
+    Put it below ``@app.route``. Raises as :meth:`Handle.require` does, for any method.
     """
     return _guarded(view, None)
 
 
 def fresh_login_required(*, within: timedelta) -> Callable[[F], F]:
-    """Let only requests reach the view whose user signed in no longer ago than this.
+    """Let a request reach the view only if its user logged in within this time.
 
     Raises as :meth:`Handle.require` does.
     """
@@ -232,33 +234,14 @@ def _guarded(view: F, within: timedelta | None) -> F:
     return cast(F, guarded)
 
 
-__all__ = (
-    "Handle",
-    "SessionAuth",
-    "SessionAuthMiddleware",
-    "answer",
-    "current_session",
-    "current_user",
-    "fresh_login_required",
-    "login_required",
-    "session_auth",
-    "session_revoked",
-    "user_logged_in",
-    "user_logged_out",
-)
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-commands = AppGroup("handstamp", help="Look at the sessions of your users, and end them.")
+commands = AppGroup("handstamp", help="List and revoke the sessions of your users.")
 
 
 def _sessions() -> Sessions:
     return cast(Extension, current_app.extensions[EXTENSION]).sessions
 
 
-def _ask(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+def _run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return call(function, *args, **kwargs)
     except HandstampError as exc:
@@ -269,7 +252,7 @@ def _ask(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs)
 @click.argument("user_id")
 def list_sessions(user_id: str) -> None:
     """List the live sessions of a user: id, last activity, network."""
-    for session in _ask(_sessions().list_for_user, user_id):
+    for session in _run(_sessions().list_for_user, user_id):
         seen = session.last_activity_at or session.created_at
         network = masked(session.address)
         click.echo(f"{session.id}  {seen.isoformat(timespec='seconds')}  {network}")
@@ -280,7 +263,7 @@ def list_sessions(user_id: str) -> None:
 @click.option("--reason", default="revoked by an operator", show_default=True)
 def revoke(session_id: str, reason: str) -> None:
     """End one session."""
-    if not _ask(_sessions().revoke, session_id, reason=reason):
+    if not _run(_sessions().revoke, session_id, reason=reason):
         raise click.ClickException("there is no live session of this id")
     click.echo("ended")
 
@@ -290,10 +273,26 @@ def revoke(session_id: str, reason: str) -> None:
 @click.option("--reason", default="revoked by an operator", show_default=True)
 def revoke_user(user_id: str, reason: str) -> None:
     """End every session of a user."""
-    click.echo(f"ended {_ask(_sessions().revoke_user, user_id, reason=reason)}")
+    click.echo(f"ended {_run(_sessions().revoke_user, user_id, reason=reason)}")
 
 
 @commands.command("prune")
 def prune() -> None:
-    """Delete the rows of sessions that died longer ago than the policy keeps them."""
-    click.echo(f"deleted {_ask(_sessions().prune)}")
+    """Delete the rows of sessions that ended longer ago than the policy's retention."""
+    click.echo(f"deleted {_run(_sessions().prune)}")
+
+
+__all__ = (
+    "Handle",
+    "SessionAuth",
+    "SessionAuthMiddleware",
+    "current_session",
+    "current_user",
+    "fresh_login_required",
+    "handle_error",
+    "login_required",
+    "session_auth",
+    "session_revoked",
+    "user_logged_in",
+    "user_logged_out",
+)

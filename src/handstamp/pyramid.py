@@ -1,15 +1,15 @@
-"""Pyramid: ``config.include("handstamp.pyramid")`` and nothing else to wrap.
+"""Pyramid: ``config.include("handstamp.pyramid")``, and nothing to wrap.
 
-    config.include("handstamp.pyramid")
-    config.set_session_auth(sessions)          # or without it, and with settings
+    config.include("handstamp.pyramid")        # with settings, or:
+    config.set_session_auth(sessions)
 
-Settings are options of :mod:`handstamp.options` with ``handstamp.`` in front, such as
-``handstamp.database_url``, ``handstamp.secret``, ``handstamp.session_ttl = 900``.
-
-The application that ``config.make_wsgi_app()`` returns then authenticates each request
-before anything of Pyramid runs: the middleware sits around the execution policy, outside
-of all tweens, so its cookies leave with an error page too. ``request.session_auth`` is the
-handle, ``request.current_session`` the session; ``request.session`` stays Pyramid's own.
+Rule 1. The settings are the options of :mod:`handstamp.options` after ``handstamp.``, such
+as ``handstamp.database_url`` and ``handstamp.session_ttl = 900``.
+Rule 2. The application that ``config.make_wsgi_app()`` returns authenticates each request
+before any code of Pyramid runs. The middleware is around the execution policy, outside all
+tweens, so the cookies are also on an error page.
+Rule 3. ``request.session_auth`` is the handle and ``request.current_session`` the session.
+Pyramid's own ``request.session`` is separate and is not changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyramid.authorization import ACLHelper, Authenticated, Everyone
 from pyramid.config import PHASE2_CONFIG, Configurator
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PREFIX = "handstamp."
 KEY = "handstamp"
-"""Where the registry keeps what :func:`set_session_auth` was given."""
+"""Where the registry has the arguments of :func:`set_session_auth`."""
 
 View = Callable[[Any, Any], Any]
 GroupFinder = Callable[[str, Any], Iterable[str] | None]
@@ -55,35 +55,35 @@ def read_settings(settings: Mapping[str, Any]) -> Settings[Sessions]:
 
 
 def check_names(registry: Any, cookies: Cookies) -> None:
-    """Raise :class:`ConfigError` where Pyramid's own session has a cookie of our names,
-    as far as its factory shows."""
+    """Raise :class:`ConfigError` if Pyramid's own session uses a cookie of the same name,
+    as far as its factory tells."""
     name = getattr(registry.queryUtility(ISessionFactory), "_cookie_name", None)
     if name in (cookies.session_name, cookies.refresh_name):
         raise ConfigError(
-            f"the cookie {name!r} would be Pyramid's session and ours: give its session "
-            'factory another name, such as cookie_name="app_session"'
+            f"Pyramid's own session uses a cookie {name!r} too: give its session factory "
+            'another name, such as cookie_name="app_session"'
         )
 
 
 def includeme(config: Configurator) -> None:
-    """Everything of this module, for ``config.include``; the security policy only where
-    the application sets no other. Raises :class:`ConfigError`."""
+    """For ``config.include``. The security policy of this module is used only if the
+    application sets no other. Raises :class:`ConfigError`."""
     config.add_directive("set_session_auth", set_session_auth)
     config.add_request_method(session_auth, reify=True)
     config.add_request_method(current_session, property=True)
     config.add_view_deriver(require_session, under=INGRESS, over="secured_view")
-    config.add_exception_view(answer, context=HandstampError)
-    # Later than any other policy of this application, and earlier than its views.
-    config.action(None, partial(_by_default, config.registry), order=PHASE2_CONFIG + 1)
-    config.add_subscriber(_surround, ApplicationCreated)
+    config.add_exception_view(error_view, context=HandstampError)
+    # After every policy that the application sets, and before its views.
+    set_default = partial(_set_default_policy, config.registry)
+    config.action(None, set_default, order=PHASE2_CONFIG + 1)
+    config.add_subscriber(_wrap_router, ApplicationCreated)
     settings = config.get_settings()
     if any(key.startswith(PREFIX) for key in settings):
         found = read_settings(settings)
         config.set_session_auth(found.sessions, **found.middleware)
 
 
-def _by_default(registry: Any) -> None:
-    """Ours is the security policy where the application has set no other."""
+def _set_default_policy(registry: Any) -> None:
     if registry.queryUtility(ISecurityPolicy) is None:
         registry.registerUtility(SessionSecurityPolicy(), ISecurityPolicy)
 
@@ -91,8 +91,8 @@ def _by_default(registry: Any) -> None:
 def set_session_auth(config: Configurator, sessions: Sessions, **options: Any) -> None:
     """The directive ``config.set_session_auth(sessions, **options)``.
 
-    ``options`` go to :class:`handstamp.wsgi.SessionAuthMiddleware`. Wins over the
-    settings where both are given.
+    ``options`` go to :class:`handstamp.wsgi.SessionAuthMiddleware`. If there are settings
+    as well, this directive wins.
     """
     registry: Any = config.registry
     kept = config.introspectable(KEY, None, repr(sessions), "session auth")
@@ -101,9 +101,9 @@ def set_session_auth(config: Configurator, sessions: Sessions, **options: Any) -
 
 
 def session_auth(request: Request) -> Handle:
-    """``request.session_auth``: the handle, with ``login``, ``logout``, ``revoke`` …
+    """``request.session_auth``: the handle, with ``login``, ``logout`` and so on.
 
-    Raises :class:`ConfigError` for a request that did not come through the application.
+    Raises :class:`ConfigError` for a request that did not pass the middleware.
     """
     handle = request.environ.get(ENVIRON_KEY)
     if not isinstance(handle, Handle):
@@ -126,11 +126,12 @@ def current_session(request: Request) -> Session | None:
 
 @implementer(ISecurityPolicy)
 class SessionSecurityPolicy:
-    """Pyramid's security by our sessions, with access control lists.
+    """Pyramid's security policy over our sessions, with access control lists.
 
-    ``groupfinder(userid, request)`` gives more principals of a user, or None for a user
-    who is gone: then they have none at all. Without it a user has ``Authenticated`` and
-    their id. Subclass it for an ``identity`` of your own.
+    A user has the principals ``Authenticated`` and their id.
+    ``groupfinder(userid, request)`` returns further principals, or None if the user does
+    not exist any more: then the user has no principals. Subclass it for an ``identity`` of
+    your own.
     """
 
     def __init__(self, groupfinder: GroupFinder | None = None) -> None:
@@ -151,7 +152,7 @@ class SessionSecurityPolicy:
         return self._acl.permits(context, principals, permission)
 
     def principals(self, request: Request) -> Sequence[str]:
-        """What the user of a request is, beside ``Everyone``."""
+        """The principals of the user of a request, without ``Everyone``."""
         user_id = self.authenticated_userid(request)
         if user_id is None:
             return ()
@@ -161,30 +162,30 @@ class SessionSecurityPolicy:
     def remember(
         self, request: Request, userid: object, *, remember: bool = False
     ) -> list[tuple[str, str]]:
-        """Open a session for a user whose identity is proven.
+        """Log a user in whose identity is proven. Raises as ``login`` does.
 
-        The list is empty: the middleware puts the cookies on the response itself, so
-        each leaves once, whichever response that is. Raises what ``login`` raises.
+        Returns an empty list, because the middleware adds the cookies to the response,
+        whichever response that is.
         """
         session_auth(request).login(str(userid), remember=remember)
         return []
 
     def forget(self, request: Request) -> list[tuple[str, str]]:
-        """End the session of this request and clear its cookies; the list is empty."""
+        """Log out and clear the cookies. Returns an empty list, as :meth:`remember`."""
         session_auth(request).logout()
         return []
 
 
 class _Principals:
-    """Principals for a list's ``in``: nobody is asked who they are for ``Everyone``."""
+    """Principals that are read when they are needed: for ``Everyone`` no session is."""
 
-    def __init__(self, ask: Callable[[], Sequence[str]]) -> None:
-        self._ask = ask
+    def __init__(self, read: Callable[[], Sequence[str]]) -> None:
+        self._read = read
         self._found: Sequence[str] | None = None
 
     def _find(self) -> Sequence[str]:
         if self._found is None:
-            self._found = self._ask()
+            self._found = self._read()
         return self._found
 
     def __contains__(self, principal: object) -> bool:
@@ -200,8 +201,8 @@ class _Principals:
 def require_session(view: View, info: Any) -> View:
     """The view options ``require_session=True`` and ``fresh_within=timedelta(…)``.
 
-    Checked before the view's permission, so whoever is not signed in is told that. Raises
-    :class:`ConfigError` while the view is configured.
+    They are checked before the view's permission, so a request without a session gets 401
+    and not 403. Raises :class:`ConfigError` while the view is configured.
     """
     required = info.options.get("require_session", False)
     within = info.options.get("fresh_within")
@@ -222,11 +223,11 @@ def require_session(view: View, info: Any) -> View:
 require_session.options = ("require_session", "fresh_within")  # type: ignore[attr-defined]
 
 
-def answer(exc: HandstampError, request: Request) -> Response:
-    """The exception view for what handstamp raises: 401, 403 or 503.
+def error_view(exc: HandstampError, request: Request) -> Response:
+    """The exception view of errors of handstamp: 401, 403 or 503.
 
-    What is no client's fault, such as :class:`ConfigError`, is left to the application's
-    other exception views, or to the server's log.
+    A fault of the server, such as :class:`ConfigError`, is left to the application's other
+    exception views, or to the server's log.
     """
     if exc.status == 500:
         raise PredicateMismatch(type(exc).__name__)
@@ -236,12 +237,12 @@ def answer(exc: HandstampError, request: Request) -> Response:
     return response
 
 
-def _surround(event: ApplicationCreated) -> None:
-    """Put the middleware around the execution policy of a router that was just made."""
+def _wrap_router(event: ApplicationCreated) -> None:
+    """Put the middleware around the execution policy of a new router."""
     router, given = event.app, event.app.registry.get(KEY)
     if given is None:
         raise ConfigError(
-            "no sessions: set handstamp.database and handstamp.secret, or call "
+            "no sessions: set handstamp.database_url and handstamp.secret, or call "
             "config.set_session_auth(sessions)"
         )
     sessions, options = given
@@ -249,19 +250,19 @@ def _surround(event: ApplicationCreated) -> None:
     policy = router.execution_policy
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        answer: Iterable[bytes] = policy(environ, router)(environ, start_response)
-        return answer
+        response = policy(environ, router)
+        return cast(Iterable[bytes], response(environ, start_response))
 
     middleware = SessionAuthMiddleware(serve, sessions, **options)
-    # The router calls what a policy returns with (environ, start_response): the
-    # middleware is just that, and calls the policy that was there before.
+    # The router calls the result of its policy with (environ, start_response), and the
+    # middleware takes these. It calls the policy that the router had before.
     router.execution_policy = lambda environ, router: middleware
 
 
 __all__ = (
     "SessionSecurityPolicy",
-    "answer",
     "current_session",
+    "error_view",
     "includeme",
     "require_session",
     "session_auth",

@@ -27,11 +27,11 @@ from werkzeug.local import LocalProxy
 from handstamp import asgi
 from handstamp._connections import Scope
 from handstamp._pallets import (
+    ANONYMOUS,
     EXTENSION,
-    NOBODY,
     NOT_WRAPPED,
+    Anonymous,
     Extension,
-    Nobody,
     as_http_exception,
     check_names,
     prepare,
@@ -60,21 +60,21 @@ class Handle(asgi.Handle):
         """See :meth:`handstamp.asgi.Handle.login`."""
         check_names(self.app.config, self.app.secret_key, self._options.cookies)
         session = await super().login(user_id, remember=remember, claim=claim)
-        await self._tell(user_logged_in, session=session)
+        await self._send(user_logged_in, session=session)
         return session
 
     async def logout(self) -> None:
         """See :meth:`handstamp.asgi.Handle.logout`."""
         for session in await self._log_out():
-            await self._tell(user_logged_out, session=session)
+            await self._send(user_logged_out, session=session)
 
     async def revoke(self, session_id: str, *, reason: str = "revoked by its user") -> bool:
         """See :meth:`handstamp.asgi.Handle.revoke`."""
         user_id = self.require().user_id
         ended = await super().revoke(session_id, reason=reason)
         if ended:
-            facts = {"user_id": user_id, "session_id": session_id, "count": 1}
-            await self._tell(session_revoked, **facts)
+            values = {"user_id": user_id, "session_id": session_id, "count": 1}
+            await self._send(session_revoked, **values)
         return ended
 
     async def revoke_others(self) -> int:
@@ -82,13 +82,13 @@ class Handle(asgi.Handle):
         user_id = self.require().user_id
         count = await super().revoke_others()
         if count:
-            facts = {"user_id": user_id, "session_id": None, "count": count}
-            await self._tell(session_revoked, **facts)
+            values = {"user_id": user_id, "session_id": None, "count": count}
+            await self._send(session_revoked, **values)
         return count
 
-    async def _tell(self, signal: NamedSignal, **facts: Any) -> None:
+    async def _send(self, signal: NamedSignal, **values: Any) -> None:
         wrapper: Any = self.app.ensure_async  # a receiver may be a plain function
-        await signal.send_async(self.app, _sync_wrapper=wrapper, **facts)
+        await signal.send_async(self.app, _sync_wrapper=wrapper, **values)
 
 
 class SessionAuthMiddleware(asgi.SessionAuthMiddleware):
@@ -123,7 +123,7 @@ class SessionAuth:
     def init_app(
         self, app: Quart, sessions: Sessions | None = None, **options: Any
     ) -> None:
-        """Wrap ``app``, and teach it to answer what handstamp raises. Raises
+        """Wrap ``app`` and register a handler for the errors of handstamp. Raises
         :class:`ConfigError`."""
         in_code = {**self._options, **options}
         settings = prepare(app, sessions or self._sessions, in_code)
@@ -134,11 +134,11 @@ class SessionAuth:
         app.asgi_app = middleware  # type: ignore[method-assign, assignment]
         app.extensions[EXTENSION] = Extension(sessions)
         handlers: dict[Any, Any] = app.error_handler_spec[None][None]
-        handlers.setdefault(HandstampError, answer)
+        handlers.setdefault(HandstampError, handle_error)
         app.context_processor(lambda: {"current_session": current_session})
 
 
-async def answer(error: HandstampError) -> ResponseReturnValue:
+async def handle_error(error: HandstampError) -> ResponseReturnValue:
     """An error of handstamp as Quart answers ``abort(401)``: your handlers of the status
     are asked, and one that you register for the error itself replaces this. A WebSocket
     that cannot be answered with a response is closed with the error's code."""
@@ -170,32 +170,31 @@ def _handle() -> Handle:
     return cast(Handle, handle)
 
 
-def _session() -> Session | Nobody:
-    bare = asgi.SCOPE_KEY not in _scope() and EXTENSION in current_app.extensions
-    if bare:  # a test_request_context: nobody made a request
-        return NOBODY
-    return _handle().session or NOBODY
+def _session() -> Session | Anonymous:
+    if asgi.SCOPE_KEY not in _scope() and EXTENSION in current_app.extensions:
+        return ANONYMOUS  # in app.test_request_context()
+    return _handle().session or ANONYMOUS
 
 
 session_auth: Handle = LocalProxy(_handle)  # type: ignore[assignment]
 """The handle of this request or WebSocket: ``await session_auth.login(user_id)`` …"""
-current_session: Session | Nobody = LocalProxy(_session)  # type: ignore[assignment]
+current_session: Session | Anonymous = LocalProxy(_session)  # type: ignore[assignment]
 """The session of this request. Without one it is false, and reading an attribute of it
-raises :class:`AuthenticationRequired`; asking raises :class:`SessionsUnavailable` when
-nobody can say."""
+raises :class:`AuthenticationRequired`. While the database does not answer, any use of it
+raises :class:`SessionsUnavailable`."""
 
 
 def login_required(view: F) -> F:
     """Let only requests and WebSockets with a session reach ``view``, sync or async.
 
-    Stands below ``@app.route`` or ``@app.websocket``. Raises as :meth:`Handle.require`
+    Put it below ``@app.route`` or ``@app.websocket``. Raises as :meth:`Handle.require`
     does.
     """
     return _guarded(view, None)
 
 
 def fresh_login_required(*, within: timedelta) -> Callable[[F], F]:
-    """Let only requests reach the view whose user signed in no longer ago than this.
+    """Let a request reach the view only if its user logged in within this time.
 
     Raises as :meth:`Handle.require` does.
     """
@@ -215,9 +214,9 @@ __all__ = (
     "Handle",
     "SessionAuth",
     "SessionAuthMiddleware",
-    "answer",
     "current_session",
     "fresh_login_required",
+    "handle_error",
     "login_required",
     "session_auth",
     "session_revoked",
