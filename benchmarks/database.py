@@ -19,7 +19,7 @@ from handstamp.config import Policy
 from handstamp.core.models import Client
 from handstamp.core.tokens import ENTROPY, TokenPair, Tokens
 from handstamp.stores.install import install
-from handstamp.stores.sql import NOWHERE
+from handstamp.stores.postgres import UNKNOWN_ADDRESS
 from handstamp.testing.postgres import ephemeral
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _columns(row: Seeded, policy: Policy) -> Mapping[str, Any]:
         "user_id": row.user_id,
         "session_token_hash": row.pair.session_digest,
         "refresh_token_hash": row.pair.refresh_digest,
-        "ip_address": NOWHERE,
+        "ip_address": UNKNOWN_ADDRESS,
         "user_agent_hash": Client().user_agent_hash,
         "expires_at": now + policy.session_ttl,
         "refresh_expires_at": now + policy.refresh_ttl,

@@ -30,7 +30,7 @@ from handstamp import (
     TableShape,
     UsersTable,
 )
-from handstamp.stores.connection import checked_dsn
+from handstamp.stores.connection import check_dsn
 
 SUPABASE = "supabase"
 SHAPES: Mapping[str, TableShape] = {
@@ -68,7 +68,7 @@ def database_url() -> str:
     invalid."""
     given = _required("DATABASE_URL", "postgresql://user:password@host:port/name")
     try:
-        return checked_dsn(given)
+        return check_dsn(given)
     except ConfigError as error:
         sys.exit(f"DATABASE_URL: {error}")
 

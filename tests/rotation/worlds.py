@@ -22,8 +22,9 @@ from handstamp.core.tokens import Tokens
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import Event, Refreshed, Replayed
 from handstamp.stores.memory import MemoryStore, MemoryUser
+from handstamp.stores.postgres import UNKNOWN_ADDRESS
 from handstamp.stores.shapes import ULID_HASHED
-from handstamp.stores.table import NOWHERE, TableStore
+from handstamp.stores.table import TableStore
 from tests.support.clock import FakeClock
 from tests.support.foreign_tables import FOREIGN
 from tests.support.frozen_postgres import FrozenPostgres, frozen_postgres
@@ -214,7 +215,7 @@ class PostgresBase:
         rows = [dict(row) for row in await self._control.fetch(self.rows_sql)]
         for row in rows:
             address = str(row["address"]).partition("/")[0]
-            row["address"] = None if address == NOWHERE else address
+            row["address"] = None if address == UNKNOWN_ADDRESS else address
             if row["fingerprint"] is not None:
                 row["fingerprint"] = row["fingerprint"].rstrip()  # it is a character(64)
         return {row["id"]: Row(**row) for row in rows}

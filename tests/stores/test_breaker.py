@@ -42,7 +42,7 @@ async def test_a_closed_breaker_lets_everybody_pass(probe: Probe) -> None:
     """And probes nothing."""
     breaker = CircuitBreaker(probe)
     for _ in range(3):
-        breaker.admit()
+        breaker.check()
     await turns()
     assert (breaker.is_open, breaker.trips, probe.asked) == (False, 0, 0)
 
@@ -52,7 +52,7 @@ async def test_p16_an_open_breaker_answers_at_once(probe: Probe) -> None:
     breaker = CircuitBreaker(probe)
     breaker.trip()
     with pytest.raises(SessionsUnavailable):
-        breaker.admit()
+        breaker.check()
     assert breaker.is_open
     await breaker.close()
 
@@ -65,7 +65,7 @@ async def test_only_a_probe_closes_it(probe: Probe, hasty: None) -> None:
     assert breaker.is_open
     probe.fault = None
     await until(lambda: not breaker.is_open)
-    breaker.admit()
+    breaker.check()
 
 
 async def test_many_faults_at_once_are_one_trip(probe: Probe, hasty: None) -> None:
@@ -123,4 +123,4 @@ async def test_closing_ends_the_probes(probe: Probe) -> None:
     await breaker.close()
     await breaker.close()
     assert asyncio.all_tasks() == before
-    breaker.admit()
+    breaker.check()

@@ -34,7 +34,7 @@ async def wire(dsn: str) -> AsyncIterator[TcpProxy]:
 @pytest.fixture
 async def database(wire: TcpProxy) -> AsyncIterator[Database]:
     """A database at the end of a wire, with little patience."""
-    database = Database(wire.dsn, width=2, budget=BUDGET)
+    database = Database(wire.dsn, pool_size=2, budget=BUDGET)
     yield database
     wire.thaw()
     await database.close()
@@ -50,7 +50,7 @@ async def refused(database: Database, sql: str = "select 1") -> str:
     """Look up in vain; the cause."""
     with pytest.raises(SessionsUnavailable) as caught:
         async with asyncio.timeout(30):
-            await database.look_up(sql)
+            await database.read(sql)
     return caught.value.cause
 
 
@@ -93,18 +93,18 @@ async def test_p16_handshakes_that_hang_are_a_few(
         most = max(most, len(database._connecting))
 
     await asyncio.gather(*(ask(number) for number in range(200)))
-    assert 0 < most <= 2 * (READ_POOL_SIZE + database._width)
+    assert 0 < most <= 2 * (READ_POOL_SIZE + database._pool_size)
 
 
 async def test_c122_waiting_for_a_lane_is_inside_the_budget(
     wire: TcpProxy, no_probe: None
 ) -> None:
     """When all lanes are taken, whoever waits for one is told in time."""
-    database = Database(wire.dsn, width=1, budget=timedelta(seconds=1))
-    async with database.working():
+    database = Database(wire.dsn, pool_size=1, budget=timedelta(seconds=1))
+    async with database.acquire_write():
         database._budget = 0.05
         with pytest.raises(SessionsUnavailable):
-            async with asyncio.timeout(30), database.working():
+            async with asyncio.timeout(30), database.acquire_write():
                 pytest.fail("there was one lane")  # pragma: no cover
     await database.close()
 
@@ -113,7 +113,7 @@ async def test_c123_a_frozen_connection_is_dropped_without_a_word(
     database: Database, wire: TcpProxy
 ) -> None:
     """Not waited for: the wire thaws only after the answer, and a new one is made."""
-    await database.look_up("select 1")
+    await database.read("select 1")
     connections = wire.connections
     wire.freeze()
     await refused(database)
@@ -121,14 +121,14 @@ async def test_c123_a_frozen_connection_is_dropped_without_a_word(
     assert len(database._reads._all) == 0
     wire.thaw()
     await until(lambda: not database.breaker.is_open)
-    await database.look_up("select 1")
+    await database.read("select 1")
     assert wire.connections > connections
 
 
 async def test_c122_slow_writes_do_not_starve_look_ups(database: Database) -> None:
     """With every write lane waiting for a lock, a look-up has its own."""
-    async with database.working(), database.working():
-        assert await database.look_up("select 1 as one") == [(1,)]
+    async with database.acquire_write(), database.acquire_write():
+        assert await database.read("select 1 as one") == [(1,)]
 
 
 async def test_a_write_has_more_patience(database: Database) -> None:
@@ -142,7 +142,7 @@ async def test_a_write_that_is_given_up_opens_no_breaker(database: Database) -> 
     with pytest.raises(SessionsUnavailable):
         await database.fetch(MINUTE)
     assert not database.breaker.is_open
-    await database.look_up("select 1")
+    await database.read("select 1")
 
 
 # The breaker.
@@ -175,7 +175,7 @@ async def test_p16_the_breaker_closes_by_its_own_probe(
     await wire.start()
     await until(lambda: not database.breaker.is_open)
     assert wire.connections == connections + 1
-    await database.look_up("select 1")
+    await database.read("select 1")
 
 
 async def test_a_probe_of_a_frozen_server_is_given_up(
@@ -198,20 +198,20 @@ async def test_c125_a_lost_connection_is_asked_for_once_more(
     database: Database, wire: TcpProxy
 ) -> None:
     """Every held connection is dead, and every look-up still has its answer."""
-    await asyncio.gather(*(database.look_up("select 1") for _ in range(READ_POOL_SIZE)))
+    await asyncio.gather(*(database.read("select 1") for _ in range(READ_POOL_SIZE)))
     wire.cut()
     for _ in range(2 * READ_POOL_SIZE):
-        assert await database.look_up("select 1 as one") == [(1,)]
+        assert await database.read("select 1 as one") == [(1,)]
     assert not database.breaker.is_open
 
 
 async def test_c125_whoever_is_terminated_in_a_query_asks_again(dsn: str) -> None:
     """`pg_terminate_backend` of a backend that is asking costs no answer."""
-    database = Database(dsn, width=2, budget=timedelta(seconds=20))
+    database = Database(dsn, pool_size=2, budget=timedelta(seconds=20))
     killer = await asyncpg.connect(dsn)
     try:
         slow = asyncio.ensure_future(
-            database.look_up("select pg_sleep(case when $1 then 60 else 0 end)", True)
+            database.read("select pg_sleep(case when $1 then 60 else 0 end)", True)
         )
         other = """select pid from pg_stat_activity where pid <> pg_backend_pid()
             and datname = current_database() and wait_event = 'PgSleep'"""
@@ -234,7 +234,7 @@ async def test_c125_whoever_is_terminated_in_a_query_asks_again(dsn: str) -> Non
 
 async def test_an_answer_is_not_asked_for_twice(database: Database) -> None:
     """An error of the server is an answer, and so is the end of the budget."""
-    await database.look_up("select 1")
+    await database.read("select 1")
     for sql in ("select 1 / 0", MINUTE):
         asked = database.queries
         await refused(database, sql)
@@ -249,7 +249,7 @@ async def test_work_of_several_statements_is_never_repeated(
 
     async def work() -> None:
         nonlocal begun
-        async with database.working() as connection:
+        async with database.acquire_write() as connection:
             begun += 1
             wire.cut()
             await connection.execute("select 1")
@@ -262,13 +262,13 @@ async def test_work_of_several_statements_is_never_repeated(
 async def test_c130_a_changed_table_is_no_lasting_fault(dsn: str) -> None:
     """Prepared statements of a connection that was held over a migration go on working."""
     connection = await asyncpg.connect(dsn)
-    database = Database(dsn, width=1, budget=timedelta(seconds=20))
+    database = Database(dsn, pool_size=1, budget=timedelta(seconds=20))
     try:
         await connection.execute("create table changing (a int)")
         await connection.execute("insert into changing values (1)")
-        assert await database.look_up("select * from changing") == [(1,)]
+        assert await database.read("select * from changing") == [(1,)]
         await connection.execute("alter table changing add b int default 2")
-        assert await database.look_up("select * from changing") == [(1, 2)]
+        assert await database.read("select * from changing") == [(1, 2)]
     finally:
         await connection.close()
         await database.close()
@@ -279,7 +279,7 @@ async def test_c130_a_changed_table_is_no_lasting_fault(dsn: str) -> None:
 
 def test_c141_a_database_serves_one_loop_after_another(dsn: str) -> None:
     """Also when the last one was left with an open breaker."""
-    database = Database(dsn, width=1, budget=timedelta(seconds=20))
+    database = Database(dsn, pool_size=1, budget=timedelta(seconds=20))
 
     async def trip() -> None:
         database.open()
@@ -287,7 +287,7 @@ def test_c141_a_database_serves_one_loop_after_another(dsn: str) -> None:
 
     async def ask() -> object:
         try:
-            return (await database.look_up("select 1 as one"))[0]["one"]
+            return (await database.read("select 1 as one"))[0]["one"]
         finally:
             await database.close()
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from handstamp import ConfigError, Sessions
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores.connection import Database, checked_dsn
+from handstamp.stores.connection import Database, check_dsn
 from handstamp.supabase import SupabaseSessions
 from tests.conftest import execute
 from tests.support.commands import handstamp
@@ -104,8 +104,8 @@ async def test_the_same_password_escaped_opens_the_database(
     who = f"{quote(role, safe='')}:{quote(password, safe='')}"
     dsn = parts._replace(netloc=f"{who}@{parts.hostname}:{parts.port}").geturl()
     try:
-        database = Database(dsn, width=1, budget=timedelta(seconds=60))
-        assert await database.look_up("select session_user::text") == [(role,)]
+        database = Database(dsn, pool_size=1, budget=timedelta(seconds=60))
+        assert await database.read("select session_user::text") == [(role,)]
         await database.close()
     finally:
         await execute(empty_dsn, f'drop role "{role}"')
@@ -127,7 +127,7 @@ def test_an_address_is_read_as_it_is_meant_or_refused(text: str, escaped: bool) 
     password = quote(text, safe="") if escaped else text
     dsn = f"postgresql://user:{password}@127.0.0.1:5432/name"
     try:
-        dsn = checked_dsn(dsn)
+        dsn = check_dsn(dsn)
     except ConfigError as exc:
         assert not escaped or "\x00" in text
         assert exc.__cause__ is exc.__context__ is None  # noqa: PT017
@@ -158,12 +158,12 @@ def test_an_address_is_read_as_it_is_meant_or_refused(text: str, escaped: bool) 
 )
 def test_an_address_that_postgresql_takes_is_taken(dsn: str) -> None:
     """It goes to the driver as it is."""
-    assert checked_dsn(dsn) == dsn
+    assert check_dsn(dsn) == dsn
 
 
 def test_the_end_of_a_line_is_no_part_of_an_address() -> None:
     """A file that holds a secret ends with one."""
-    assert checked_dsn(f" {GOOD}\n") == GOOD
+    assert check_dsn(f" {GOOD}\n") == GOOD
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def test_the_end_of_a_line_is_no_part_of_an_address() -> None:
 )
 async def test_what_only_the_driver_refuses_is_a_config_error_too(tail: str) -> None:
     """No outage: waiting would not help. What the driver says of it may quote it."""
-    database = Database(GOOD + tail, width=1, budget=timedelta(seconds=60))
+    database = Database(GOOD + tail, pool_size=1, budget=timedelta(seconds=60))
     with pytest.raises(ConfigError) as caught:
-        await database.look_up("select 1")
+        await database.read("select 1")
     assert discreet(caught.value)
     await database.close()
 
@@ -192,10 +192,10 @@ async def test_a_connect_option_that_the_driver_refuses_is_a_config_error(
 async def test_a_database_that_is_down_is_an_outage_and_no_config_error() -> None:
     """An address that can be read, and nobody at home."""
     database = Database(
-        "postgresql://user:word@127.0.0.1:1/name", width=1, budget=timedelta(seconds=60)
+        "postgresql://user:word@127.0.0.1:1/name", pool_size=1, budget=timedelta(seconds=60)
     )
     with pytest.raises(SessionsUnavailable):
-        await database.look_up("select 1")
+        await database.read("select 1")
     await database.close()
 
 

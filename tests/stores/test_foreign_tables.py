@@ -314,7 +314,7 @@ async def test_two_spellings_of_a_user_are_one(table: PostgresTable) -> None:
     sql, connection = await table.store.statements(), table.frozen.connection
     new = await fresh_session(table, f"0{user}", limit=1)
     async with connection.transaction():
-        await connection.execute(sql.serialise, f"{table.shape.table}:", user)
+        await connection.execute(sql.lock_user, f"{table.shape.table}:", user)
         waiting = asyncio.create_task(table.store.create(new, POLICY))
         await _waited_for(table)
     assert len((await waiting).ended) == 1

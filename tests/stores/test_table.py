@@ -174,7 +174,7 @@ async def test_logins_of_different_users_do_not_wait(
     """The lock that serialises logins is one user's own."""
     one, two = await table.add_user(), await table.add_user()
     async with second_connection(dsn) as other, other.transaction():
-        sql = (await table.store.statements()).serialise
+        sql = (await table.store.statements()).lock_user
         await other.execute(sql, "user_sessions:", one)
         waiting = asyncio.create_task(created(table, one, limit=1))
         await waiters(table, 1)

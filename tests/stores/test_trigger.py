@@ -16,8 +16,8 @@ from handstamp.config import Policy
 from handstamp.core.models import Record, Touch
 from handstamp.stores.install import install
 from handstamp.stores.notify.sql import SKIP_TRIGGER
+from handstamp.stores.postgres import digest_of
 from handstamp.stores.shapes import UUID_PLAIN
-from handstamp.stores.sql import digest_of
 from handstamp.stores.table import TableStore
 from tests.support.tables import DAY, POLICY, new_session, successor
 from tests.support.waiting import until

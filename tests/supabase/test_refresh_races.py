@@ -271,7 +271,7 @@ async def test_what_ends_between_look_up_and_lock_is_seen(
     async with supabase(supabase_dsn, **rules) as auth:
         created = await auth.login()
         database = auth.store._database
-        look_up = database.look_up
+        look_up = database.read
 
         async def then(question: str, *values: object) -> list[asyncpg.Record]:
             rows = await look_up(question, *values)
@@ -279,7 +279,7 @@ async def test_what_ends_between_look_up_and_lock_is_seen(
             return rows
 
         await auth.store.find_by_id(created.session.id)
-        database.look_up = then  # type: ignore[method-assign]
+        database.read = then  # type: ignore[method-assign]
         assert (await auth.refused(created.refresh_token)).refusal is refusal
 
 

@@ -17,7 +17,7 @@ import typer
 
 from handstamp import __version__
 from handstamp.errors import ConfigError
-from handstamp.stores.connection import FAULTS, Connection, checked_dsn, unreadable
+from handstamp.stores.connection import FAULTS, Connection, check_dsn, dsn_error
 
 _TIMEOUT = 10.0  # seconds
 
@@ -86,7 +86,7 @@ async def connected(dsn: str) -> AsyncIterator[Connection]:
     try:
         # Without the cache of statements it also works through PgBouncer.
         connection = await asyncpg.connect(
-            checked_dsn(dsn), timeout=_TIMEOUT, statement_cache_size=0
+            check_dsn(dsn), timeout=_TIMEOUT, statement_cache_size=0
         )
     except ConfigError as error:
         raise fail(str(error), status=2) from None
@@ -97,7 +97,7 @@ async def connected(dsn: str) -> AsyncIterator[Connection]:
         raise fail(f"cannot reach the database: {error}", status=2) from None
     except ValueError:
         # Its text can quote a piece of the address.
-        raise fail(unreadable("the driver refuses it"), status=2) from None
+        raise fail(dsn_error("the driver refuses it"), status=2) from None
     except FAULTS as error:
         raise fail(f"cannot reach the database: {error}", status=2) from None
     try:

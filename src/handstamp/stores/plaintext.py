@@ -32,8 +32,8 @@ from typing import Any
 from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.stores.catalog import Table
 from handstamp.stores.connection import Connection, Database
+from handstamp.stores.postgres import digest_of
 from handstamp.stores.shapes import PREFIX, TableShape, quoted
-from handstamp.stores.sql import digest_of
 from handstamp.stores.statements import Statements
 from handstamp.stores.token_forms import form_of, is_form
 
@@ -73,7 +73,7 @@ class TokenUpgrader:
         sql = await self._statements()
         # A database that may only be read, say: the next use tries again.
         with suppress(SessionsUnavailable):
-            async with self._database.working() as connection:
+            async with self._database.acquire_write() as connection:
                 self._database.queries += 1
                 await connection.execute(
                     sql.upgrade, plain, [PREFIX + digest_of(token) for token in plain]

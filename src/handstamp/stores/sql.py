@@ -1,111 +1,47 @@
-"""Between rows of a table of sessions and values of ours: what is bound, what is read.
+"""The SQL expressions of one table: what is read, compared, joined and assigned.
 
-How a fitted table is spelled in SQL: what is read, compared, joined and assigned.
-
-Templates name the fields of a shape in braces; a field without a column reads as NULL of
-its type, and is left out of what is written. A time beyond what Python has is read as the
-nearest date that it has; with ``kept_`` in front it stays what it is.
+Templates name the fields of a shape in braces. A field without a column is read as NULL of
+its type, and is left out of what is written. A time that Python cannot represent is read as
+the nearest one that it can; ``kept_`` before the name reads it as it is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 
-import asyncpg
-
-from handstamp.core.models import EARLIEST, LATEST, Record
+from handstamp.core.models import EARLIEST, LATEST
 from handstamp.core.tokens import LONGEST_ID
-from handstamp.stores.base import Capabilities, Ended
 from handstamp.stores.resolve import ColumnRef, ResolvedTable
-from handstamp.stores.shapes import PREFIX, AtRest, quoted
-
-NOWHERE = "0.0.0.0"  # noqa: S104 - no address to bind: it stands for "unknown"
-"""What stands in a NOT NULL address column for a client without an address."""
-LONGEST_REASON = 100
-LONGEST_HASH = 64
-_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
-
-
-def record_of(row: asyncpg.Record, at_rest: AtRest, able: Capabilities) -> Record:
-    """A row as it was read; the token in it as its digest, however it stands there."""
-    values = dict(row)
-    values.pop("said", None)
-    token = str(values["token_digest"])
-    if at_rest != "digest":
-        in_clear = not token.startswith(PREFIX)
-        token = digest_of(token) if in_clear else token.removeprefix(PREFIX)
-    values["token_digest"] = token
-    values["address"] = address_of(values["address"])
-    return Record(**values, slides=able.sliding, dateless=not able.absolute)
-
-
-def address_of(value: object) -> str | None:
-    """An address as a record has it: one that stands for none is none."""
-    text = None if value is None else str(value).partition("/")[0]
-    return None if text == NOWHERE else text
-
-
-def ended_of(row: asyncpg.Record) -> Ended:
-    """A row that says which session ended."""
-    return Ended(id=str(row["id"]), user_id=str(row["user_id"]))
-
-
-def digest_of(token: str) -> str:
-    """What is stored of a token, in hex."""
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def reason_of(text: str) -> str:
-    """A reason, cut to what the documented column takes."""
-    return storable(text)[:LONGEST_REASON]
-
-
-def storable(text: str) -> str:
-    """``text`` without what PostgreSQL takes in no text at all: NUL and half a pair."""
-    return _UNSTORABLE.sub("?", text)
-
-
-def bindable(value: object) -> object:
-    """``value`` as it can be bound, whatever text a client sent."""
-    if isinstance(value, list):
-        return [storable(item) for item in value]
-    return storable(value) if isinstance(value, str) else value
-
-
-def count_of(status: str) -> int:
-    """How many rows a command tag tells of."""
-    return int(status.rpartition(" ")[2])
-
+from handstamp.stores.shapes import PREFIX, quoted
 
 _WITHIN = (
     f"least(greatest({{0}}, '{EARLIEST.date()} 00:00+00'), '{LATEST.date()} 00:00+00')"
 )
 FINITE = f"case when {{0}} is not null then {_WITHIN} end"
-"""A time as every Python date can show it (:mod:`handstamp.core.models`)."""
+"""A time as the nearest one that Python can represent (:mod:`handstamp.core.models`)."""
 
-# A rotation must not date itself before activity that is already recorded (it waited for
-# a lock meanwhile), nor follow a timestamp that is far ahead for another reason.
+# A rotation must not be dated before activity that is already recorded (it may have waited
+# for a lock), nor follow a timestamp that is far ahead for another reason.
 _DATE = "greatest(now(), least(coalesce({active}, now()), now() + interval '1 minute'))"
 
-# A bound duration becomes an interval of seconds alone. Bound as it is, its days would be
-# days of the connection's time zone, of which some have 23 or 25 hours.
+# A duration is bound as an interval of seconds only. Otherwise its days would be days of
+# the connection's time zone, and some of those have 23 or 25 hours.
 _DURATION = re.compile(r"(\$[0-9]+)::duration")
 _SECONDS = r"(extract(epoch from \1::interval) * interval '1 second')"
 
-# Where the life of a row ends, for rows with and without a refresh token.
+# The end of a session, with or without a refresh token.
 _END = (
     "case when {refresh_token} is null then {expires_at}"
     " else coalesce({refresh_expires_at}, {expires_at}) end"
 )
-# What a rotation leaves until the next activity (contract, rule 5).
+# The mark of a rotation, until the next activity (rule 5 of the contract).
 _MARK = (
     "({last_activity_at} < {expires_at} and extract(microseconds from"
     " {expires_at} - {last_activity_at})::bigint % 1000000 = 0)"
 )
-# Where activity moves an expiry that slides: $4 ahead, but no further than $6 from the
-# sign-in, or $5 for a session that is not remembered, whose first expiry tells it. A
-# second more or less tells nothing: columns may round. NULL without a sign-in.
+# The new expiry after activity: $4 ahead, but no further than $6 after the sign-in, or $5
+# for a session that is not remembered. Its first expiry shows that it is not, with a second
+# of tolerance, because columns may round. NULL if the time of the sign-in is unknown.
 _SLID = (
     "case when {created_at} is not null then least(locked.at + $4::duration,"
     " {created_at} + case when {expires_at} > {created_at} + $5::duration"
@@ -136,9 +72,9 @@ _AS = {"token": "token_digest", "refresh_token": "refresh_digest"}
 _BLANK = frozenset(
     {"user_agent", "user_agent_hash", "fingerprint", "location", "revoked_reason"}
 )
-"""Texts about which nothing may be known; "" stands for that where NULL may not."""
+"""Texts that may be unknown: "" if the column is NOT NULL."""
 FIRST = {"revoked_reason": "''", "level": "0"}
-"""What a new row says where it must say something."""
+"""The first values of columns that are NOT NULL."""
 _USER_READ = {
     "id": "text",
     "is_active": "bool",
@@ -148,7 +84,8 @@ _USER_READ = {
 
 
 class SqlBuilder:
-    """The vocabulary of one table."""
+    """The expressions of one table. ``_bare`` is a column as it is, ``_one`` and ``_many``
+    a parameter of its type; ``_fill`` fills in a template."""
 
     def __init__(self, resolved: ResolvedTable) -> None:
         self.resolved = resolved
@@ -187,9 +124,6 @@ class SqlBuilder:
         )
         return _DURATION.sub(_SECONDS, text)
 
-    def _is_required(self, name: str) -> bool:
-        return name in self._columns and self._columns[name].required
-
     def _has_user(self, name: str) -> bool:
         return self._users is not None and name in self._users
 
@@ -205,7 +139,7 @@ class SqlBuilder:
     def _join(self) -> str:
         if self._users is None:
             return ""
-        assert self.resolved.shape.users is not None  # noqa: S101 - users are its spelling
+        assert self.resolved.shape.users is not None  # noqa: S101 - since _users is not
         table = quoted(self.resolved.shape.users.table)
         own, theirs = self._columns["user_id"], self._users["id"]
         mine = f"s.{own.name}"
@@ -225,8 +159,8 @@ class SqlBuilder:
         return f"({' and '.join(rules)})" if rules else "true"
 
     def _is_whole(self) -> str:
-        """A row of nobody, or without an end, is no session of ours; nor one with an id
-        that no token can carry, or whose id may be a token in clear."""
+        """The condition that a row is a session: it has a user and an end, its id is short
+        enough for a token, and is no token in plaintext."""
         rules = [
             f"{self._bare(name)} is not null"
             for name in ("user_id", "expires_at")
@@ -268,16 +202,16 @@ class SqlBuilder:
         )
 
     def _set(self, name: str, value: str) -> str:
-        """The right side of an assignment: in UTC where the column has no zone, cut to
-        what the column takes."""
-        spelling = self._columns[name]
-        if spelling.naive:
+        """The right side of an assignment: in UTC if the column has no time zone, cut to
+        the length of the column."""
+        column = self._columns[name]
+        if column.naive:
             return f"({value}) at time zone 'utc'"
-        if spelling.length is not None and name not in ("id", "user_id", "token"):
-            value = f"left({value}, {spelling.length})"
-        if spelling.required and name in _BLANK:
+        if column.length is not None and name not in ("id", "user_id", "token"):
+            value = f"left({value}, {column.length})"
+        if column.required and name in _BLANK:
             value = f"coalesce({value}, '')"
-        cast = "" if spelling.cast in ("timestamptz", "bool") else f"::{spelling.cast}"
+        cast = "" if column.cast in ("timestamptz", "bool") else f"::{column.cast}"
         return f"({value}){cast}"
 
     def _assign(self, **values: str) -> str:
@@ -288,29 +222,30 @@ class SqlBuilder:
         )
 
 
-def _reading(alias: str, field: str, spelling: ColumnRef | None, type: str) -> str:
-    """A column as an expression that reads it; NULL of its type where there is none.
+def _reading(alias: str, field: str, column: ColumnRef | None, type: str) -> str:
+    """The expression that reads a column; NULL of its type if there is no column.
 
-    Times are read as dates that Python has, so that no row is an error for all the others,
-    and no sum of a time and a duration an error of the database.
+    A time that Python cannot represent is read as the nearest one that it can. Otherwise
+    one such row would be an error for all rows of a query, and adding a duration to it an
+    error of the database.
     """
-    column = _as_it_is(alias, field, spelling, type)
-    if spelling is None or type != "timestamptz":
-        return column
-    # Of a row beside which no user stands even a column that is never null is null.
-    never_null = spelling.required and alias == "s"
-    return (_WITHIN if never_null else FINITE).format(column)
+    value = _as_it_is(alias, field, column, type)
+    if column is None or type != "timestamptz":
+        return value
+    # The join with users is an outer one: even a NOT NULL column of it can be null.
+    never_null = column.required and alias == "s"
+    return (_WITHIN if never_null else FINITE).format(value)
 
 
-def _as_it_is(alias: str, field: str, spelling: ColumnRef | None, type: str) -> str:
-    """The same with every time as it stands: for what is written back."""
-    if spelling is None:
+def _as_it_is(alias: str, field: str, column: ColumnRef | None, type: str) -> str:
+    """The same without a change of any time, for values that are written back."""
+    if column is None:
         return f"null::{type}"
-    column = f"{alias}.{spelling.name}"
-    if spelling.required and field in _BLANK:
-        return f"nullif({column}::text, '')"
-    if spelling.naive:
-        return f"({column} at time zone 'utc')"
-    if type in ("text", "int8") and spelling.cast != type:
-        return f"{column}::{type}"
-    return column
+    value = f"{alias}.{column.name}"
+    if column.required and field in _BLANK:
+        return f"nullif({value}::text, '')"
+    if column.naive:
+        return f"({value} at time zone 'utc')"
+    if type in ("text", "int8") and column.cast != type:
+        return f"{value}::{type}"
+    return value

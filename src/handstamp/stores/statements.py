@@ -1,36 +1,67 @@
-"""The SQL of one table, derived from its shape and its catalog once.
+"""Every statement for one table of sessions, made once from its resolved shape.
 
-``now()`` stands unqualified everywhere: it is the table's one clock, fixed for the length
-of a statement. Every statement that locks more than one row locks in id order. Ids and
-digests are bound as text and cast to the column's own type, so that its indexes serve.
-
-The first look at a table: its catalog, how the shape fits, a sample of its ids.
+1. ``now()`` is never qualified with a schema: it is the one clock of the table, and is
+   fixed for the length of a statement.
+2. A statement that locks several rows locks them in the order of their ids.
+3. Ids and digests are bound as text and cast to the type of their column, so that the
+   indexes of the column are used.
+4. A statement for a feature that the table does not have is not there as an attribute.
 """
 
 from __future__ import annotations
 
-import logging
-
-from handstamp.stores.catalog import read_table
-from handstamp.stores.connection import Connection
 from handstamp.stores.notify.sql import Kind
-from handstamp.stores.resolve import ResolvedTable, refuse_long_ids, resolve
-from handstamp.stores.shapes import PREFIX, TableShape, quoted
+from handstamp.stores.resolve import ResolvedTable
+from handstamp.stores.shapes import PREFIX
 from handstamp.stores.sql import FIRST, SqlBuilder
 
 
 class Statements(SqlBuilder):
-    """Every statement the table store sends, as text with numbered parameters."""
+    """The statements of :class:`handstamp.stores.table.TableStore`, as text with numbered
+    parameters."""
 
     def __init__(self, resolved: ResolvedTable) -> None:
         super().__init__(resolved)
-        self._read_statements()
-        self._login_statements()
-        self._end_statements()
+        by_id = f"{self._bare('id')} = {self._one(1, 'id')}"
+        in_ids = f"{self._bare('id')} = any({self._many(1, 'id')})"
+        of_user = f"{self._bare('user_id')} = {self._one(1, 'user_id')}"
+        self.find = self._select(f"{self._bare('token')} = any({self._many(1, 'token')})")
+        self.find_by_id = self._select(by_id)
+        self.find_many = self._select(in_ids)
+        if "refresh_token" in self._columns:
+            self.find_by_refresh = self._select(
+                f"{self._bare('refresh_token')} = {self._one(1, 'refresh_token')}"
+            )
+        self.list_for_user = self._fill(
+            self._select(f"{of_user} and {{live}}")
+            + " order by coalesce({last_activity_at}, {created_at}) desc nulls last"
+            " limit 1000"
+        )
+        self.longest_ids = self._longest_ids() if resolved.unbounded_ids else None
+
+        next_id = resolved.next_id
+        self.next_id = f"select ({next_id})::text" if next_id else None
+        self.create = self._create()
+        self.refusal = self._refusal()
+        user = f"({self._one(2, 'user_id')})::text"  # "7" and "07" are one user
+        self.lock_user = f"select pg_advisory_xact_lock(hashtextextended($1 || {user}, 0))"
+        self.live = self._live()
+
+        notified = f"case when $3::boolean then {Kind.SESSION_ENDED.notify_sql('{id}')} end"
+        owner = f"{self._bare('user_id')} = {self._one(4, 'user_id')}"
+        others = f"($3::text is null or {self._bare('id')} <> {self._one(3, 'id')})"
+        self.revoke = self._revoke(in_ids, notified)
+        self.revoke_own = self._revoke(f"{by_id} and {owner}", notified)
+        self.revoke_user = self._revoke(f"{of_user} and {others}")
+        self.live_ids = self._fill(
+            f"select {{id}} as id from {{sessions}} s where {of_user} and {{live}}"
+            f" and ($2::text is null or {self._bare('id')} <> {self._one(2, 'id')})"
+        )
+        self.prune = self._prune()
+
         if resolved.shape.rotates:
             self.rotate = self._rotate()
             self.redate = self._redate()
-        self.upgrade = self._upgrade()
         self.replace_tokens = self._replace_tokens("$2::integer is null")
         if "level" in self._columns:
             level = f"$2::{self._columns['level'].cast}"
@@ -41,62 +72,14 @@ class Statements(SqlBuilder):
             self.touch = self._touch_seen()
         elif resolved.capabilities.activity or resolved.capabilities.sliding:
             self.touch = self._touch_sliding()
-        self.prune = self._prune()
+        self.upgrade = self._upgrade()
 
-    def _read_statements(self) -> None:
-        self.find = self._select(f"{self._bare('token')} = any({self._many(1, 'token')})")
-        self.find_by_id = self._select(f"{self._bare('id')} = {self._one(1, 'id')}")
-        self.find_many = self._select(f"{self._bare('id')} = any({self._many(1, 'id')})")
-        if "refresh_token" in self._columns:
-            self.find_by_refresh = self._select(
-                f"{self._bare('refresh_token')} = {self._one(1, 'refresh_token')}"
-            )
-        self.longest_ids = self._longest_ids()
-        self.list_for_user = self._fill(
-            self._select(
-                f"{self._bare('user_id')} = {self._one(1, 'user_id')} and {{live}}"
-            )
-            + " order by coalesce({last_activity_at}, {created_at}) desc nulls last"
-            " limit 1000"
-        )
-
-    def _longest_ids(self) -> str | None:
+    def _longest_ids(self) -> str:
         """The length of the longest ids in the first $1 rows, by field."""
         fields = self.resolved.unbounded_ids
-        if not fields:
-            return None
         own = ", ".join(f"{self._columns[name].name} as {name}" for name in fields)
-        longest = ", ".join(
-            f"coalesce(max(length({name})), 0) as {name}" for name in fields
-        )
+        longest = ", ".join(f"coalesce(max(length({n})), 0) as {n}" for n in fields)
         return f"select {longest} from (select {own} from {self._table} limit $1) s"
-
-    def _login_statements(self) -> None:
-        self.create = self._create()
-        self.refusal = self._refusal()
-        user = f"({self._one(2, 'user_id')})::text"  # "7" and "07" are one user
-        self.serialise = f"select pg_advisory_xact_lock(hashtextextended($1 || {user}, 0))"
-        next_id = self.resolved.next_id
-        self.next_id = f"select ({next_id})::text" if next_id else None
-        self.live = self._live()
-
-    def _end_statements(self) -> None:
-        said = f"case when $3::boolean then {Kind.SESSION_ENDED.notify_sql('{id}')} end"
-        self.revoke = self._revoke(f"{self._bare('id')} = any({self._many(1, 'id')})", said)
-        self.revoke_own = self._revoke(
-            f"{self._bare('id')} = {self._one(1, 'id')}"
-            f" and {self._bare('user_id')} = {self._one(4, 'user_id')}",
-            said,
-        )
-        self.revoke_user = self._revoke(
-            f"{self._bare('user_id')} = {self._one(1, 'user_id')}"
-            f" and ($3::text is null or {self._bare('id')} <> {self._one(3, 'id')})"
-        )
-        self.live_ids = self._fill(
-            "select {id} as id from {sessions} s"
-            f" where {self._bare('user_id')} = {self._one(1, 'user_id')} and {{live}}"
-            f" and ($2::text is null or {self._bare('id')} <> {self._one(2, 'id')})"
-        )
 
     def _create(self) -> str:
         token = (
@@ -117,43 +100,39 @@ class Statements(SqlBuilder):
             "last_activity_at": "now()",
             "is_active": "true",
             "created_at": "now()",
-            **{name: value for name, value in FIRST.items() if self._is_required(name)},
         }
+        required = {name for name, column in self._columns.items() if column.required}
+        values |= {name: value for name, value in FIRST.items() if name in required}
         if self.resolved.shape.id_is_token:
             del values["id"]  # the digest is the id
-        there = {n: v for n, v in values.items() if n in self._columns}
-        names = ", ".join(self._columns[name].name for name in there)
-        exprs = ", ".join(self._set(name, value) for name, value in there.items())
-        # Every parameter is named, so that each has a type whatever columns there are.
+        present = {n: v for n, v in values.items() if n in self._columns}
+        names = ", ".join(self._columns[name].name for name in present)
+        exprs = ", ".join(self._set(name, value) for name, value in present.items())
+        # Every parameter is cast here, so that each has a type, whatever columns exist.
         given = (
             "(select $1::text as a, $4::text as b, $5::text as c, $6::text as d,"
             " $7::text as e, $9::interval as f, $10::interval as g, $11::text as h,"
             " $12::text as i) as given"
         )
-        if self._users is None:
-            source, join = given, ""
-        else:
+        user, source, join = "", given, ""
+        if self._users is not None:
+            own = self._users["id"]
+            user_names = ", ".join(column.name for column in self._users.values())
+            unlocked = (
+                " and ({u_locked_until} is null or {u_locked_until} <= now())"
+                if self._has_user("locked_until")
+                else ""
+            )
+            user = (
+                f"u as (select {user_names} from {{users}} u where"
+                f" u.{own.name} = $2::text::{own.cast} and {{admissible}}{unlocked}), "
+            )
             source = f"{given}, u"
-            join = f" join u on u.{self._users['id'].name}::text = {self._read['user_id']}"
-        users = "" if self._users is None else self._fill_user()
+            join = f" join u on u.{own.name}::text = {self._read['user_id']}"
         return self._fill(
-            f"with {users}s as (insert into {{sessions}} ({names})"
+            f"with {user}s as (insert into {{sessions}} ({names})"
             f" overriding system value select {exprs} from {source} returning *)"
             f" select {{record}} from s{join}"
-        )
-
-    def _fill_user(self) -> str:
-        assert self._users is not None  # noqa: S101 - the caller asked
-        names = ", ".join(spelling.name for spelling in self._users.values())
-        own = self._users["id"]
-        locked = (
-            " and ({u_locked_until} is null or {u_locked_until} <= now())"
-            if self._has_user("locked_until")
-            else ""
-        )
-        return (
-            f"u as (select {names} from {{users}} u"
-            f" where u.{own.name} = $2::text::{own.cast} and {{admissible}}{locked}), "
         )
 
     def _refusal(self) -> str | None:
@@ -180,18 +159,16 @@ class Statements(SqlBuilder):
             " order by coalesce({created_at}, {expires_at}), {id}"
         )
 
-    def _admitted(self) -> str:
-        """What an UPDATE asks of the user."""
+    def _where_user(self) -> str:
+        """The condition of an UPDATE that the user may sign in, and its WHERE."""
         if self._users is None:
-            return ""
-        return f" from {{users}} u where {self._joined()} and {{admissible}} and "
-
-    def _joined(self) -> str:
-        return self._join().partition(" on ")[2]
+            return " where "
+        joined = self._join().partition(" on ")[2]
+        return f" from {{users}} u where {joined} and {{admissible}} and "
 
     def _rotate(self) -> str:
         return self._fill(
-            f"update {{sessions}} s set {self._new_tokens()}{self._admitted() or ' where '}"
+            f"update {{sessions}} s set {self._new_tokens()}{self._where_user()}"
             f"{self._bare('id')} = {self._one(1, 'id')}"
             f" and {self._bare('refresh_token')} = {self._one(2, 'refresh_token')}"
             " and {live} and {refresh_expires_at} > now()"
@@ -199,7 +176,7 @@ class Statements(SqlBuilder):
         )
 
     def _new_tokens(self, **more: str) -> str:
-        """What a rotation assigns; where nothing rotates, the session token alone."""
+        """What a rotation assigns; in a table without rotation only the session token."""
         values = {"token": "$3::text" if self._is_digest() else f"'{PREFIX}' || $3"}
         if self.resolved.shape.rotates:
             values |= {
@@ -214,7 +191,7 @@ class Statements(SqlBuilder):
     def _redate(self) -> str:
         assign = self._assign(last_activity_at="{date}", expires_at="{date} + $3::duration")
         return self._fill(
-            f"update {{sessions}} s set {assign}{self._admitted() or ' where '}"
+            f"update {{sessions}} s set {assign}{self._where_user()}"
             f"{self._bare('id')} = {self._one(1, 'id')}"
             f" and {self._bare('refresh_token')} = {self._one(2, 'refresh_token')}"
             " and {live} and {refresh_expires_at} > now()"
@@ -222,12 +199,12 @@ class Statements(SqlBuilder):
             " or {last_activity_at} is null or {mark}) returning {record}"
         )
 
-    def _revoke(self, where: str, said: str | None = None) -> str:
+    def _revoke(self, where: str, notified: str | None = None) -> str:
         id = "{id}"
-        if self.resolved.shape.id_is_token:  # which is never shown, where it is in clear
+        if self.resolved.shape.id_is_token:  # a token in plaintext is never returned
             id = f"case when {self._is_digest_id()} then {{id}} else '' end"
         returned = f"{id} as id, {{user_id}} as user_id" + (
-            f", {said} as said" if said else ""
+            f", {notified} as notified" if notified else ""
         )
         assign = self._assign(
             is_active="false", revoked_at="now()", revoked_reason="$2::text"
@@ -246,7 +223,7 @@ class Statements(SqlBuilder):
         )
 
     def _upgrade(self) -> str:
-        """Digests in place of tokens in clear, each only where it still stands."""
+        """Replace tokens in plaintext by their digests, each only if it is still there."""
         token = self._columns["token"]
         return self._fill(
             "with batch as (select * from unnest($1::text[], $2::text[]) as b(old, new)),"
@@ -263,14 +240,14 @@ class Statements(SqlBuilder):
         limit = " and {created_at} + $7::duration > now()"
         return self._fill(
             f"update {{sessions}} s set {self._new_tokens(**more)}"
-            f"{self._admitted() or ' where '}{self._bare('id')} = {self._one(1, 'id')}"
+            f"{self._where_user()}{self._bare('id')} = {self._one(1, 'id')}"
             f" and {{live}} and {{end}} > now() and {condition}"
             f"{limit if self.resolved.shape.rotates else ''} returning {{record}}"
         )
 
     def _touch_seen(self) -> str:
-        # `first` is the smallest step after the rotation; the second greatest() adds one
-        # more where the mark of a rotation would be left (contract, rule 5).
+        # At least the smallest step after the rotation; one step more in `stamp`, if the
+        # mark of a rotation would be left otherwise (rule 5 of the contract).
         token = self._columns["token"]
         stamp = (
             "locked.at + case when"
@@ -338,34 +315,3 @@ class Statements(SqlBuilder):
             " for update skip locked)"
             f" delete from {{sessions}} s using dead where {self._bare('id')} = dead.id"
         )
-
-
-logger = logging.getLogger("handstamp")
-
-SAMPLE = 1000
-"""Rows whose ids are measured, where the column has no limit of its own."""
-
-
-async def look(connection: Connection, shape: TableShape) -> Statements:
-    """The SQL for the table that ``shape`` names.
-
-    Raises :class:`ConfigError` for a table that must not be used. What is missing is
-    logged, and its features are off.
-    """
-    table = await read_table(connection, quoted(shape.table))
-    users = None
-    if shape.users is not None:
-        users = await read_table(connection, quoted(shape.users.table))
-    resolved = resolve(shape, table, users)
-    sql = Statements(resolved)
-    if sql.longest_ids is not None:
-        (longest,) = await connection.fetch(sql.longest_ids, SAMPLE)
-        refuse_long_ids(shape, dict(longest))
-    if resolved.missing:
-        logger.warning(
-            "%s has no column for %s: these features are off",
-            shape.table,
-            ", ".join(resolved.missing),
-            extra={"action": "features_off"},
-        )
-    return sql

@@ -1,15 +1,17 @@
-"""Any single table of sessions that a TableShape describes, through asyncpg.
+"""The sessions in one PostgreSQL table that a TableShape describes, through asyncpg.
 
-A session token is found by its digest, so nothing a client sends is ever compared with
-a stored secret, byte by byte or otherwise.
+A session token is found by its digest, so no text of a client is ever compared with a
+stored secret. Ids are checked before they are bound: an id that a column cannot hold would
+be an error of the database, and any client can send one.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import asyncpg
 
@@ -19,37 +21,41 @@ from handstamp.core.requests import canonical_address
 from handstamp.core.tokens import normalize
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
 from handstamp.stores.base import STILL_LIVE, Capabilities, Created, Ended
+from handstamp.stores.catalog import read_table
 from handstamp.stores.connection import Connection
 from handstamp.stores.notify import commit_with_notify, retry_if_row_moved, send
 from handstamp.stores.notify.sql import SKIP_TRIGGER, Kind, NotifyTrigger, triggers_of
 from handstamp.stores.plaintext import TokenUpgrader
-from handstamp.stores.postgres import PostgresStore
-from handstamp.stores.resolve import capabilities_of
-from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape
-from handstamp.stores.sql import (
+from handstamp.stores.postgres import (
     LONGEST_HASH,
-    NOWHERE,
+    LONGEST_REASON,
+    UNKNOWN_ADDRESS,
+    PostgresStore,
     bindable,
     count_of,
     ended_of,
-    reason_of,
     record_of,
     storable,
 )
-from handstamp.stores.statements import Statements, look
+from handstamp.stores.resolve import capabilities_of, refuse_long_ids, resolve
+from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape, quoted
+from handstamp.stores.statements import Statements
 
-T = TypeVar("T")
+logger = logging.getLogger("handstamp")
+
+ID_SAMPLE = 1000
+"""Rows whose ids are measured, if the column has no limit of its own."""
 
 
 class TableStore(PostgresStore):
     """The sessions in one PostgreSQL table.
 
-    ``dsn`` is a PostgreSQL URI; ``pool_size`` the most connections to hold for writes, to
-    which look-ups add a few of their own and the bus one; ``budget`` the longest that one
-    question may take; ``connect`` goes to ``asyncpg.connect`` as it is (``ssl``,
-    ``server_settings``, ``statement_cache_size`` and so on). ``listen_dsn`` is where to
-    listen for notifications, if ``dsn`` leads to a pooler. Opens no connection before it
-    needs one. Raises :class:`ConfigError` for what is no PostgreSQL URI.
+    ``dsn`` is a PostgreSQL URI. ``pool_size`` is the most connections for writes; reads
+    have four more, and the listener one. ``budget`` is the longest time for one statement.
+    ``connect`` are options of ``asyncpg.connect`` (``ssl``, ``server_settings``,
+    ``statement_cache_size`` and so on). ``listen_dsn`` is where to listen for
+    notifications, if ``dsn`` is the address of a pooler. No connection is opened before it
+    is needed. Raises :class:`ConfigError` if ``dsn`` is no PostgreSQL URI.
     """
 
     def __init__(
@@ -79,15 +85,15 @@ class TableStore(PostgresStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the table can do; what the shape says, before the table was looked at."""
+        """What the table can do; before its catalog was read, what the shape says."""
         if self._statements is None:
             return capabilities_of(self._shape)
         return self._statements.resolved.capabilities
 
     async def open(self) -> None:
-        """Get ready on the running loop. Looks at the table if the database answers.
+        """Prepare for the running loop. Reads the catalog if the database answers.
 
-        Raises :class:`ConfigError` for a table that the shape does not fit.
+        Raises :class:`ConfigError` for a table that does not fit the shape.
         """
         self._database.open()
         with suppress(SessionsUnavailable):
@@ -98,17 +104,33 @@ class TableStore(PostgresStore):
         return (await self.statements()).resolved.capabilities
 
     async def statements(self) -> Statements:
-        """The SQL for this table, once its catalog was read. Raises as :meth:`ready`."""
+        """The SQL for this table. Reads the catalog at the first call, and logs which
+        columns are missing. Raises as :meth:`ready` does."""
         if self._statements is None:
-            async with self._database.looking() as connection:
-                self._statements = await look(connection, self._shape)
+            async with self._database.acquire_read() as connection:
+                shape, users = self._shape, None
+                table = await read_table(connection, quoted(shape.table))
+                if shape.users is not None:
+                    users = await read_table(connection, quoted(shape.users.table))
+                sql = Statements(resolve(shape, table, users))
+                if sql.longest_ids is not None:
+                    (longest,) = await connection.fetch(sql.longest_ids, ID_SAMPLE)
+                    refuse_long_ids(shape, dict(longest))
+            if sql.resolved.missing:
+                logger.warning(
+                    "%s has no column for %s: these features are off",
+                    self._shape.table,
+                    ", ".join(sql.resolved.missing),
+                    extra={"action": "features_off"},
+                )
+            self._statements = sql
         return self._statements
 
     async def _triggers(self) -> Sequence[NotifyTrigger]:
         return triggers_of((await self.statements()).resolved)
 
     async def close(self) -> None:
-        """Let go of every connection, after at most a second."""
+        """See :meth:`Store.close`; takes at most a second."""
         await self._upgrader.stop()
         await super().close()
 
@@ -117,7 +139,7 @@ class TableStore(PostgresStore):
         sql = await self.statements()
         if self._shape.at_rest != "digest":
             digests = [PREFIX + digest for digest in digests]
-        return list(map(self._record, await self._look_up(sql.find, list(digests))))
+        return list(map(self._record, await self._read(sql.find, list(digests))))
 
     async def find_plaintext(
         self, digests: Sequence[str], tokens: Sequence[str]
@@ -127,7 +149,7 @@ class TableStore(PostgresStore):
         sql = await self.statements()
         stored = [PREFIX + digest for digest in digests]
         stored += [token for token in tokens if not token.startswith(PREFIX)]
-        rows = await self._look_up(sql.find, stored)
+        rows = await self._read(sql.find, stored)
         self._upgrader.begin(str(row["token_digest"]) for row in rows)
         return list(map(self._record, rows))
 
@@ -141,13 +163,13 @@ class TableStore(PostgresStore):
         sql = await self.statements()
         known = (self._normalize(sql, "id", id) for id in session_ids)
         ids = [id for id in known if id is not None]
-        rows = await self._look_up(sql.find_many, ids) if ids else []
+        rows = await self._read(sql.find_many, ids) if ids else []
         return list(map(self._record, rows))
 
     async def find_by_refresh(self, digest: str) -> Record | None:
         """See :meth:`RotatingStore.find_by_refresh`; the column should have an index."""
         sql = await self.statements()
-        return self._one(await self._look_up(sql.find_by_refresh, digest))
+        return self._one(await self._read(sql.find_by_refresh, digest))
 
     async def normalize_session_id(self, session_id: str) -> str | None:
         """See :meth:`Store.normalize_session_id`."""
@@ -159,8 +181,7 @@ class TableStore(PostgresStore):
 
     @staticmethod
     def _normalize(sql: Statements, field: str, text: str | None) -> str | None:
-        """Asking for what a column could not hold is an error of the database, and
-        whoever sent it is a client."""
+        """An id in the form of its column; None for a text that the column cannot hold."""
         column = sql.resolved.columns[field]
         known = None if text is None else normalize(column.cast, text)
         return known if known is not None and column.takes(known) else None
@@ -186,7 +207,7 @@ class TableStore(PostgresStore):
         sql = await self.statements()
         if self._normalize(sql, "user_id", new.user_id) is None:
             raise LoginRefused("unknown_user")
-        async with self._database.working() as connection:
+        async with self._database.acquire_write() as connection:
             return await commit_with_notify(self._database, connection, insert)
 
     async def _make_room(
@@ -194,15 +215,13 @@ class TableStore(PostgresStore):
     ) -> tuple[Ended, ...]:
         sql = await self.statements()
         known = (self._normalize(sql, "id", id) for id in new.replaces)
-        leaving = [id for id in known if id is not None]
+        ending = [id for id in known if id is not None]
         if new.limit is not None:
-            leaving += await self._surplus(connection, new, policy, leaving)
-        if not leaving:
+            ending += await self._surplus(connection, new, policy, ending)
+        if not ending:
             return ()
         self._database.queries += 1
-        rows = await connection.fetch(
-            sql.revoke, leaving, "replaced by a new login", notify
-        )
+        rows = await connection.fetch(sql.revoke, ending, "replaced by a new login", notify)
         return tuple(map(ended_of, rows))
 
     async def _surplus(
@@ -210,14 +229,15 @@ class TableStore(PostgresStore):
         connection: Connection,
         new: NewSession,
         policy: Policy,
-        leaving: Sequence[str],
+        ending: Sequence[str],
     ) -> list[str]:
-        """The oldest sessions that must go; logins of one user come here one by one."""
+        """The oldest sessions, which must end. A lock makes logins of one user wait for
+        each other."""
         assert new.limit is not None  # noqa: S101 - the caller asked
         self._database.queries += 2
         sql = await self.statements()
         user = storable(new.user_id)
-        await connection.execute(sql.serialise, f"{self._shape.table}:", user)
+        await connection.execute(sql.lock_user, f"{self._shape.table}:", user)
         rows = await connection.fetch(
             sql.live,
             storable(new.user_id),
@@ -226,7 +246,7 @@ class TableStore(PostgresStore):
             policy.end_on_password_change,
             not sql.resolved.capabilities.absolute,
         )
-        live = [id for row in rows if (id := str(row["id"])) not in leaving]
+        live = [id for row in rows if (id := str(row["id"])) not in ending]
         surplus = max(0, len(live) - new.limit + 1)
         if surplus and not new.evict:
             raise LoginRefused("too_many")
@@ -237,7 +257,7 @@ class TableStore(PostgresStore):
         sql, client = await self.statements(), new.client
         address = canonical_address(client.address)
         if address is None and sql.resolved.address_is_required:
-            address = NOWHERE
+            address = UNKNOWN_ADDRESS
         try:
             row = await connection.fetchrow(
                 sql.create,
@@ -309,10 +329,10 @@ class TableStore(PostgresStore):
             values += [step.refresh_digest, step.session_ttl, step.refresh_ttl]
             values.append(step.longest)
 
-        async def act(connection: Connection, notify: bool) -> list[asyncpg.Record]:
+        async def replace(connection: Connection, notify: bool) -> list[asyncpg.Record]:
             self._database.queries += 3
             async with connection.transaction():
-                # The trigger takes another token for the end of the session.
+                # To the trigger, another token is the end of the session.
                 await connection.execute(SKIP_TRIGGER)
                 rows = await connection.fetch(text, *values)
                 if rows and notify:
@@ -321,14 +341,14 @@ class TableStore(PostgresStore):
                     await send(connection, kind.payload(known))
                 return rows
 
-        async with self._database.working() as connection:
-            return self._one(await commit_with_notify(self._database, connection, act))
+        async with self._database.acquire_write() as connection:
+            return self._one(await commit_with_notify(self._database, connection, replace))
 
     async def revoke(
         self, session_id: str, *, reason: str, user_id: str | None = None
     ) -> Ended | None:
         """See :meth:`Store.revoke`."""
-        why, sql = reason_of(reason), await self.statements()
+        why, sql = storable(reason)[:LONGEST_REASON], await self.statements()
         known = self._normalize(sql, "id", session_id)
         owner = self._normalize(sql, "user_id", user_id)
         if known is None or (user_id is not None and owner is None):
@@ -340,7 +360,7 @@ class TableStore(PostgresStore):
                 return await connection.fetch(sql.revoke, [known], why, notify)
             return await connection.fetch(sql.revoke_own, known, why, notify, owner)
 
-        async with self._database.working() as connection:
+        async with self._database.acquire_write() as connection:
             rows = await commit_with_notify(self._database, connection, end)
         if not rows:
             await self._check_ended([known], owner)
@@ -348,7 +368,7 @@ class TableStore(PostgresStore):
         return ended_of(rows[0])
 
     async def _check_ended(self, ids: Sequence[str], owner: str | None = None) -> None:
-        """Raise where one of these sessions stands, although we ended it (rule 9)."""
+        """Raise :class:`ConfigError` if one of these sessions is still live (rule 9)."""
         for record in await self.find_many(ids):
             if record.is_active and owner in (None, record.user_id):
                 raise ConfigError(STILL_LIVE.format(table=self._shape.table))
@@ -356,13 +376,13 @@ class TableStore(PostgresStore):
     async def revoke_user(
         self, user_id: str, *, reason: str, keep: str | None = None
     ) -> Sequence[Ended]:
-        """See :meth:`Store.revoke_user`; one message, however many sessions end."""
+        """See :meth:`Store.revoke_user`; one notification, however many sessions end."""
         sql = await self.statements()
         owner = self._normalize(sql, "user_id", user_id)
         if owner is None:
             return []
         kept = self._normalize(sql, "id", keep)
-        values = owner, reason_of(reason), kept
+        values = owner, storable(reason)[:LONGEST_REASON], kept
 
         async def end(connection: Connection, notify: bool) -> tuple[list[Ended], set[str]]:
             self._database.queries += 4
@@ -376,13 +396,13 @@ class TableStore(PostgresStore):
                 left = {str(row["id"]) for row in live} - {one.id for one in ended}
                 return ended, left
 
-        async with self._database.working() as connection:
+        async with self._database.acquire_write() as connection:
             ended, left = await commit_with_notify(self._database, connection, end)
         await self._check_ended(sorted(left))
         return ended
 
     async def list_for_user(self, user_id: str) -> Sequence[Record]:
-        """See :meth:`Store.list_for_user`; at most a thousand."""
+        """See :meth:`Store.list_for_user`; at most a thousand rows."""
         sql = await self.statements()
         owner = self._normalize(sql, "user_id", user_id)
         if owner is None:
@@ -399,7 +419,7 @@ class TableStore(PostgresStore):
             if sql.resolved.capabilities.refresh
             else [policy.refresh_ttl, policy.browser_ttl, policy.absolute_ttl]
         )
-        async with self._database.working() as connection:
+        async with self._database.acquire_write() as connection:
             self._database.queries += 1
             values = (
                 [touch.session_id for touch in ordered],
@@ -414,7 +434,7 @@ class TableStore(PostgresStore):
     async def prune(self, policy: Policy, *, batch: int) -> int:
         """See :meth:`Store.prune`."""
         sql = await self.statements()
-        async with self._database.working() as connection:
+        async with self._database.acquire_write() as connection:
             self._database.queries += 1
             limits = policy.retention, policy.absolute_ttl, policy.idle_ttl
             status = await retry_if_row_moved(
@@ -432,13 +452,13 @@ class TableStore(PostgresStore):
         return await self._database.fetch(sql, *map(bindable, values))
 
     async def _change(self, sql: str, *values: object) -> list[asyncpg.Record]:
-        """Rows of a write on a condition; none if somebody else was first."""
+        """The rows of a conditional write; none if another write was first."""
         try:
             return await self._fetch(sql, *values)
         except SessionsUnavailable as exc:
             if exc.cause != asyncpg.SerializationError.__name__:
                 raise
-            return []  # the row is in another partition by now, so its token is another
+            return []  # its row was moved to another partition, so it has another token
 
-    async def _look_up(self, sql: str, *values: object) -> list[asyncpg.Record]:
-        return await self._database.look_up(sql, *map(bindable, values))
+    async def _read(self, sql: str, *values: object) -> list[asyncpg.Record]:
+        return await self._database.read(sql, *map(bindable, values))

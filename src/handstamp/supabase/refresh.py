@@ -131,7 +131,7 @@ class Work:
 
     async def look_up(self, sql: str, value: str) -> asyncpg.Record:
         """The one row of a question that says whether anything could be seen."""
-        (row,) = await self.database.look_up(sql, value)
+        (row,) = await self.database.read(sql, value)
         if row["hidden"]:
             raise SessionsUnavailable(HIDDEN)
         return row
@@ -140,7 +140,7 @@ class Work:
         self, asked: Asked, step: Callable[[Connection], Awaitable[Outcome]]
     ) -> Outcome | None:
         """Do one step in a transaction; None if somebody holds what it needs."""
-        async with self.database.working() as connection:
+        async with self.database.acquire_write() as connection:
             try:
                 async with connection.transaction(isolation="read_committed"):
                     if not asked.notify:
@@ -282,7 +282,7 @@ async def accepts_v1(work: Work, token: str, session_id: str) -> bool:
         return False
     active = None
     if stored.revoked:
-        rows = await work.database.look_up(work.sql.active, stored.session_id)
+        rows = await work.database.read(work.sql.active, stored.session_id)
         active = token_of(rows[0]) if rows else None
     verdict = judge_v1(stored, active, work.rules, session.read_at)
     return not isinstance(verdict, Misused)

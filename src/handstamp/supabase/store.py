@@ -34,8 +34,7 @@ from handstamp.stores.base import STILL_LIVE, Capabilities, Ended
 from handstamp.stores.connection import Connection, Database
 from handstamp.stores.notify import commit_with_notify, send
 from handstamp.stores.notify.sql import SKIP_TRIGGER, Kind, NotifyTrigger
-from handstamp.stores.postgres import PostgresStore
-from handstamp.stores.sql import count_of
+from handstamp.stores.postgres import PostgresStore, count_of
 from handstamp.supabase.refresh import Entropy, Work, refresh, would_refresh
 from handstamp.supabase.rows import (
     CreatedAuthSession,
@@ -145,7 +144,7 @@ class SupabaseKnowledge:
             raise
 
     async def _look(self) -> tuple[Schema, SupabaseStatements]:
-        rows = await self._database.look_up(LOOK, self._name, list(TABLES))
+        rows = await self._database.read(LOOK, self._name, list(TABLES))
         schema = read_schema(self._name, rows, self._rules)
         known = schema, SupabaseStatements(self._name, schema, self._rules)
         if schema.unwritable is None:
@@ -259,7 +258,7 @@ class SupabaseStore(PostgresStore):
         self, pick: Callable[[SupabaseStatements], str], value: object
     ) -> Sequence[AuthSession]:
         async def ask(sql: SupabaseStatements) -> Sequence[AuthSession]:
-            rows = await self._database.look_up(pick(sql), value)
+            rows = await self._database.read(pick(sql), value)
             return list(filter(None, map(session_of, seen(rows))))
 
         return await self._knowledge.reading(ask)
@@ -286,7 +285,7 @@ class SupabaseStore(PostgresStore):
                         work, connection, owner, client, asked, notify=notify
                     )
 
-            async with self._database.working() as connection:
+            async with self._database.acquire_write() as connection:
                 return await commit_with_notify(self._database, connection, insert)
 
         return await self._knowledge.writing(act)
@@ -351,7 +350,7 @@ class SupabaseStore(PostgresStore):
                     return await connection.fetch(sql.revoke, notify, ids)
                 return await connection.fetch(sql.revoke_own, notify, ids, owner)
 
-            async with self._database.working() as connection:
+            async with self._database.acquire_write() as connection:
                 return ended_of(await commit_with_notify(self._database, connection, end))
 
         ended = await self._knowledge.writing(act)
@@ -390,7 +389,7 @@ class SupabaseStore(PostgresStore):
                         await send(connection, Kind.USER.payload(owner))
                     return gone, {row["id"] for row in there} - {one.id for one in gone}
 
-            async with self._database.working() as connection:
+            async with self._database.acquire_write() as connection:
                 return await commit_with_notify(self._database, connection, end)
 
         gone, left = await self._knowledge.writing(act)
@@ -412,7 +411,7 @@ class SupabaseStore(PostgresStore):
             for statement, most in sql.prunes:
                 if not left:
                     break
-                async with self._database.working() as connection:
+                async with self._database.acquire_write() as connection:
                     self._database.queries += 1
                     status = await connection.execute(statement, min(left, most))
                 left -= count_of(status)

@@ -19,7 +19,7 @@ import asyncpg
 
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError
-from handstamp.stores.connection import Connection, checked_dsn
+from handstamp.stores.connection import Connection, check_dsn
 from handstamp.stores.install import install
 from handstamp.stores.memory import MemoryStore
 from handstamp.testing.engines import FrozenClock, run_in_thread
@@ -77,7 +77,7 @@ def postgres_server() -> Iterator[str]:
     """
     given = os.environ.get(SERVER_VARIABLE)
     if given:
-        yield checked_dsn(given)
+        yield check_dsn(given)
         return
     from handstamp.testing.postgres import ephemeral  # Linux and macOS only
 

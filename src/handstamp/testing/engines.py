@@ -297,11 +297,11 @@ def _unreachable(database: Database) -> Iterator[None]:
 
     # On the object, in front of the class: the store holds this object in many places.
     was = dict(database.__dict__)
-    database.__dict__.update(_asking=no_answer, connect=no_connection)
+    database.__dict__.update(_guard=no_answer, connect=no_connection)
     try:
         yield
     finally:
-        for name in ("_asking", "connect"):
+        for name in ("_guard", "connect"):
             del database.__dict__[name]
             if name in was:  # an outage around this one
                 database.__dict__[name] = was[name]

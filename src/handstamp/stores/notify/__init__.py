@@ -130,7 +130,7 @@ class PostgresChannel:
 
     async def notify(self, payload: str) -> None:
         """See :meth:`Channel.notify`."""
-        async with self._writing.working() as connection:
+        async with self._writing.acquire_write() as connection:
             await send(connection, payload)
 
 
