@@ -6,8 +6,8 @@
 
 The handle with ``login`` and ``logout`` is ``session_auth(req)`` or
 ``req.context.handstamp``; under WSGI its methods are called without ``await``.
-``req.context.session`` and ``req.context.user_id`` ask the session only when you ask them.
-A resource is protected by its attribute ``auth``, see :func:`wrap`, or by
+``req.context.session`` and ``req.context.user_id`` read the session only when you read
+them. Protect a resource with an attribute ``auth``, see :func:`wrap`, or with
 ``@falcon.before(requires_session)``.
 """
 
@@ -32,8 +32,9 @@ T = TypeVar("T")
 _RULES = frozenset({"auth_disabled", "exempt_methods", "level", "fresh_within"})
 
 
-class _Asked(Generic[T]):
-    """Asks the handle anew each time; whatever is set on the instance goes first."""
+class _HandleAttribute(Generic[T]):
+    """Reads an attribute of the handle each time. A value that is set on the instance takes
+    precedence."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -41,20 +42,20 @@ class _Asked(Generic[T]):
     def __get__(self, context: Any, owner: type) -> T:
         if context is None:
             return self  # type: ignore[return-value]
-        answer: T = getattr(context.handstamp, self._name)
-        return answer
+        value: T = getattr(context.handstamp, self._name)
+        return value
 
 
 class SessionContext(falcon.Context):
-    """``req.context``: what your middleware puts there, and the session.
+    """``req.context``: the session, and what your own middleware sets.
 
     Derive your own ``context_type`` from this class; otherwise it gets ``handstamp`` only.
-    An attribute ``session`` of yours stays yours.
+    A ``session`` that you set yourself is not changed.
     """
 
     handstamp: asgi.Handle | wsgi.Handle
-    session: _Asked[Session | None] = _Asked()
-    user_id: _Asked[str | None] = _Asked()
+    session: _HandleAttribute[Session | None] = _HandleAttribute()
+    user_id: _HandleAttribute[str | None] = _HandleAttribute()
 
 
 @overload
@@ -70,7 +71,7 @@ def session_auth(req: falcon.Request) -> wsgi.Handle:
 
 
 def session_auth(req: falcon.Request) -> asgi.Handle | wsgi.Handle:
-    """The handle of a request or a WebSocket: ``login``, ``logout``, ``revoke`` …
+    """Return the handle of a request or a WebSocket: ``login``, ``logout``, ``revoke`` …
 
     Raises :class:`ConfigError` if no middleware wraps the application.
     """
@@ -83,8 +84,8 @@ def session_auth(req: falcon.Request) -> asgi.Handle | wsgi.Handle:
     return handle
 
 
-class _Done:
-    """For hooks: to be awaited by an async responder, and ignored by another."""
+class _Awaitable:
+    """What a hook returns: an async responder awaits it, a sync one ignores it."""
 
     def __await__(self) -> Generator[None]:
         return
@@ -100,36 +101,36 @@ def requires_session(
     level: int | None = None,
     fresh_within: timedelta | None = None,
 ) -> Any:
-    """A hook for responders of both kinds, and for whole resources.
+    """A hook for sync and async responders, and for whole resources.
 
         @falcon.before(requires_session, fresh_within=timedelta(minutes=10))
 
-    The conditions are those of ``require``, which says what is raised.
+    ``level`` and ``fresh_within`` are those of ``require``; raises as ``require`` does.
     """
     handle: BaseHandle = session_auth(req)
     handle.require(level=level, fresh_within=fresh_within)
-    return _Done() if isinstance(req, falcon.asgi.Request) else None
+    return _Awaitable() if isinstance(req, falcon.asgi.Request) else None
 
 
 class SessionComponent:
-    """The Falcon middleware that :func:`wrap` adds; see there."""
+    """The Falcon middleware that :func:`wrap` adds to an application."""
 
     def __init__(self, *, protect: bool = False) -> None:
         self._protect = protect
 
     def process_request(self, req: falcon.Request, resp: object) -> None:
         """Put the handle into the context."""
-        _admit(req)
+        _attach(req)
 
     def process_resource(
         self, req: falcon.Request, resp: object, resource: object, params: object
     ) -> None:
-        """Refuse whom the resource refuses."""
+        """Raise as ``require`` does, if the resource needs a session."""
         self._check(req, resource)
 
     async def process_request_async(self, req: falcon.asgi.Request, resp: object) -> None:
         """The same under ASGI."""
-        _admit(req)
+        _attach(req)
 
     async def process_resource_async(
         self, req: falcon.asgi.Request, resp: object, resource: object, params: object
@@ -139,7 +140,7 @@ class SessionComponent:
 
     async def process_request_ws(self, req: falcon.asgi.Request, ws: object) -> None:
         """The same for a WebSocket."""
-        _admit(req)
+        _attach(req)
 
     async def process_resource_ws(
         self, req: falcon.asgi.Request, ws: object, resource: object, params: object
@@ -162,8 +163,8 @@ class SessionComponent:
 
 
 def _method(req: falcon.Request, handle: BaseHandle) -> str:
-    """The method of a request in the words of Falcon's router, which has one for
-    WebSockets; ``req.method`` has not."""
+    """The method as Falcon's router names it: it has one for WebSockets, which
+    ``req.method`` has not."""
     is_socket = isinstance(req, falcon.asgi.Request) and req.is_websocket
     return "WEBSOCKET" if is_socket or is_handshake(handle._headers) else req.method
 
@@ -172,10 +173,10 @@ def _rules(resource: object) -> Mapping[str, Any] | None:
     auth = getattr(resource, "auth", None)
     if isinstance(auth, bool) or (isinstance(auth, Mapping) and not auth.keys() <= _RULES):
         raise ConfigError(f"auth of a resource is a dict of {', '.join(sorted(_RULES))}")
-    return auth if isinstance(auth, Mapping) else None  # else it is something of theirs
+    return auth if isinstance(auth, Mapping) else None  # else it is not for us
 
 
-def _admit(req: falcon.Request) -> None:
+def _attach(req: falcon.Request) -> None:
     context: Any = req.context
     if type(context) is falcon.Context:
         req.context = SessionContext()
@@ -187,26 +188,27 @@ def _admit(req: falcon.Request) -> None:
         context.handstamp = session_auth(req)
 
 
-def answer(
+def handle_error(
     req: falcon.Request, resp: falcon.Response, exc: HandstampError, params: Any
 ) -> None:
-    """An error of handstamp as Falcon's own; raises the operator's, for the log."""
+    """Raise Falcon's own error with the status of handstamp's exception; an exception with
+    status 500 as it is, for the server's log."""
     if exc.status == 500:
         raise exc
     raise falcon.HTTPError(exc.status, description=exc.public_message, headers=exc.headers)
 
 
-async def answer_async(
+async def handle_error_async(
     req: falcon.asgi.Request,
     resp: falcon.asgi.Response | None,
     exc: HandstampError,
     params: Any,
     ws: falcon.asgi.WebSocket | None = None,
 ) -> None:
-    """The same under ASGI; denies a WebSocket handshake, or closes the socket."""
+    """The same under ASGI; a WebSocket is closed with the close code of the exception."""
     if ws is None or exc.status == 500:
-        return answer(req, cast(Any, resp), exc, params)
-    with suppress(OSError):  # closed already
+        return handle_error(req, cast(Any, resp), exc, params)
+    with suppress(OSError):  # it is closed already
         await ws.close(exc.close_code, exc.close_reason)
 
 
@@ -227,26 +229,26 @@ def wrap(
 def wrap(
     app: Any, sessions: Sessions, *, protect: bool = False, **options: Any
 ) -> asgi.SessionAuthMiddleware | wsgi.SessionAuthMiddleware:
-    """``app`` with sessions, and with Falcon's own answers for what they raise.
+    """Put the middleware around ``app``.
 
-    ``options`` go to the ``SessionAuthMiddleware`` of the transport. A resource with an
-    attribute ``auth``, a dict, needs a session for all of its methods but those in
-    ``exempt_methods``, where a WebSocket is ``"WEBSOCKET"``; ``level`` and
-    ``fresh_within`` ask for more, and ``auth_disabled=True`` for nothing. With
-    ``protect=True`` a resource that says nothing needs one as well. OPTIONS never does,
-    and sinks and static routes are no resources.
+    ``options`` are those of the transport's ``SessionAuthMiddleware``. Returns the
+    application to serve. ``app`` gets a :class:`SessionComponent` after its other
+    middleware, and a handler for handstamp's exceptions unless it has one.
 
-    Serve the result; ``app`` gets a :class:`SessionComponent` behind its other middleware,
-    and an error handler unless it has one. Raises :class:`ConfigError`.
+    A resource with an attribute ``auth``, a dict, needs a session for all methods except
+    those in ``exempt_methods``, where a WebSocket is ``"WEBSOCKET"``. ``level`` and
+    ``fresh_within`` are as in ``require``; with ``auth_disabled=True`` it needs no session.
+    With ``protect=True`` a resource without ``auth`` needs a session too. OPTIONS never
+    needs one. Sinks and static routes are no resources. Raises :class:`ConfigError`.
     """
     app.add_middleware(SessionComponent(protect=protect))
-    theirs = HandstampError in getattr(app, "_error_handlers", ())
+    has_handler = HandstampError in getattr(app, "_error_handlers", ())
     if isinstance(app, falcon.asgi.App):
-        if not theirs:
-            app.add_error_handler(HandstampError, answer_async)
+        if not has_handler:
+            app.add_error_handler(HandstampError, handle_error_async)
         return asgi.SessionAuthMiddleware(cast(Any, app), sessions, **options)
-    if not theirs:
-        app.add_error_handler(HandstampError, answer)
+    if not has_handler:
+        app.add_error_handler(HandstampError, handle_error)
     return wsgi.SessionAuthMiddleware(app, sessions, **options)
 
 

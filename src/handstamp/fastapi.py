@@ -1,10 +1,12 @@
 """FastAPI: the session as a typed dependency, and in the OpenAPI document.
 
-Current = Annotated[Session, Depends(current_session)]
-Optional = Annotated[Session | None, Depends(optional_session)]
+api = FastAPI()
 
-app = FastAPI()
-app = wrap(app, sessions)          # or: uvicorn serves what wrap() returns
+@api.get("/me")
+async def me(session: CurrentSession):     # 401 without a session
+    return {"user_id": session.user_id}
+
+app = wrap(api, sessions)                  # serve what wrap() returns
 """
 
 # Without `from __future__ import annotations`: FastAPI before 0.123 cannot read the
@@ -25,11 +27,11 @@ from handstamp.core.models import Session
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import HandstampError
 from handstamp.starlette import SessionAuthMiddleware, session_auth
-from handstamp.starlette import answer as _starlette_answer
+from handstamp.starlette import handle_error as _handle_as_starlette
 
 
 class SessionScheme(SecurityBase):
-    """The session cookie as an OpenAPI security scheme, and the handle as its value."""
+    """The session cookie as an OpenAPI security scheme; as a dependency, the handle."""
 
     def __init__(self, cookies: Cookies | None = None) -> None:
         name = (cookies or Cookies()).session_name
@@ -37,28 +39,30 @@ class SessionScheme(SecurityBase):
             {
                 "in": APIKeyIn.cookie,
                 "name": name,
-                "description": "Set by the sign-in; refreshed by itself.",
+                "description": "Set by the login; refreshed automatically.",
             }
         )
         self.scheme_name = "session"
 
     async def __call__(self, connection: HTTPConnection) -> Handle:
-        """The handle of this request or WebSocket."""
+        """Return the handle of this request or WebSocket."""
         return session_auth(connection)
 
 
 session_scheme = SessionScheme()
 SessionAuth = Annotated[Handle, Security(session_scheme)]
-"""The handle, for routes that log in and out."""
+"""The type of a parameter that is the handle, for routes that log in and out."""
 
 
 async def current_session(auth: SessionAuth) -> Session:
-    """The session of this request; answers 401 without one, 503 if nobody can say."""
+    """Return the session of this request. The response is 401 without one, and 503 when the
+    database gave no answer."""
     return auth.require()
 
 
 async def optional_session(auth: SessionAuth) -> Session | None:
-    """The session of this request, or None; answers 503 if nobody can say."""
+    """Return the session of this request, or None. The response is 503 when the database
+    gave no answer."""
     return auth.session
 
 
@@ -67,23 +71,28 @@ OptionalSession = Annotated[Session | None, Depends(optional_session)]
 
 
 def wrap(app: FastAPI, sessions: Sessions, **options: Any) -> SessionAuthMiddleware:
-    """``app`` with sessions, and with FastAPI's own answers for what they raise.
+    """Put the middleware around ``app``, and add a handler for handstamp's exceptions to
+    it.
 
-    ``options`` go to :class:`handstamp.starlette.SessionAuthMiddleware`. The result is
-    the ASGI application to serve; ``app`` itself stays as it was, but for its exception
-    handlers.
+    ``options`` are those of :class:`handstamp.starlette.SessionAuthMiddleware`. Returns the
+    ASGI application to serve. ``app`` keeps the handlers that it has. Raises
+    :class:`ConfigError`.
     """
     handlers: dict[Any, Any] = app.exception_handlers
-    handlers.setdefault(HandstampError, answer)
+    handlers.setdefault(HandstampError, handle_error)
     return SessionAuthMiddleware(app, sessions, **options)
 
 
-async def answer(request: Request | WebSocket, exc: Exception) -> Response | None:
-    """An error of handstamp as FastAPI answers errors: JSON with a ``detail``."""
+async def handle_error(request: Request | WebSocket, exc: Exception) -> Response | None:
+    """Return handstamp's exception as FastAPI returns errors: JSON with a ``detail``.
+
+    Closes a WebSocket, and raises an exception with status 500, as
+    :func:`handstamp.starlette.handle_error` does.
+    """
     if not isinstance(exc, HandstampError) or exc.status == 500:
-        raise exc  # the operator's fault, and the operator reads the log
+        raise exc
     if isinstance(request, WebSocket):
-        return await _starlette_answer(request, exc)
+        return await _handle_as_starlette(request, exc)
     headers = exc.headers
     if exc.status == 401:
         headers["WWW-Authenticate"] = "APIKey"

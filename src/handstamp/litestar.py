@@ -1,24 +1,21 @@
-"""Litestar, inside of a handler: the user, guards and dependencies.
-
-Import them from :mod:`handstamp.litestar`.
-
-Litestar: ``request.user``, guards, dependencies, and the scheme in the OpenAPI document.
+"""Litestar: ``request.user``, guards, dependencies, and the scheme in the OpenAPI document.
 
     app = wrap(Litestar(routes, dependencies=dependencies), sessions)
 
-or, where the ``Litestar`` object itself must stay the one that is served:
+or, where the ``Litestar`` object itself must be the one that is served:
 
     app = Litestar(routes, plugins=[SessionAuthPlugin(sessions)])
 
-``request.user`` is a :class:`SessionUser` and ``request.auth`` the handle with ``login``
-and ``logout``: ``Request[SessionUser, Handle, State]``. Both ask the session only when you
-ask them. :func:`wrap` sees every request; the plugin only those that Litestar has a route
-for, which is all that matters to an application, and its cookies survive every 500 as well.
+``request.user`` is a :class:`SessionUser`, and ``request.auth`` is the handle with
+``login`` and ``logout``: ``Request[SessionUser, Handle, State]``. Both read the session
+only when you read them. :func:`wrap` authenticates every request. The plugin authenticates
+those that Litestar has a route for, which is enough for an application; its cookies too are
+on every 500.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
@@ -32,7 +29,6 @@ from litestar.exceptions import HTTPException
 from litestar.exceptions.responses import create_exception_response
 from litestar.handlers.base import BaseRouteHandler
 from litestar.middleware.base import DefineMiddleware
-from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.plugins import InitPlugin
 from litestar.plugins.base import ReceiveRoutePlugin
@@ -63,13 +59,14 @@ SessionAuth = NamedDependency[Handle]
 CurrentSession = NamedDependency[Session]
 """The type of a parameter ``current_session``: the session, or a 401 without one."""
 EXCLUDE_KEY = "exclude_from_auth"
-"""``@get("/", exclude_from_auth=True)`` is open to everybody, whatever guards there are."""
+"""A guard does not check ``@get("/", exclude_from_auth=True)``."""
 SCHEME = "session"
 _REQUIREMENT: dict[str, list[str]] = {SCHEME: []}
 
 
 class SessionUser:
-    """``request.user``: asks the session of the request whenever it is asked."""
+    """``request.user``. Every attribute reads the session of the request, and raises
+    :class:`SessionsUnavailable` when the database gave no answer."""
 
     __slots__ = ("_handle",)
 
@@ -83,12 +80,12 @@ class SessionUser:
 
     @property
     def id(self) -> str | None:
-        """The user's id; None for a request without a session."""
+        """The user's id, or None without a session."""
         return self._handle.user_id
 
     @property
     def session(self) -> Session | None:
-        """The session itself."""
+        """The session, or None."""
         return self._handle.session
 
 
@@ -96,8 +93,8 @@ class SessionGuard:
     """A guard that refuses a request with 401, 403 or 503, and a WebSocket with the close
     code of the error.
 
-    Routes with the opt ``exclude_from_auth=True`` are left alone, so that it can guard a
-    whole application. The conditions are those of ``auth.require``.
+    It does not check routes with the opt ``exclude_from_auth=True``, so it can guard a
+    whole application. ``level`` and ``fresh_within`` are those of ``auth.require``.
     """
 
     def __init__(
@@ -109,28 +106,28 @@ class SessionGuard:
     async def __call__(
         self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
     ) -> None:
-        """Raise unless this request may pass."""
+        """Raise as ``auth.require`` does, unless the session meets the conditions."""
         if not handler.opt.get(EXCLUDE_KEY):
             auth = session_auth(connection)
             auth.require(level=self.level, fresh_within=self.fresh_within)
 
 
 requires_session = SessionGuard()
-"""``guards=[requires_session]``: a session, whichever."""
+"""``guards=[requires_session]``: any session."""
 
 
 def requires_fresh(*, within: timedelta) -> SessionGuard:
-    """A guard for a session whose user signed in no longer ago than ``within``."""
+    """Return a guard for a session whose login is at most ``within`` ago."""
     return SessionGuard(fresh_within=within)
 
 
 def requires_level(level: int) -> SessionGuard:
-    """A guard for a session of at least this trust level."""
+    """Return a guard for a session of at least this trust level."""
     return SessionGuard(level=level)
 
 
 def session_auth(connection: ASGIConnection[Any, Any, Any, Any]) -> Handle:
-    """The handle of a request or a WebSocket: ``login``, ``logout``, ``revoke`` …
+    """Return the handle of a request or a WebSocket: ``login``, ``logout``, ``revoke`` …
 
     Raises :class:`ConfigError` if there is no middleware.
     """
@@ -156,11 +153,11 @@ dependencies: Mapping[str, Provide] = {
     "current_session": Provide(_session, sync_to_thread=False),
 }
 """For ``Litestar(dependencies=…)``: ``session_auth: SessionAuth`` and
-``current_session: CurrentSession``. The plugin brings them by itself."""
+``current_session: CurrentSession``. The plugin adds them itself."""
 
 
 def show_guards(route: BaseRoute) -> None:
-    """Give the handlers of a guarded route our requirement in the OpenAPI document."""
+    """Add the scheme to the handlers of a guarded route in the OpenAPI document."""
     for handler in getattr(route, "route_handlers", ()):
         layers = handler.ownership_layers
         guards = [guard for layer in layers for guard in layer.guards or ()]
@@ -170,7 +167,7 @@ def show_guards(route: BaseRoute) -> None:
             handler.security = [*shown, _REQUIREMENT]
 
 
-_PLUGGED = "handstamp.plugged"
+_PLUGIN_KEY = "handstamp.plugin"
 
 
 class SessionAuthMiddleware(_SessionAuthMiddleware):
@@ -183,10 +180,10 @@ class SessionAuthMiddleware(_SessionAuthMiddleware):
         scope["user"] = SessionUser(handle)
 
 
-def answer(request: Request[Any, Any, Any], exc: HandstampError) -> Response[Any]:
-    """An error of handstamp as Litestar answers errors: JSON with a ``detail``.
+def handle_error(request: Request[Any, Any, Any], exc: HandstampError) -> Response[Any]:
+    """Return handstamp's exception as Litestar returns errors: JSON with a ``detail``.
 
-    Raises what is no client's fault, such as :class:`ConfigError`, for the server to log.
+    Raises an exception with status 500, such as :class:`ConfigError`, for the server's log.
     """
     if exc.status == 500:
         raise exc
@@ -196,30 +193,31 @@ def answer(request: Request[Any, Any, Any], exc: HandstampError) -> Response[Any
     return create_exception_response(request, error)
 
 
-async def _let_out_of_sockets(exc: Exception, scope: LitestarScope) -> None:
-    # Litestar knows no handlers for what a WebSocket raises: all would be a 4500.
+async def _raise_in_websocket(exc: Exception, scope: LitestarScope) -> None:
+    # Litestar has no handlers for exceptions of a WebSocket, and closes it with 4500. The
+    # middleware closes it with the exception's own code.
     if scope["type"] == ScopeType.WEBSOCKET and isinstance(exc, HandstampError):
         raise exc
 
 
 def wrap(app: Litestar, sessions: Sessions, **options: Any) -> SessionAuthMiddleware:
-    """``app`` with sessions, and with Litestar's own answers for what they raise.
+    """Put the middleware around ``app``.
 
-    ``options`` go to :class:`SessionAuthMiddleware`. The result is the ASGI application
-    to serve; ``app`` gets a handler for our errors, unless it has one, and our scheme in
-    its OpenAPI document. Raises :class:`ConfigError`.
+    ``options`` are those of :class:`SessionAuthMiddleware`. Returns the ASGI application to
+    serve. ``app`` gets a handler for handstamp's exceptions, unless it has one, and the
+    scheme in its OpenAPI document. Raises :class:`ConfigError`.
     """
-    _teach(app, sessions.cookie_transport(options.get("cookies")).cookies)
+    _configure(app, sessions.cookie_transport(options.get("cookies")).cookies)
     for route in app.routes:
         show_guards(route)
     return SessionAuthMiddleware(cast(Any, app), sessions, **options)
 
 
 class SessionAuthPlugin(InitPlugin, ReceiveRoutePlugin):
-    """The same from inside: ``Litestar(…, plugins=[SessionAuthPlugin(sessions)])``.
+    """The same as :func:`wrap`, as a plugin of Litestar.
 
-    ``options`` go to :class:`SessionAuthMiddleware`. It stands outside of the middleware
-    that is in the application's list, and brings :data:`dependencies`.
+    ``options`` are those of :class:`SessionAuthMiddleware`, which is put outside of all
+    other middleware in the application's list. Adds :data:`dependencies`.
     """
 
     def __init__(self, sessions: Sessions, **options: Any) -> None:
@@ -227,47 +225,43 @@ class SessionAuthPlugin(InitPlugin, ReceiveRoutePlugin):
         self._options = options
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
-        """Put everything into an application's settings. Raises :class:`ConfigError`."""
+        """Add everything to the application's configuration. Raises
+        :class:`ConfigError`."""
         app_config.openapi_config = copy(app_config.openapi_config)
         cookie_transport = self._sessions.cookie_transport(self._options.get("cookies"))
-        _teach(app_config, cookie_transport.cookies)
+        _configure(app_config, cookie_transport.cookies)
         options = {"sessions": self._sessions, **self._options}
-        app_config.middleware.insert(0, DefineMiddleware(cast(Any, _Plugged), **options))
-        app_config.before_send.append(cast(Any, _edit_what_came_from_further_out))
+        app_config.middleware.insert(
+            0, DefineMiddleware(cast(Any, _PluginMiddleware), **options)
+        )
+        app_config.before_send.append(cast(Any, _edit_late_response))
         app_config.on_startup.insert(0, self._sessions.open)
         app_config.on_shutdown.append(self._sessions.close)  # after all others
         app_config.dependencies = {**dependencies, **app_config.dependencies}
         return app_config
 
     def receive_route(self, route: BaseRoute) -> None:
-        """Show in the OpenAPI document what a guarded route asks for."""
+        """Show in the OpenAPI document that a guarded route needs a session."""
         show_guards(route)
 
 
-class _Plugged(SessionAuthMiddleware):
+class _PluginMiddleware(SessionAuthMiddleware):
     def attach(self, scope: Scope, handle: Handle) -> None:
         super().attach(scope, handle)
-        scope[_PLUGGED] = handle
+        scope[_PLUGIN_KEY] = handle
 
 
-async def _edit_what_came_from_further_out(message: Message, scope: Scope) -> None:
-    # The answer to what another middleware raised is made outside of ours.
-    handle = scope.get(_PLUGGED)
+async def _edit_late_response(message: Message, scope: Scope) -> None:
+    # Litestar creates the response to an exception of another middleware outside of ours.
+    handle = scope.get(_PLUGIN_KEY)
     if handle and message["type"] == "http.response.start" and not handle._started:
         message["headers"] = handle.response_headers(list(message["headers"]))
 
 
-def _teach(target: AppConfig | Litestar, cookies: Cookies) -> None:
-    _check_names(target.middleware, cookies)
-    handlers = cast(dict[Any, Any], target.exception_handlers)
-    handlers.setdefault(HandstampError, answer)
-    target.after_exception.append(cast(Any, _let_out_of_sockets))
-    if target.openapi_config is not None:
-        _describe(target.openapi_config, cookies)
-
-
-def _check_names(middleware: Iterable[Any], cookies: Cookies) -> None:
-    for each in middleware:
+def _configure(target: AppConfig | Litestar, cookies: Cookies) -> None:
+    """Add the handlers and the scheme to an application or to its configuration. Raises
+    :class:`ConfigError` where Litestar's own session uses a cookie of our names."""
+    for each in target.middleware:
         backend = getattr(each, "kwargs", {}).get("backend")
         key = getattr(getattr(backend, "config", None), "key", None)
         if key in (cookies.session_name, cookies.refresh_name):
@@ -275,18 +269,21 @@ def _check_names(middleware: Iterable[Any], cookies: Cookies) -> None:
                 f"Litestar's own session middleware uses the cookie {key!r} as well: "
                 "give it another key"
             )
-
-
-def _describe(config: OpenAPIConfig, cookies: Cookies) -> None:
+    handlers = cast(dict[Any, Any], target.exception_handlers)
+    handlers.setdefault(HandstampError, handle_error)
+    target.after_exception.append(cast(Any, _raise_in_websocket))
+    if target.openapi_config is None:
+        return
     scheme = SecurityScheme(
         type="apiKey",
         name=cookies.session_name,
         security_scheme_in="cookie",
-        description="Set by the sign-in; refreshed by itself.",
+        description="Set by the login; refreshed automatically.",
     )
-    theirs = config.components
-    theirs = theirs if isinstance(theirs, list) else [theirs]
-    config.components = [*theirs, Components(security_schemes={SCHEME: scheme})]
+    own = target.openapi_config.components
+    own = own if isinstance(own, list) else [own]
+    ours = Components(security_schemes={SCHEME: scheme})
+    target.openapi_config.components = [*own, ours]
 
 
 __all__ = (

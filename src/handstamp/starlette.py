@@ -2,9 +2,9 @@
 
     app = wrap(Starlette(routes=routes), sessions)
 
-``request.user`` and ``request.auth`` are there for every request and ask the session only
-when you ask them, so a page that never does stays cacheable and never notices an outage.
-The handle with ``login`` and ``logout`` is ``session_auth(request)``.
+``request.user`` and ``request.auth`` exist for every request. They read the session only
+when you read them, so a page that does not read them stays cacheable, and an outage does
+not affect it. The handle with ``login`` and ``logout`` is ``session_auth(request)``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ SCOPE = "authenticated"
 
 
 class SessionUser(BaseUser):
-    """``request.user``: asks the session of the request whenever it is asked."""
+    """``request.user``. Every attribute reads the session of the request, and raises
+    :class:`SessionsUnavailable` when the database gave no answer."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -41,17 +42,17 @@ class SessionUser(BaseUser):
 
     @property
     def identity(self) -> str:
-        """The user's id; empty for a request without a session."""
+        """The user's id; an empty string without a session."""
         return self._handle.user_id or ""
 
     @property
     def display_name(self) -> str:
-        """The user's id again: names are the application's business."""
+        """The user's id too: only the application has names."""
         return self.identity
 
     @property
     def session(self) -> Session | None:
-        """The session itself."""
+        """The session, or None."""
         return self._handle.session
 
 
@@ -63,7 +64,7 @@ class SessionCredentials(AuthCredentials):
 
     @property
     def scopes(self) -> list[str]:  # type: ignore[override]
-        """What ``@requires`` looks at."""
+        """The scopes that ``@requires`` checks."""
         return [SCOPE] if self._handle.is_authenticated else []
 
 
@@ -79,7 +80,7 @@ class SessionAuthMiddleware(_SessionAuthMiddleware):
 
 
 def session_auth(connection: HTTPConnection) -> Handle:
-    """The handle of a request or a WebSocket: ``login``, ``logout``, ``revoke`` …
+    """Return the handle of a request or a WebSocket: ``login``, ``logout``, ``revoke`` …
 
     Raises :class:`ConfigError` if no middleware wraps the application.
     """
@@ -90,24 +91,25 @@ def session_auth(connection: HTTPConnection) -> Handle:
 
 
 def wrap(app: Starlette, sessions: Sessions, **options: Any) -> SessionAuthMiddleware:
-    """``app`` with sessions, and with answers for what they raise.
+    """Put the middleware around ``app``, and add handlers for handstamp's exceptions to it.
 
-    ``options`` go to :class:`SessionAuthMiddleware`. The result is the ASGI application
-    to serve; ``app`` itself stays as it was, but for its exception handlers.
+    ``options`` are those of :class:`SessionAuthMiddleware`. Returns the ASGI application to
+    serve. ``app`` keeps the handlers that it has. Raises :class:`ConfigError`.
     """
     for kind, handler in exception_handlers.items():
         app.exception_handlers.setdefault(kind, handler)
     return SessionAuthMiddleware(app, sessions, **options)
 
 
-async def answer(request: Request | WebSocket, exc: Exception) -> Response | None:
-    """An error of handstamp as a plain response; denies a WebSocket handshake.
+async def handle_error(request: Request | WebSocket, exc: Exception) -> Response | None:
+    """Return a plain response with the status of handstamp's exception, or close the
+    WebSocket with its close code.
 
-    Raises what is no client's fault, such as :class:`ConfigError`, for the server to log.
+    Raises an exception with status 500, such as :class:`ConfigError`, for the server's log.
     """
     error = cast(HandstampError, exc)
     if error.status == 500:
-        raise error  # the operator's fault, and the operator reads the log
+        raise error
     if isinstance(request, WebSocket):
         await request.close(error.close_code, error.close_reason)
         return None
@@ -115,8 +117,9 @@ async def answer(request: Request | WebSocket, exc: Exception) -> Response | Non
 
 
 Handler = Callable[[Any, Exception], Any]
-exception_handlers: Mapping[type[Exception], Handler] = {HandstampError: answer}
-"""For ``Starlette(exception_handlers=…)`` where you do not use :func:`wrap`."""
+exception_handlers: Mapping[type[Exception], Handler] = {HandstampError: handle_error}
+"""For ``Starlette(exception_handlers=…)`` if you do not use :func:`wrap`."""
+
 __all__: Sequence[str] = (
     "SessionAuthMiddleware",
     "SessionCredentials",
