@@ -39,7 +39,7 @@ async def test_every_batch_is_small(rows: int, taken: list[int]) -> None:
     assert store.taken == taken
 
 
-async def test_an_outage_ends_it() -> None:
+async def test_an_outage_ends_the_pruning() -> None:
     """What was deleted is deleted; the rest is for the next time."""
     store = MemoryStore()
     store.down = True

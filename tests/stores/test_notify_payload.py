@@ -1,4 +1,4 @@
-"""Payloads and the channel in memory; the one of PostgreSQL is in `test_listening.py`."""
+"""The grammar of payloads, and the channel of MemoryStore."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from handstamp.stores.notify.sql import Probe, read_payload
 
 
 @pytest.mark.parametrize(
-    ("payload", "notice"),
+    ("payload", "expected"),
     [
         ("s:01J", Notification(session_id="01J")),
         ("u:01J", Notification(user_id="01J")),
@@ -28,9 +28,11 @@ from handstamp.stores.notify.sql import Probe, read_payload
         ("c", Probe("")),
     ],
 )
-def test_a_payload_is_a_kind_and_an_id(payload: str, notice: Notification | Probe) -> None:
-    """Only the first colon separates, and a canary is no notice."""
-    assert read_payload(payload) == notice
+def test_a_payload_is_a_kind_and_an_id(
+    payload: str, expected: Notification | Probe
+) -> None:
+    """Only the first colon separates; a probe is no notification."""
+    assert read_payload(payload) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,33 +44,33 @@ def test_a_payload_is_a_kind_and_an_id(payload: str, notice: Notification | Prob
     ],
 )
 def test_c68_what_is_malformed_means_anything(payload: str) -> None:
-    """To read too much again is the harmless mistake, and it is known to be one."""
+    """Reading too much again is the harmless mistake; it is counted as unknown."""
     assert read_payload(payload) == Notification(understood=False)
 
 
 async def test_a_channel_in_memory_is_lost_as_the_store_is_down() -> None:
-    """Neither listening, nor speaking, nor proving works then."""
+    """Neither listening, nor sending, nor proving works then."""
     store = MemoryStore()
-    said: list[str] = []
-    link = await store.channel.listen(said.append, lambda: None)
+    received: list[str] = []
+    link = await store.channel.listen(received.append, lambda: None)
     store.down = True
     with pytest.raises(SessionsUnavailable):
-        await store.channel.listen(said.append, lambda: None)
+        await store.channel.listen(received.append, lambda: None)
     with pytest.raises(SessionsUnavailable):
         await store.channel.notify("s:1")
     with pytest.raises(SessionsUnavailable):
         await link.prove()
-    assert said == []
+    assert received == []
 
 
-async def test_a_cut_channel_in_memory_tells_each_listener_once() -> None:
+async def test_a_cut_channel_in_memory_calls_each_listener_once() -> None:
     """And delivers nothing to them any more."""
     store = MemoryStore()
-    said: list[str] = []
+    received: list[str] = []
     lost: list[int] = []
     for n in range(2):
-        await store.channel.listen(said.append, lambda n=n: lost.append(n))
+        await store.channel.listen(received.append, lambda n=n: lost.append(n))
     store._channel.cut()
     store._channel.cut()
     await store.channel.notify("s:1")
-    assert (lost, said) == ([0, 1], [])
+    assert (lost, received) == ([0, 1], [])

@@ -1,4 +1,4 @@
-"""Events: to whom, in what order, and what a log line may hold of them."""
+"""EventDispatcher: subscribers, counters, and what a log line may hold of an event."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ REVOKED = Revoked(session_id="s", user_id="u", reason="r")
 AT_HOME = Client(address="198.51.100.77", user_agent="Secret Agent", fingerprint="f" * 64)
 
 
-def test_a_subscriber_hears_its_kind_and_those_below() -> None:
+def test_a_subscriber_gets_its_class_and_subclasses() -> None:
     """And nothing else, in the order of subscription."""
-    dispatcher, heard = EventDispatcher(), []
-    dispatcher.on(Event, lambda e: heard.append(("all", e)))
-    dispatcher.on(SessionEvent, lambda e: heard.append(("session", e)))
-    dispatcher.on(Replayed, lambda e: heard.append(("replayed", e)))
+    dispatcher, received = EventDispatcher(), []
+    dispatcher.on(Event, lambda e: received.append(("all", e)))
+    dispatcher.on(SessionEvent, lambda e: received.append(("session", e)))
+    dispatcher.on(Replayed, lambda e: received.append(("replayed", e)))
     dispatcher.publish(REVOKED)
-    assert heard == [("all", REVOKED), ("session", REVOKED)]
+    assert received == [("all", REVOKED), ("session", REVOKED)]
     assert dispatcher.counts == {"revoked": 1}
 
 
 async def test_an_asynchronous_subscriber_runs_beside_the_request() -> None:
     """Publishing does not wait for it; draining does."""
-    dispatcher, heard = EventDispatcher(), []
+    dispatcher, received = EventDispatcher(), []
 
-    async def hear(event: Revoked) -> None:
+    async def receive(event: Revoked) -> None:
         await asyncio.sleep(0)
-        heard.append(event)
+        received.append(event)
 
-    dispatcher.on(Revoked, hear)
+    dispatcher.on(Revoked, receive)
     dispatcher.publish(REVOKED)
-    assert heard == []
+    assert received == []
     await dispatcher.drain()
-    assert heard == [REVOKED]
+    assert received == [REVOKED]
 
 
 async def test_a_subscriber_may_return_anything(caplog: pytest.LogCaptureFixture) -> None:
-    """What is not awaitable is not awaited, and no failure."""
+    """A result that is not awaitable is ignored."""
     dispatcher = EventDispatcher()
     dispatcher.on(Revoked, lambda event: 42)  # type: ignore[arg-type, return-value]
     dispatcher.publish(REVOKED)
@@ -68,28 +68,28 @@ async def test_a_subscriber_may_return_anything(caplog: pytest.LogCaptureFixture
 
 async def test_one_failing_subscriber_stops_no_other() -> None:
     """Whatever came before it in the list."""
-    dispatcher, heard = EventDispatcher(), []
+    dispatcher, received = EventDispatcher(), []
 
     def fail(event: Event) -> None:
         raise ValueError
 
     dispatcher.on(Event, fail)
-    dispatcher.on(Event, heard.append)
+    dispatcher.on(Event, received.append)
     dispatcher.publish(REVOKED)
-    assert heard == [REVOKED]
+    assert received == [REVOKED]
 
 
-async def test_p2_a_slow_subscriber_is_told_of_a_bounded_number_of_events(
+async def test_p2_a_slow_subscriber_gets_a_bounded_number_of_events(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A flood of one kind waits for it up to a bound, drops what is beyond, says so once,
-    and takes nothing from the events of another kind."""
+    """A flood of one kind waits for it up to a bound and drops what is beyond, with one
+    log line, and takes nothing from the events of another kind."""
     dispatcher, free = EventDispatcher(), asyncio.Event()
-    heard: Counter[type[Event]] = Counter()
+    received: Counter[type[Event]] = Counter()
 
     async def slow(event: Event) -> None:
         await free.wait()
-        heard[type(event)] += 1
+        received[type(event)] += 1
 
     dispatcher.on(Event, slow)
     rare = Replayed(session_id="s", user_id="u", presented_by=AT_HOME, signed_in_by=AT_HOME)
@@ -100,30 +100,30 @@ async def test_p2_a_slow_subscriber_is_told_of_a_bounded_number_of_events(
     assert dispatcher.counts["subscriber_dropped"] == 2 * MOST_RUNNING
     free.set()
     await until(lambda: not any(dispatcher._tasks.values()))
-    assert heard == {Revoked: MOST_RUNNING, Replayed: 1}
+    assert received == {Revoked: MOST_RUNNING, Replayed: 1}
     assert [r.__dict__.get("action") for r in caplog.records].count(
         "subscriber_dropped"
     ) == 1
     dispatcher.publish(REVOKED)
     await dispatcher.drain()
-    assert heard[Revoked] == MOST_RUNNING + 1
+    assert received[Revoked] == MOST_RUNNING + 1
 
 
-def test_calls_that_a_loop_took_along_count_for_nothing() -> None:
-    """It ended before they did; the next loop has its own bound."""
-    dispatcher, heard = EventDispatcher(), []
+def test_calls_of_a_closed_loop_do_not_count() -> None:
+    """The loop ended before them; the next loop has a bound of its own."""
+    dispatcher, received = EventDispatcher(), []
     stuck = True
 
-    async def hear(event: Event) -> None:
+    async def receive(event: Event) -> None:
         if stuck:
             await asyncio.Event().wait()
-        heard.append(event)
+        received.append(event)
 
     async def publish(count: int) -> None:
         for _ in range(count):
             dispatcher.publish(REVOKED)
 
-    dispatcher.on(Event, hear)
+    dispatcher.on(Event, receive)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(publish(MOST_RUNNING))
     loop.close()
@@ -134,10 +134,10 @@ def test_calls_that_a_loop_took_along_count_for_nothing() -> None:
         await dispatcher.drain()
 
     asyncio.run(publish_and_drain())
-    assert heard == [REVOKED] * 3
+    assert received == [REVOKED] * 3
 
 
-async def test_counts_have_one_place_for_each_kind_of_event() -> None:
+async def test_events_are_counted_by_action() -> None:
     """Whatever ids the events bear."""
     dispatcher = EventDispatcher()
     for number in range(1000):
@@ -177,15 +177,15 @@ def test_an_event_is_one_line_in_the_log(
 
 
 @pytest.mark.parametrize("event", [CrossSiteRefused(), CookieOverridden(dropped=True)])
-def test_what_a_stranger_can_cause_is_one_line_a_second(
+def test_an_unauthenticated_event_is_one_line_a_second(
     event: Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first at once, then one a second with the number of those left out; counters and
     subscribers miss nothing, and no other kind waits for it."""
     caplog.set_level(logging.DEBUG)
-    clock, heard = FakeClock(), []
+    clock, received = FakeClock(), []
     dispatcher = EventDispatcher(clock)
-    dispatcher.on(Event, heard.append)
+    dispatcher.on(Event, received.append)
     for pause in (0.5, 0.5, 60.0, 0.0):
         for _ in range(100):
             dispatcher.publish(event)
@@ -194,13 +194,13 @@ def test_what_a_stranger_can_cause_is_one_line_a_second(
     lines = [r.__dict__ for r in caplog.records if r.message == event.action]
     assert [line.get("handstamp_suppressed") for line in lines] == [None, 199, 99]
     assert [r.message for r in caplog.records].count("revoked") == 4
-    assert (dispatcher.counts[event.action], heard.count(event)) == (400, 400)
+    assert (dispatcher.counts[event.action], received.count(event)) == (400, 400)
 
 
-async def test_refused_logouts_of_strangers_are_one_line_a_second(
+async def test_refused_cross_site_logouts_are_one_line_a_second(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A form on another site's page that signs out anybody who sees it."""
+    """A form on another site's page that tries to sign out its visitors."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await scope[SCOPE_KEY].logout()

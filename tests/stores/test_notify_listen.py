@@ -1,4 +1,4 @@
-"""LISTEN and NOTIFY on a real PostgreSQL: what is delivered, and how a loss shows."""
+"""LISTEN and NOTIFY on a real PostgreSQL: what is delivered, and how a loss is noticed."""
 
 from __future__ import annotations
 
@@ -39,46 +39,46 @@ async def store(dsn: str) -> AsyncIterator[TableStore]:
 
 @pytest.fixture
 async def psql(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    """Somebody else's connection."""
+    """The connection of another program."""
     connection = await asyncpg.connect(dsn)
     yield connection
     await connection.close()
 
 
 async def listen(
-    store: TableStore, said: list[str], lost: list[int] | None = None
+    store: TableStore, received: list[str], lost: list[int] | None = None
 ) -> ListenConnection:
     ends = [] if lost is None else lost
-    return await store.channel.listen(said.append, lambda: ends.append(1))
+    return await store.channel.listen(received.append, lambda: ends.append(1))
 
 
 async def test_p4_a_proof_delivers_what_was_committed_before(
     store: TableStore, psql: asyncpg.Connection
 ) -> None:
-    """Whatever was committed when the round trip began is heard when it ends: always."""
-    said: list[str] = []
-    link = await listen(store, said)
+    """Everything committed before the round trip began has arrived when it ends."""
+    received: list[str] = []
+    link = await listen(store, received)
     for n in range(300):
         await psql.execute("select pg_notify($1, $2)", CHANNEL, f"s:{n}")
         await link.prove()
-        assert said[-1] == f"s:{n}"
-    assert len(said) == 300
+        assert received[-1] == f"s:{n}"
+    assert len(received) == 300
     link.drop()
 
 
-async def test_another_channel_is_not_ours(
+async def test_another_channel_is_not_delivered(
     store: TableStore, psql: asyncpg.Connection
 ) -> None:
-    """Nothing that the application says elsewhere is heard."""
-    said: list[str] = []
-    link = await listen(store, said)
+    """A notification of the application on another channel does not arrive."""
+    received: list[str] = []
+    link = await listen(store, received)
     await psql.execute("select pg_notify('handstamps', 's:1')")
     await link.prove()
-    assert said == []
+    assert received == []
     link.drop()
 
 
-async def test_c53_a_terminated_listener_knows_at_once(
+async def test_c53_a_terminated_connection_is_reported_at_once(
     store: TableStore, psql: asyncpg.Connection
 ) -> None:
     """The loss is reported once, and proving is no answer from then on."""
@@ -95,7 +95,7 @@ async def test_c53_a_terminated_listener_knows_at_once(
     assert lost == [1]
 
 
-async def test_dropping_a_link_ends_its_connection(
+async def test_dropping_a_listen_connection_closes_it(
     store: TableStore, psql: asyncpg.Connection
 ) -> None:
     """The server has no listener left, and a second drop is harmless."""
@@ -130,8 +130,8 @@ async def test_c57_a_refused_listen_leaves_no_connection(
     await store.close()
 
 
-async def test_nobody_to_listen_to_is_no_answer() -> None:
-    """A refused connection is :class:`SessionsUnavailable`, for listening and speaking."""
+async def test_a_refused_connection_is_sessions_unavailable() -> None:
+    """A refused connection raises :class:`SessionsUnavailable`, in both directions."""
     store = TableStore("postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(SessionsUnavailable):
         await listen(store, [])
@@ -140,17 +140,17 @@ async def test_nobody_to_listen_to_is_no_answer() -> None:
     await store.close()
 
 
-class Hearer:
-    """A bus on a wire that a test can freeze and cut."""
+class Listener:
+    """A listener on a wire that a test can freeze and cut."""
 
     def __init__(self, wire: TcpProxy, dsn: str) -> None:
-        # It speaks past the wire, as other processes do.
+        # It sends past the wire, as other processes do.
         self.store = TableStore(dsn, listen_dsn=wire.dsn, budget=timedelta(seconds=1))
-        self.notices: list[Notification] = []
+        self.notified: list[Notification] = []
         self.resets: list[int] = []
         self.listener = NotificationListener(
             self.store.channel,
-            on_notification=self.notices.append,
+            on_notification=self.notified.append,
             on_reset=lambda: self.resets.append(1),
             max_staleness=0.4,
             clock=uptime,
@@ -165,58 +165,58 @@ async def wire(dsn: str) -> AsyncIterator[TcpProxy]:
 
 
 @pytest.fixture
-async def hearer(wire: TcpProxy, dsn: str) -> AsyncIterator[Hearer]:
-    """A bus that listens."""
-    hearer = Hearer(wire, dsn)
-    hearer.listener.start()
-    await until(lambda: hearer.listener.state is ListenerState.LISTENING)
-    yield hearer
+async def listening(wire: TcpProxy, dsn: str) -> AsyncIterator[Listener]:
+    """A listener in the state LISTENING."""
+    listening = Listener(wire, dsn)
+    listening.listener.start()
+    await until(lambda: listening.listener.state is ListenerState.LISTENING)
+    yield listening
     wire.thaw()
-    await hearer.listener.stop()
-    await hearer.store.close()
+    await listening.listener.stop()
+    await listening.store.close()
 
 
 async def test_c53_c55_a_cut_wire_is_noticed_and_doubts_everything(
-    hearer: Hearer, wire: TcpProxy
+    listening: Listener, wire: TcpProxy
 ) -> None:
-    """Deaf at once, listening again by itself, and everything doubted once more."""
+    """Disconnected at once, listening again without help, and everything doubted again."""
     await wire.stop()
-    await until(lambda: hearer.listener.state is ListenerState.DISCONNECTED)
-    await hearer.store.channel.notify("s:unheard")
+    await until(lambda: listening.listener.state is ListenerState.DISCONNECTED)
+    await listening.store.channel.notify("s:missed")
     await wire.start()
-    await until(lambda: hearer.listener.state is ListenerState.LISTENING)
-    assert len(hearer.resets) == 2
-    await hearer.store.channel.notify("s:heard")
-    await until(lambda: hearer.notices)
-    assert hearer.notices == [Notification(session_id="heard")]
+    await until(lambda: listening.listener.state is ListenerState.LISTENING)
+    assert len(listening.resets) == 2
+    await listening.store.channel.notify("s:received")
+    await until(lambda: listening.notified)
+    assert listening.notified == [Notification(session_id="received")]
 
 
 async def test_c54_a_wire_that_is_silent_and_open_is_noticed(
-    hearer: Hearer, wire: TcpProxy
+    listening: Listener, wire: TcpProxy
 ) -> None:
-    """No callback comes and no error: the missing proof alone says it."""
+    """There is no callback and no error: only the missing proof shows it."""
     wire.freeze()
-    await until(lambda: hearer.listener.state is ListenerState.DISCONNECTED)
+    await until(lambda: listening.listener.state is ListenerState.DISCONNECTED)
     wire.thaw()
-    await until(lambda: hearer.listener.state is ListenerState.LISTENING)
-    assert len(hearer.resets) >= 2
+    await until(lambda: listening.listener.state is ListenerState.LISTENING)
+    assert len(listening.resets) >= 2
 
 
-async def test_c56_a_channel_that_leads_elsewhere_is_mute(
+async def test_c56_listening_to_another_database_is_noticed(
     dsn: str, empty_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Listening to another database than the one that is written to is noticed."""
     monkeypatch.setattr("handstamp.engine.invalidation.PROBE_TIMEOUT", 0.1)
     store = TableStore(dsn, listen_dsn=empty_dsn, budget=timedelta(seconds=20))
-    bus = NotificationListener(
+    listener = NotificationListener(
         store.channel,
         on_notification=print,
         on_reset=print,
         max_staleness=5.0,
         clock=uptime,
     )
-    bus.start()
-    await until(lambda: bus.state is ListenerState.NO_DELIVERY)
-    assert bus.trusted_until < uptime()
-    await bus.stop()
+    listener.start()
+    await until(lambda: listener.state is ListenerState.NO_DELIVERY)
+    assert listener.trusted_until < uptime()
+    await listener.stop()
     await store.close()

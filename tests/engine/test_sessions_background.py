@@ -1,4 +1,4 @@
-"""What runs beside the requests: it starts late, ends whole, survives its own faults."""
+"""The tasks beside the requests: they start late, all end, and survive faults."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ async def used(engine: Engine) -> None:
 
 
 async def test_c135_nothing_runs_before_the_first_request() -> None:
-    """A server without a lifespan is served as well: whoever asks first starts it all."""
+    """A server without a lifespan is served as well: the first request starts them."""
     before = tasks()
     engine = Engine()
     assert tasks() == before
     issued = await engine.login()
     await engine.ask(issued)
-    assert len(tasks() - before) == 4  # the bus, the watch's two, the flusher
+    assert len(tasks() - before) == 4  # the listener, two of the invalidator, the flush
     await engine.sessions.close()
     assert tasks() == before
 
@@ -75,7 +75,7 @@ async def test_p10_activity_is_written_by_itself() -> None:
 async def test_p10_a_failed_flush_is_not_the_last(
     fault: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The batch is kept, the fault is logged, and the flusher goes on."""
+    """The batch is kept, the fault is logged, and flushing goes on."""
     async with running(policy=BUSY) as engine:
         touch, tried = engine.store.touch, asyncio.Event()
 
@@ -101,10 +101,10 @@ async def test_c133_a_graceful_stop_writes_what_is_pending() -> None:
 
 
 @pytest.mark.parametrize("how", ["down", "frozen"])
-async def test_c134_a_stop_without_a_database_ends_and_says_what_is_lost(
+async def test_c134_a_stop_without_a_database_ends_and_logs_what_is_lost(
     how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It waits for the budget of the last flush at most, and logs the number."""
+    """It waits for the timeout of the last flush at most, and logs the number."""
     monkeypatch.setattr(activity, "STOP_TIMEOUT", 0.01)
     engine = Engine()
     await used(engine)
@@ -118,7 +118,7 @@ async def test_c134_a_stop_without_a_database_ends_and_says_what_is_lost(
 
 
 async def test_c133_a_stop_during_a_flush_loses_nothing() -> None:
-    """What was on its way when the stop came goes out with the last flush."""
+    """What a cancelled flush did not write, the last flush writes."""
     engine = Engine(policy=BUSY)
     touch, begun = engine.store.touch, asyncio.Event()
 

@@ -21,7 +21,7 @@ def test_p15_the_clock_counts_suspended_time() -> None:
     assert before <= shown <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def test_the_databases_clock_is_counted_on_ours() -> None:
+def test_the_database_clock_is_counted_on_from_its_last_answer() -> None:
     """From its last answer on; a later answer corrects it, back as well."""
     clock = FakeClock()
     database = DatabaseClock(clock)
@@ -32,7 +32,7 @@ def test_the_databases_clock_is_counted_on_ours() -> None:
     assert database.now() == NOW
 
 
-def test_before_the_first_answer_it_is_the_systems() -> None:
+def test_before_the_first_answer_the_system_clock_counts() -> None:
     """For want of anything better."""
     before = datetime.now(UTC)
     assert before <= DatabaseClock(FakeClock()).now() <= datetime.now(UTC)

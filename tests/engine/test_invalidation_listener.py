@@ -1,4 +1,4 @@
-"""The bus: what is proven, for how long, and what is doubted when nothing is."""
+"""NotificationListener: what is proven, for how long, and what is doubted without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from handstamp.config import Policy
-from handstamp.engine import invalidation as bus_module
+from handstamp.engine import invalidation
 from handstamp.engine.dispatch import ListenerState
 from handstamp.engine.invalidation import NEVER, NotificationListener
 from handstamp.errors import SessionsUnavailable
@@ -21,20 +21,20 @@ from tests.support.fake_channel import FakeChannel
 from tests.support.waiting import turns, until
 
 STALENESS = 0.04
-"""So the heart beats every hundredth of a second."""
+"""Seconds; the heartbeat is then a hundredth of a second."""
 
 
-class Ear:
-    """A bus, and what it was told."""
+class Recorder:
+    """A listener, and the calls that it made."""
 
     def __init__(self, channel: FakeChannel) -> None:
         self.channel = channel
         self.clock = FakeClock()
-        self.notices: list[Notification] = []
+        self.notified: list[Notification] = []
         self.resets = 0
         self.listener = NotificationListener(
             channel,
-            on_notification=self.notices.append,
+            on_notification=self.notified.append,
             on_reset=self._reset,
             max_staleness=STALENESS,
             clock=self.clock,
@@ -63,28 +63,28 @@ async def channel() -> FakeChannel:
 
 
 @pytest.fixture
-async def ear(channel: FakeChannel) -> AsyncIterator[Ear]:
-    """A bus that has begun, on a channel of its own."""
-    async with started(channel) as ear:
-        yield ear
+async def recorder(channel: FakeChannel) -> AsyncIterator[Recorder]:
+    """A listener that was started, on a channel of its own."""
+    async with started(channel) as recorder:
+        yield recorder
 
 
 @asynccontextmanager
-async def started(channel: FakeChannel) -> AsyncIterator[Ear]:
-    ear = Ear(channel)
-    ear.listener.start()
+async def started(channel: FakeChannel) -> AsyncIterator[Recorder]:
+    recorder = Recorder(channel)
+    recorder.listener.start()
     try:
-        yield ear
+        yield recorder
     finally:
-        await ear.listener.stop()
+        await recorder.listener.stop()
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Budgets that are spent at once."""
-    monkeypatch.setattr(bus_module, "PROOF_TIMEOUT", 0.01)
-    monkeypatch.setattr(bus_module, "LISTEN_TIMEOUT", 0.01)
-    monkeypatch.setattr(bus_module, "PROBE_TIMEOUT", 0.01)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timeouts that pass at once."""
+    monkeypatch.setattr(invalidation, "PROOF_TIMEOUT", 0.01)
+    monkeypatch.setattr(invalidation, "LISTEN_TIMEOUT", 0.01)
+    monkeypatch.setattr(invalidation, "PROBE_TIMEOUT", 0.01)
 
 
 def other_tasks() -> set[asyncio.Task[object]]:
@@ -94,15 +94,15 @@ def other_tasks() -> set[asyncio.Task[object]]:
 # What is proven.
 
 
-async def test_nothing_is_trusted_before_the_bus_begins(channel: FakeChannel) -> None:
-    """A bus that was not started is off and vouches for nothing."""
-    ear = Ear(channel)
-    assert (ear.state, ear.trusts) == (ListenerState.OFF, False)
+async def test_nothing_is_trusted_before_the_start(channel: FakeChannel) -> None:
+    """A listener that was not started is OFF, and nothing is trusted."""
+    recorder = Recorder(channel)
+    assert (recorder.state, recorder.trusts) == (ListenerState.OFF, False)
 
 
-async def test_a_store_without_a_channel_has_no_bus() -> None:
+async def test_a_store_without_a_channel_starts_no_listener() -> None:
     """Nothing starts, nothing is trusted, and stopping is harmless."""
-    bus = NotificationListener(
+    listener = NotificationListener(
         None,
         on_notification=print,
         on_reset=print,
@@ -110,153 +110,158 @@ async def test_a_store_without_a_channel_has_no_bus() -> None:
         clock=FakeClock(),
     )
     before = other_tasks()
-    bus.start()
-    assert (bus.state, bus.trusted_until) == (ListenerState.OFF, NEVER)
+    listener.start()
+    assert (listener.state, listener.trusted_until) == (ListenerState.OFF, NEVER)
     assert other_tasks() == before
-    await bus.stop()
+    await listener.stop()
 
 
-async def test_p4_a_proof_counts_from_its_start(ear: Ear, channel: FakeChannel) -> None:
+async def test_p4_a_proof_counts_from_its_start(
+    recorder: Recorder, channel: FakeChannel
+) -> None:
     """Trust reaches from the start of the round trip, however long that took."""
-    await ear.until(ListenerState.LISTENING)
+    await recorder.until(ListenerState.LISTENING)
     channel.may_answer.clear()
     proofs = channel.proofs
     await until(lambda: channel.proofs > proofs)
     for number in range(2, 5):
-        start = ear.clock()
-        ear.clock.advance(seconds(1000))
+        start = recorder.clock()
+        recorder.clock.advance(seconds(1000))
         channel.may_answer.set()
         channel.may_answer.clear()  # this one round trip ends, and the next one begins
         await until(lambda number=number: channel.proofs == proofs + number)
-        assert ear.listener.trusted_until == start + STALENESS
+        assert recorder.listener.trusted_until == start + STALENESS
 
 
-async def test_p4_trust_ends_by_itself(ear: Ear, channel: FakeChannel) -> None:
-    """When no further proof comes the bound stands where it stood, and time passes it."""
-    await ear.until(ListenerState.LISTENING)
+async def test_p4_trust_ends_by_itself(recorder: Recorder, channel: FakeChannel) -> None:
+    """Without another proof the bound stays where it was, and time passes it."""
+    await recorder.until(ListenerState.LISTENING)
     channel.may_answer.clear()
     proofs = channel.proofs
     await until(lambda: channel.proofs > proofs)
-    assert ear.listener.trusted_until == ear.clock() + STALENESS
-    ear.clock.advance(seconds(STALENESS))
-    assert not ear.trusts
+    assert recorder.listener.trusted_until == recorder.clock() + STALENESS
+    recorder.clock.advance(seconds(STALENESS))
+    assert not recorder.trusts
 
 
-async def test_the_heart_beats_faster_than_the_bound() -> None:
+async def test_the_heartbeat_is_shorter_than_the_bound() -> None:
     """Four proofs fit into `max_staleness`, so that one slow one costs no trust."""
     for staleness in (0.04, 1.0, 4.0, 5.0, 3600.0):
-        bus = NotificationListener(
+        listener = NotificationListener(
             None,
             on_notification=print,
             on_reset=print,
             max_staleness=staleness,
             clock=FakeClock(),
         )
-        assert bus._heartbeat <= min(1.0, staleness / 4)
+        assert listener._heartbeat <= min(1.0, staleness / 4)
 
 
-async def test_c56_a_mute_channel_is_never_trusted(
-    channel: FakeChannel, hasty: None, caplog: pytest.LogCaptureFixture
+async def test_c56_a_channel_without_delivery_is_never_trusted(
+    channel: FakeChannel, short_timeouts: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """LISTEN succeeds and nothing arrives: no proof is even asked for, and it is said."""
+    """LISTEN succeeds and nothing arrives: no proof is asked for, and the log says why."""
     channel.loses_notifications = True
     with caplog.at_level(logging.WARNING, "handstamp"):
-        async with started(channel) as ear:
-            await ear.until(ListenerState.NO_DELIVERY)
-            assert not ear.trusts
-    assert (channel.proofs, ear.resets) == (0, 0)
+        async with started(channel) as recorder:
+            await recorder.until(ListenerState.NO_DELIVERY)
+            assert not recorder.trusts
+    assert (channel.proofs, recorder.resets) == (0, 0)
     assert "listen_dsn" in caplog.text
 
 
-async def test_c58_somebody_elses_canary_proves_nothing(
-    channel: FakeChannel, hasty: None
+async def test_c58_a_foreign_probe_proves_nothing(
+    channel: FakeChannel, short_timeouts: None
 ) -> None:
-    """Only the bus's own nonce counts, and a foreign one disturbs nobody."""
+    """Only the listener's own nonce counts; another one has no effect."""
     channel.loses_notifications = True
-    async with started(channel) as ear:
+    async with started(channel) as recorder:
         await until(lambda: channel.connections)
         channel.deliver("c:")
         channel.deliver("c:0123456789abcdef")
-        await ear.until(ListenerState.NO_DELIVERY)
-    assert ear.notices == []
+        await recorder.until(ListenerState.NO_DELIVERY)
+    assert recorder.notified == []
 
 
 async def test_p4_without_the_trigger_nothing_is_trusted(channel: FakeChannel) -> None:
-    """Where foreign writers are not heard, every entry is read again by its own age."""
+    """If not all writers notify, every entry is read again by its own age."""
     channel.all_writers_notify = False
-    async with started(channel) as ear:
-        await ear.until(ListenerState.LISTENING)
+    async with started(channel) as recorder:
+        await recorder.until(ListenerState.LISTENING)
         proofs = channel.proofs
         await until(lambda: channel.proofs > proofs + 3)
-        assert (ear.listener.trusted_until, ear.listener.proven_until) == (NEVER, NEVER)
-        assert ear.listener.all_writers_notify is False
+        assert (recorder.listener.trusted_until, recorder.listener.proven_until) == (
+            NEVER,
+            NEVER,
+        )
+        assert recorder.listener.all_writers_notify is False
 
 
 # What is lost.
 
 
 async def test_c55_everything_is_doubted_once_listening_is_confirmed(
-    ear: Ear, channel: FakeChannel
+    recorder: Recorder, channel: FakeChannel
 ) -> None:
     """At the first connection and at each later one, before anything is trusted again."""
-    await ear.until(ListenerState.LISTENING)
-    assert ear.resets == 1
+    await recorder.until(ListenerState.LISTENING)
+    assert recorder.resets == 1
     channel.disconnect()
-    await until(lambda: ear.resets == 2)
-    await ear.until(ListenerState.LISTENING)
+    await until(lambda: recorder.resets == 2)
+    await recorder.until(ListenerState.LISTENING)
     assert (channel.listens, len(channel.connections)) == (2, 1)
 
 
-async def test_c53_a_lost_connection_is_deaf_at_once(
-    ear: Ear, channel: FakeChannel
+async def test_c53_a_lost_connection_ends_the_trust_at_once(
+    recorder: Recorder, channel: FakeChannel
 ) -> None:
     """Trust ends with the connection, whatever was proven, and a refusal keeps it so."""
-    await ear.until(ListenerState.LISTENING)
+    await recorder.until(ListenerState.LISTENING)
     channel.fault = SessionsUnavailable("gone")
     channel.disconnect()
-    await ear.until(ListenerState.DISCONNECTED)
-    assert not ear.trusts
+    await recorder.until(ListenerState.DISCONNECTED)
+    assert not recorder.trusts
     assert channel.connections == []
 
 
 async def test_c54_a_silent_connection_is_given_up(
-    channel: FakeChannel, hasty: None, caplog: pytest.LogCaptureFixture
+    channel: FakeChannel, short_timeouts: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A proof that takes longer than its budget ends the connection, without a callback."""
     with caplog.at_level(logging.WARNING, "handstamp"):
-        async with started(channel) as ear:
-            await ear.until(ListenerState.LISTENING)
+        async with started(channel) as recorder:
+            await recorder.until(ListenerState.LISTENING)
             channel.may_answer.clear()
-            await ear.until(ListenerState.DISCONNECTED)
-            assert not ear.trusts
+            await recorder.until(ListenerState.DISCONNECTED)
+            assert not recorder.trusts
             await until(lambda: channel.listens > 1)
     assert "does not answer" in caplog.text
 
 
 async def test_c54_a_server_that_never_confirms_is_given_up(
-    channel: FakeChannel, hasty: None
+    channel: FakeChannel, short_timeouts: None
 ) -> None:
-    """Connecting and LISTEN have a budget too, or a bus would hang there for good."""
+    """Connecting and LISTEN have a timeout too, or the listener would wait for ever."""
     channel.may_listen.clear()
-    async with started(channel) as ear:
+    async with started(channel) as recorder:
         await until(lambda: channel.listens > 1)
-        assert ear.state is ListenerState.DISCONNECTED
+        assert recorder.state is ListenerState.DISCONNECTED
         channel.may_listen.set()
-        await ear.until(ListenerState.LISTENING)
+        await recorder.until(ListenerState.LISTENING)
 
 
 @pytest.mark.parametrize("fault", [SessionsUnavailable("no"), RuntimeError("a bug")])
 async def test_no_fault_ends_the_listening(channel: FakeChannel, fault: Exception) -> None:
-    """Whatever goes wrong, the bus tries again and recovers by itself."""
+    """Whatever goes wrong, the listener tries again and recovers."""
     channel.fault = fault
-    async with started(channel) as ear:
+    async with started(channel) as recorder:
         await until(lambda: channel.listens > 1)
         channel.fault = None
-        await ear.until(ListenerState.LISTENING)
-        await until(lambda: ear.trusts)
+        await recorder.until(ListenerState.LISTENING)
+        await until(lambda: recorder.trusts)
 
 
-async def test_a_refused_bus_does_not_spin(
+async def test_a_refused_listener_pauses_longer_each_time(
     channel: FakeChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each pause is longer than the last one up to a limit, and has some chance in it."""
@@ -270,7 +275,7 @@ async def test_a_refused_bus_does_not_spin(
             return 3600.0
         return 0.0
 
-    monkeypatch.setattr(bus_module, "uniform", note)
+    monkeypatch.setattr(invalidation, "uniform", note)
     channel.fault = SessionsUnavailable("no")
     async with started(channel):
         await enough.wait()
@@ -285,59 +290,63 @@ async def test_a_proven_connection_resets_the_pause(
 ) -> None:
     """One that worked and was lost is replaced at once, not after the longest pause."""
     pauses: list[float] = []
-    monkeypatch.setattr(bus_module, "uniform", lambda low, high: pauses.append(high) or 0.0)
+    monkeypatch.setattr(
+        invalidation, "uniform", lambda low, high: pauses.append(high) or 0.0
+    )
     channel.fault = SessionsUnavailable("no")
-    async with started(channel) as ear:
+    async with started(channel) as recorder:
         await until(lambda: len(pauses) > 5)
         channel.fault = None
-        await ear.until(ListenerState.LISTENING)
+        await recorder.until(ListenerState.LISTENING)
         pauses.clear()
         channel.disconnect()
-        await until(lambda: ear.resets == 2)
+        await until(lambda: recorder.resets == 2)
     assert pauses[0] == 0.05
 
 
 async def test_stopping_leaves_nothing(channel: FakeChannel) -> None:
     """No task, no connection, no trust; a second stop and a new start are fine."""
-    ear = Ear(channel)
+    recorder = Recorder(channel)
     before = other_tasks()
     for _ in range(2):
-        ear.listener.start()
-        await ear.until(ListenerState.LISTENING)
-        await ear.listener.stop()
-        await ear.listener.stop()
-        assert (ear.state, ear.trusts) == (ListenerState.OFF, False)
+        recorder.listener.start()
+        await recorder.until(ListenerState.LISTENING)
+        await recorder.listener.stop()
+        await recorder.listener.stop()
+        assert (recorder.state, recorder.trusts) == (ListenerState.OFF, False)
         assert (channel.connections, other_tasks()) == ([], before)
 
 
-async def test_starting_twice_listens_once(ear: Ear, channel: FakeChannel) -> None:
+async def test_starting_twice_listens_once(
+    recorder: Recorder, channel: FakeChannel
+) -> None:
     """The second start changes nothing."""
-    ear.listener.start()
-    await ear.until(ListenerState.LISTENING)
+    recorder.listener.start()
+    await recorder.until(ListenerState.LISTENING)
     assert channel.listens == 1
 
 
-# What is said.
+# What arrives.
 
 
-async def test_c68_a_flood_of_nonsense_is_counted_and_logged_once_in_a_while(
-    ear: Ear, channel: FakeChannel, caplog: pytest.LogCaptureFixture
+async def test_c68_a_flood_of_unknown_payloads_is_counted_and_logged_once_a_minute(
+    recorder: Recorder, channel: FakeChannel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ten thousand malformed payloads raise nothing into the driver, end no trust, and are
     one line in the log, which quotes none of them; a minute later there is another one."""
-    await ear.until(ListenerState.LISTENING)
+    await recorder.until(ListenerState.LISTENING)
     for n in range(10_000):
         channel.deliver(f"?nonsense{n}")
-    await until(lambda: ear.trusts)
-    assert ear.notices == [Notification(understood=False)] * 10_000
-    assert (ear.listener.notifications, ear.listener.unknown_notifications) == (
+    await until(lambda: recorder.trusts)
+    assert recorder.notified == [Notification(understood=False)] * 10_000
+    assert (recorder.listener.notifications, recorder.listener.unknown_notifications) == (
         10_000,
         10_000,
     )
-    ear.clock.advance(seconds(bus_module.REPORT_INTERVAL))
+    recorder.clock.advance(seconds(invalidation.REPORT_INTERVAL))
     channel.deliver("?nonsense")
     channel.deliver("all")
-    assert (ear.listener.notifications, ear.listener.unknown_notifications) == (
+    assert (recorder.listener.notifications, recorder.listener.unknown_notifications) == (
         10_002,
         10_001,
     )
@@ -346,52 +355,58 @@ async def test_c68_a_flood_of_nonsense_is_counted_and_logged_once_in_a_while(
     assert "nonsense" not in caplog.text
 
 
-async def test_notices_come_as_they_were_said(ear: Ear, channel: FakeChannel) -> None:
-    """In their order, each once, and without the canaries."""
-    await ear.until(ListenerState.LISTENING)
+async def test_notifications_arrive_in_the_order_of_sending(
+    recorder: Recorder, channel: FakeChannel
+) -> None:
+    """In their order, each once, and without the probes."""
+    await recorder.until(ListenerState.LISTENING)
     for payload in ("s:one", "c:foreign", "u:alice", "s:two"):
         channel.deliver(payload)
-    assert ear.notices == [
+    assert recorder.notified == [
         Notification(session_id="one"),
         Notification(user_id="alice"),
         Notification(session_id="two"),
     ]
 
 
-async def test_c55_a_notice_that_comes_before_anything_is_proven_is_worked_off(
-    channel: FakeChannel, hasty: None
+async def test_c55_a_notification_before_the_first_proof_is_handled(
+    channel: FakeChannel, short_timeouts: None
 ) -> None:
-    """Between LISTEN and the canary, and where no canary ever arrives: it can only make
+    """Between LISTEN and the probe, and if no probe ever arrives: it can only make
     this process read more."""
     channel.loses_notifications = True
-    async with started(channel) as ear:
+    async with started(channel) as recorder:
         await until(lambda: channel.connections)
         channel.deliver("s:early")
-        await ear.until(ListenerState.NO_DELIVERY)
+        await recorder.until(ListenerState.NO_DELIVERY)
         channel.deliver("u:late")
         channel.deliver("junk")
-        assert ear.notices == [
+        assert recorder.notified == [
             Notification(session_id="early"),
             Notification(user_id="late"),
             Notification(understood=False),
         ]
-        assert not ear.trusts
+        assert not recorder.trusts
 
 
-async def test_c68_canaries_of_a_stranger_change_nothing(
-    ear: Ear, channel: FakeChannel
+async def test_c68_foreign_probes_change_nothing(
+    recorder: Recorder, channel: FakeChannel
 ) -> None:
-    """Neither before the bus has heard its own nor after; they are no notices either."""
-    await ear.until(ListenerState.LISTENING)
+    """Neither before the own probe nor after it; they do not count as notifications."""
+    await recorder.until(ListenerState.LISTENING)
     for number in range(1000):
         channel.deliver(f"c:{number}")
-    assert (ear.notices, ear.resets, ear.listener.notifications) == ([], 1, 0)
+    assert (recorder.notified, recorder.resets, recorder.listener.notifications) == (
+        [],
+        1,
+        0,
+    )
 
 
-# What an engine makes of it.
+# What it causes in an engine.
 
 
-def payload(engine: Engine, text: str) -> None:
+def deliver(engine: Engine, text: str) -> None:
     engine.store.channel.send(text)  # type: ignore[attr-defined]
 
 
@@ -414,7 +429,7 @@ async def test_c68_a_malformed_payload_doubts_everything(text: str) -> None:
         policy=Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
     ) as engine:
         issued = await engine.login()
-        payload(engine, text)
+        deliver(engine, text)
         assert engine.sessions.hit(issued.session_token.encode()) is None
         assert session_of(await engine.ask(issued)).id == issued.session.id
         assert engine.sessions.hit(issued.session_token.encode()) is not None
@@ -430,26 +445,26 @@ async def test_c66_a_payload_of_a_user_doubts_that_user() -> None:
             await engine.login(),
             await engine.login("bob"),
         )
-        payload(engine, "u:alice")
+        deliver(engine, "u:alice")
         hits = [engine.sessions.hit(i.session_token.encode()) for i in (one, two, other)]
         assert [hit is not None for hit in hits] == [False, False, True]
 
 
-async def test_an_echo_is_harmless() -> None:
-    """Hearing of one's own revocation changes nothing for a session that came after it."""
+async def test_a_notification_about_an_own_revocation_is_harmless() -> None:
+    """It changes nothing for a session that was created after it."""
     async with running(
         policy=Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
     ) as engine:
         old = await engine.login()
         await engine.sessions.revoke(old.session.id)
         new = await engine.login()
-        payload(engine, f"s:{old.session.id}")
+        deliver(engine, f"s:{old.session.id}")
         assert engine.sessions.hit(old.session_token.encode()) is None
         assert engine.sessions.hit(new.session_token.encode()) is not None
 
 
-async def test_c52_a_revocation_is_heard_in_the_other_process() -> None:
-    """It is out of that cache before `max_staleness`, and without a look at the clock."""
+async def test_c52_a_revocation_reaches_the_other_process() -> None:
+    """It is out of that cache before `max_staleness`, whatever the clock says."""
     policy = Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
     async with (
         running(policy=policy) as one,
@@ -461,27 +476,27 @@ async def test_c52_a_revocation_is_heard_in_the_other_process() -> None:
         assert two.sessions.hit(issued.session_token.encode()) is None
 
 
-async def test_p4_a_trigger_that_goes_takes_the_trust_along(
-    ear: Ear, channel: FakeChannel
+async def test_p4_trust_ends_after_the_trigger_is_dropped(
+    recorder: Recorder, channel: FakeChannel
 ) -> None:
-    """What was proven while it stood counts to its end, and nothing is added."""
-    await until(lambda: ear.trusts)
+    """What was proven before counts to its end, and nothing is added."""
+    await until(lambda: recorder.trusts)
     channel.all_writers_notify = False
-    await until(lambda: not ear.listener.all_writers_notify)
+    await until(lambda: not recorder.listener.all_writers_notify)
     proofs = channel.proofs
-    ear.clock.advance(seconds(STALENESS))
+    recorder.clock.advance(seconds(STALENESS))
     await until(lambda: channel.proofs > proofs + 3)
-    assert not ear.trusts
+    assert not recorder.trusts
 
 
-async def test_p4_a_trigger_that_comes_doubts_everything_first(
+async def test_p4_a_new_trigger_doubts_everything_first(
     channel: FakeChannel,
 ) -> None:
     """Nobody said what was written before it came; from then on there is trust."""
     channel.all_writers_notify = False
-    async with started(channel) as ear:
-        await ear.until(ListenerState.LISTENING)
-        assert ear.resets == 1
+    async with started(channel) as recorder:
+        await recorder.until(ListenerState.LISTENING)
+        assert recorder.resets == 1
         channel.all_writers_notify = True
-        await until(lambda: ear.trusts)
-        assert ear.resets == 2
+        await until(lambda: recorder.trusts)
+        assert recorder.resets == 2

@@ -82,7 +82,7 @@ async def test_p4_a_revocation_while_the_trigger_was_off_is_noticed(
 
 
 @pytest.mark.parametrize("how", ["replica", "quietly"])
-async def test_p4_a_writer_who_silences_the_trigger_is_noticed_within_longest_trust(
+async def test_p4_a_writer_that_skips_the_trigger_is_noticed_within_longest_trust(
     dsn: str, psql: Any, how: str
 ) -> None:
     """On purpose, in a transaction of their own: nobody says it, and it is bounded."""
