@@ -16,7 +16,7 @@ from handstamp.cli import load
 from handstamp.errors import ConfigError
 from handstamp.supabase.schema import TABLES, install_supabase_trigger
 from handstamp.testing.postgres import ephemeral
-from tests.cli.test_doctor import LOGINS, Told, connection_to, heard, run, sql
+from tests.cli.test_doctor import LOGINS, Output, connection_to, notified, run, sql
 from tests.faults.pooler import pooled, program
 from tests.supabase.test_schema_roles import AGES, GRANTS
 from tests.support.supabase import OWNER, make_tables
@@ -46,14 +46,14 @@ CHANGES = {
 }
 
 
-async def ask(dsn: str, *arguments: str) -> Told:
+async def ask(dsn: str, *arguments: str) -> Output:
     """Run the command in this process, on a thread and a loop of its own."""
     line = ["doctor", "--dsn", dsn, "--json", *arguments]
     done = await asyncio.to_thread(CliRunner().invoke, load(), line)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     told = json.loads(done.stdout) if done.stdout else {}
-    return Told(done.exit_code, done.stdout, done.stderr, told)
+    return Output(done.exit_code, done.stdout, done.stderr, told)
 
 
 async def with_trigger(dsn: str) -> None:
@@ -84,7 +84,7 @@ async def give(dsn: str, role: Role, *grants: str, options: str = "bypassrls") -
     await sql(dsn, *(f"grant {grant} to {role.name}" for grant in grants))
 
 
-def grants_of(told: Told) -> dict[str, str]:
+def grants_of(told: Output) -> dict[str, str]:
     """The findings about grants that are not well."""
     return {text: level for text, level in told.of("grants").items() if level != "ok"}
 
@@ -94,13 +94,13 @@ async def test_the_newest_supabase_is_well(each_supabase_dsn: str) -> None:
     await with_trigger(each_supabase_dsn)
     told = await ask(each_supabase_dsn, "--strict")
     assert (told.status, told.errors, told.bad()) == (0, "", [])
-    assert (told.told["table"], told.told["preset"]) == ("auth.sessions", "SUPABASE")
-    assert "SupabaseSessions(dsn, url=url, jwt_secret=jwt_secret)" in told.told["shape"]
-    assert set(told.told["capabilities"].values()) == {True}
+    assert (told.report["table"], told.report["preset"]) == ("auth.sessions", "SUPABASE")
+    assert "SupabaseSessions(dsn, url=url, jwt_secret=jwt_secret)" in told.report["shape"]
+    assert set(told.report["capabilities"].values()) == {True}
     assert told.of("columns") == {"every column that handstamp knows of is there": "ok"}
     assert told.of("indexes") == {"every frequent statement uses an index": "ok"}
     assert [*told.of("trigger").values()] == ["ok"]
-    assert told.told["bound"] == "pushed"
+    assert told.report["bound"] == "pushed"
 
 
 async def test_people_are_shown_the_same_and_no_row(supabase_dsn: str) -> None:
@@ -110,10 +110,10 @@ async def test_people_are_shown_the_same_and_no_row(supabase_dsn: str) -> None:
     shown = await asyncio.to_thread(run, supabase_dsn, as_json=False)
     assert (told.status, shown.status) == (0, 0)
     assert "The tables of Supabase Auth:" in shown.text
-    for finding in told.told["findings"]:
+    for finding in told.report["findings"]:
         if finding["about"] != "clock":
             assert finding["text"] in shown.text
-    for words in told.told["capabilities"]:
+    for words in told.report["capabilities"]:
         assert f"  yes  {words}\n" in shown.text
     for data in (USER, SESSION, "ada@", "+4915", "odd browser", "203.0.113", "abcdef"):
         assert data not in shown.text + told.text
@@ -130,14 +130,14 @@ async def test_the_table_or_the_shape_is_enough(supabase_dsn: str) -> None:
         ["--shape", "supabase", "--table", "auth.sessions"],
     ):
         told = await ask(supabase_dsn, *arguments)
-        assert (told.status, told.told["table"]) == (0, "auth.sessions")
-        assert told.told["preset"] == "SUPABASE"
+        assert (told.status, told.report["table"]) == (0, "auth.sessions")
+        assert told.report["preset"] == "SUPABASE"
 
 
 async def test_the_owner_s_search_path_hides_nothing(supabase_dsn: str) -> None:
     """Supabase has it at auth, where the table would be called sessions alone."""
     told = await ask(f"{supabase_dsn}?search_path=auth")
-    assert (told.status, told.told["preset"]) == (0, "SUPABASE")
+    assert (told.status, told.report["preset"]) == (0, "SUPABASE")
 
 
 async def test_it_changes_nothing_at_supabase(supabase_dsn: str) -> None:
@@ -157,13 +157,13 @@ async def test_another_schema_is_named_by_its_sessions(
     )
     arguments = ("--shape", "supabase", "--table", "My$auth.sessions")
     told = await ask(role.address, *arguments)
-    assert told.told["table"] == '"My$auth".sessions'
-    assert 'schema="My$auth"' in told.told["shape"]
+    assert told.report["table"] == '"My$auth".sessions'
+    assert 'schema="My$auth"' in told.report["shape"]
     await sql(supabase_dsn, *told.mends("trigger"), *told.mends("grants"))
     told = await ask(role.address, *arguments)
     await sql(supabase_dsn, *dict.fromkeys(told.mends("indexes")))
     again = await ask(role.address, *arguments, "--strict")
-    assert (again.status, again.bad(), again.told["bound"]) == (0, [], "pushed")
+    assert (again.status, again.bad(), again.report["bound"]) == (0, [], "pushed")
 
 
 async def test_what_an_older_supabase_lacks_is_told(supabase_dsn: str) -> None:
@@ -174,8 +174,8 @@ async def test_what_an_older_supabase_lacks_is_told(supabase_dsn: str) -> None:
         before, told = told, await ask(supabase_dsn, "--strict")
         assert (told.status, told.bad()) == (0, []), statements
         fresh = set(told.of("columns")) - set(before.of("columns"))
-        off = sum(before.told["capabilities"].values())
-        assert len(fresh) == off - sum(told.told["capabilities"].values()), statements
+        off = sum(before.report["capabilities"].values())
+        assert len(fresh) == off - sum(told.report["capabilities"].values()), statements
         assert {*told.of("columns").values()} == {"notice"}, age
     said = " ".join(told.of("columns"))
     for missing in (
@@ -185,7 +185,7 @@ async def test_what_an_older_supabase_lacks_is_told(supabase_dsn: str) -> None:
         "there is no auth.mfa_amr_claims: access tokens made here say no amr",
     ):
         assert missing in said
-    assert not any(told.told["capabilities"][words] for words in ("assurance levels",))
+    assert not any(told.report["capabilities"][words] for words in ("assurance levels",))
 
 
 async def test_the_trigger_of_an_older_supabase_is_no_fault(supabase_dsn: str) -> None:
@@ -195,7 +195,7 @@ async def test_the_trigger_of_an_older_supabase_is_no_fault(supabase_dsn: str) -
     await sql(supabase_dsn, *told.mends("trigger"))
     again = await ask(supabase_dsn, "--strict")
     ((text, level),) = again.of("trigger").items()
-    assert (again.status, level, again.told["bound"]) == (0, "ok", "pushed")
+    assert (again.status, level, again.report["bound"]) == (0, "ok", "pushed")
     assert "complete" in text
 
 
@@ -205,8 +205,8 @@ async def test_a_role_without_a_single_grant_is_told_all(
     """It gets findings and no traceback, and what is printed is enough."""
     await with_trigger(supabase_dsn)
     told = await ask(role.address)
-    assert (told.status, told.errors, told.told["role"]) == (1, "", role.name)
-    assert told.told["bound"] == "max_staleness"
+    assert (told.status, told.errors, told.report["role"]) == (1, "", role.name)
+    assert told.report["bound"] == "max_staleness"
     found = grants_of(told)
     assert found["everything needs USAGE on schema auth"] == "danger"
     assert found["everything needs SELECT on auth.sessions"] == "danger"
@@ -218,7 +218,7 @@ async def test_a_role_without_a_single_grant_is_told_all(
     await sql(supabase_dsn, *told.mends("grants"))
     again = await ask(role.address, "--strict")
     assert (again.status, again.bad(), grants_of(again)) == (0, [], {})
-    assert again.told["bound"] == "pushed"
+    assert again.report["bound"] == "pushed"
     async with connection_to(role.address) as connection:
         seen = "has_column_privilege('auth.users', 'encrypted_password', 'select')"
         assert await connection.fetchval(f"select {seen}") is False
@@ -260,7 +260,7 @@ async def test_a_role_that_only_reads_is_told_that_it_may(
     assert any("is enough to look sessions up" in text for text in found)
     assert "sign-in needs INSERT on auth.sessions" in found
     assert told.of("indexes") == {
-        "not every frequent statement was looked at: mend the grants first": "notice"
+        "not every frequent statement was examined: correct the grants first": "notice"
     }
 
 
@@ -308,16 +308,16 @@ async def test_without_the_trigger_gotrue_is_heard_late(supabase_dsn: str) -> No
     await sql(supabase_dsn, *ADA)
     told = await ask(supabase_dsn, "--strict")
     ((text, level),) = told.of("trigger").items()
-    assert (told.status, level, told.told["bound"]) == (0, "notice", "max_staleness")
+    assert (told.status, level, told.report["bound"]) == (0, "notice", "max_staleness")
     assert "GoTrue itself ends" in text
     assert "handstamp init --shape supabase --trigger" in text
     (ddl,) = told.mends("trigger")
     await sql(supabase_dsn, ddl, ddl)
     again = await ask(supabase_dsn)
-    assert again.told["bound"] == "pushed"
+    assert again.report["bound"] == "pushed"
     assert "GoTrue's own logouts are heard" in " ".join(again.of("trigger"))
     logout = f"delete from auth.sessions where user_id = '{USER}'"
-    assert await heard(supabase_dsn, logout) == [f"s:{SESSION}"]
+    assert await notified(supabase_dsn, logout) == [f"s:{SESSION}"]
 
 
 async def test_an_incomplete_trigger_at_supabase_is_told(each_supabase_dsn: str) -> None:
@@ -328,10 +328,10 @@ async def test_an_incomplete_trigger_at_supabase_is_told(each_supabase_dsn: str)
         told = await ask(each_supabase_dsn)
         ((text, found),) = told.of("trigger").items()
         assert (found, told.status) == ("warning", 0)
-        assert told.told["bound"] == "max_staleness"
+        assert told.report["bound"] == "max_staleness"
         assert expected in text
         await sql(each_supabase_dsn, *told.mends("trigger"))
-    assert (await ask(each_supabase_dsn, "--strict")).told["bound"] == "pushed"
+    assert (await ask(each_supabase_dsn, "--strict")).report["bound"] == "pushed"
 
 
 async def test_a_planted_function_at_supabase_is_a_danger(
@@ -348,10 +348,10 @@ async def test_a_planted_function_at_supabase_is_a_danger(
         await with_trigger(supabase_dsn)
     told = await ask(supabase_dsn)
     ((text, level),) = told.of("trigger").items()
-    assert (level, told.status, told.told["bound"]) == ("danger", 1, "max_staleness")
+    assert (level, told.status, told.report["bound"]) == ("danger", 1, "max_staleness")
     assert f"handstamp_notify_user() belongs to {role.name}" in text
     await sql(supabase_dsn, *told.mends("trigger"))
-    assert (await ask(supabase_dsn, "--strict")).told["bound"] == "pushed"
+    assert (await ask(supabase_dsn, "--strict")).report["bound"] == "pushed"
 
 
 async def test_a_trigger_on_the_factors_is_wanted_by_a_rule_only(
@@ -361,7 +361,7 @@ async def test_a_trigger_on_the_factors_is_wanted_by_a_rule_only(
     await with_trigger(supabase_dsn)
     await sql(supabase_dsn, "drop trigger handstamp_factor_changed on auth.mfa_factors")
     told = await ask(supabase_dsn, "--strict")
-    assert (told.status, told.told["bound"]) == (0, "pushed")
+    assert (told.status, told.report["bound"]) == (0, "pushed")
     (text,) = [t for t, level in told.of("trigger").items() if level == "notice"]
     assert "allow_low_aal" in text
     assert "there is no trigger handstamp_factor_changed on auth.mfa_factors" in text
@@ -378,8 +378,8 @@ async def test_a_missing_index_at_supabase_is_told(supabase_dsn: str) -> None:
     told = await ask(supabase_dsn)
     assert set(told.of("indexes").values()) == {"warning"}
     assert set(told.of("indexes")) == {
-        "a list of a user's sessions reads all of sessions, for want of an index",
-        "a refresh reads all of refresh_tokens, for want of an index",
+        "a list of a user's sessions reads all of sessions, because an index is missing",
+        "a refresh reads all of refresh_tokens, because an index is missing",
     }
     assert (await ask(supabase_dsn, "--strict")).status == 1
     await sql(supabase_dsn, *told.mends("indexes"))
@@ -422,7 +422,7 @@ async def test_a_standby_is_told_whatever_the_table(standby_dsn: str) -> None:
     """It refuses to listen, and is looked at all the same."""
     for arguments in (("--shape", "supabase"), ("--table", "logins")):
         told = await ask(standby_dsn, *arguments)
-        assert (told.status, told.told["bound"]) == (1, "max_staleness")
+        assert (told.status, told.report["bound"]) == (1, "max_staleness")
         assert [*told.of("server").values()] == ["danger"]
         assert told.of("pooler") == {}
 
@@ -433,7 +433,7 @@ async def test_a_pooler_before_supabase_is_noticed(supabase_dsn: str) -> None:
     with pooled(supabase_dsn) as address:
         told = await ask(address, "--listen-dsn", supabase_dsn)
     assert [*told.of("pooler").values()] == ["notice"]
-    assert "what handstamp ends is refused" in " ".join(told.of("bound"))
+    assert "a session that handstamp ends is refused" in " ".join(told.of("bound"))
 
 
 async def test_sessions_that_are_not_supabase_s_are_told(supabase_dsn: str) -> None:
@@ -444,7 +444,7 @@ async def test_sessions_that_are_not_supabase_s_are_told(supabase_dsn: str) -> N
         "alter table auth.users drop column aud, drop column role",
     )
     told = await ask(supabase_dsn)
-    assert (told.status, told.told["shape"], told.told["capabilities"]) == (1, None, {})
+    assert (told.status, told.report["shape"], told.report["capabilities"]) == (1, None, {})
     missing = {text.partition(" is missing")[0] for text in told.of("table")}
     assert missing == {"auth.refresh_tokens", "auth.users.aud", "auth.users.role"}
     assert "--shape ulid" in " ".join(told.of("doctor"))

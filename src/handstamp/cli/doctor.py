@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from handstamp.cli.app import app, connected, fail, reason, required
+from handstamp.doctor import Diagnosis, Level, in_order
 from handstamp.doctor.check import candidates
-from handstamp.doctor.columns import Level
 from handstamp.doctor.infer import PRESETS
-from handstamp.doctor.report import Diagnosis, diagnose, in_order
+from handstamp.doctor.report import diagnose
 from handstamp.errors import ConfigError
 from handstamp.stores.connection import FAULTS, Connection
 from handstamp.stores.shapes import AtRest, TableShape

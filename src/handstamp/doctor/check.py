@@ -1,9 +1,9 @@
-"""What handstamp needs of a table: privileges, and statements that an index must serve.
+"""What `handstamp doctor` asks a database: privileges, indexes, triggers, clocks.
 
-Whether every writer of a table is heard, in words for the one who can change it.
-
-What ``handstamp doctor`` asks a database. Nothing here writes, and no answer holds a
-value of a row.
+Rule 1. Nothing here writes, and no answer holds a value of a row.
+Rule 2. The catalog answers wherever it can, because every role may read it: a role without
+grants must be told which grants it needs.
+Rule 3. A query that reads a table has a time limit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from handstamp.doctor.columns import Finding, Level, Users
+from handstamp.doctor import Facts
+from handstamp.doctor.infer import Users
 from handstamp.stores.catalog import read_table
 from handstamp.stores.connection import Connection
 from handstamp.stores.notify.check import Checked, Problem, check_functions, check_triggers
@@ -24,6 +25,9 @@ from handstamp.stores.shapes import quoted
 from handstamp.stores.statements import Statements
 from handstamp.stores.token_forms import Rows, read_forms
 
+BIG = 1_000_000
+"""From this number of rows on, a sample is counted and the rest estimated."""
+TIME_LIMIT = "set local statement_timeout = '15s'"
 _WRITTEN = (
     *("id", "user_id", "token", "refresh_token", "address", "user_agent_hash"),
     *("fingerprint", "expires_at", "refresh_expires_at", "user_agent", "location"),
@@ -33,206 +37,6 @@ _ROTATED = (
     *("token", "refresh_token", "expires_at", "refresh_expires_at", "last_activity_at"),
 )
 _ENDED = ("is_active", "revoked_at", "revoked_reason")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
-    """One privilege and the feature that needs it. ``columns`` are the names of columns,
-    or None alone for the whole table. Without a ``vital`` one nobody can sign in or out."""
-
-    table: str
-    privilege: str
-    columns: tuple[str | None, ...]
-    feature: str
-    vital: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """An index on one column; both are SQL."""
-
-    table: str
-    column: str
-
-    def __str__(self) -> str:
-        return f"create index concurrently on {self.table} ({self.column})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """A statement with values that no row has, and the index that it wants of a table, by
-    the table's name without the schema."""
-
-    feature: str
-    sql: str
-    values: Sequence[object]
-    indexes: Mapping[str, Index]
-
-
-def wanted(resolved: ResolvedTable) -> Iterator[Need]:
-    """Every privilege on the tables."""
-    shape, table = resolved.shape, resolved.shape.table
-    yield Need(
-        table=table, privilege="SELECT", columns=(None,), feature="everything", vital=True
-    )
-    if shape.users is not None and resolved.users is not None:
-        columns = _named(resolved.users, tuple(resolved.users))
-        yield Need(
-            table=shape.users.table,
-            privilege="SELECT",
-            columns=columns,
-            feature="everything",
-            vital=True,
-        )
-    columns = _named(resolved.columns, _WRITTEN)
-    yield Need(
-        table=table, privilege="INSERT", columns=columns, feature="sign-in", vital=True
-    )
-    yield from _updates(resolved)
-    deletes = not _named(resolved.columns, _ENDED)
-    feature = "revocation" if deletes else "pruning"
-    yield Need(
-        table=table, privilege="DELETE", columns=(None,), feature=feature, vital=deletes
-    )
-
-
-def _updates(resolved: ResolvedTable) -> Iterator[Need]:
-    shape, sliding = resolved.shape, resolved.capabilities.sliding
-    features: dict[str, tuple[str, ...]] = {
-        "revocation": _ENDED,
-        "rotation": _ROTATED if shape.rotates else (),
-        "activity": ("last_activity_at", *(["expires_at"] if sliding else [])),
-        "replacing tokens in clear": ("token",) if shape.at_rest == "plain" else (),
-        "step-up": ("level", *(_ROTATED if shape.rotates else ("token",))),
-    }
-    for feature, fields in features.items():
-        columns = _named(resolved.columns, fields)
-        if columns:
-            yield Need(
-                table=shape.table,
-                privilege="UPDATE",
-                columns=columns,
-                feature=feature,
-                vital=feature == "revocation",
-            )
-
-
-def sequence_of(resolved: ResolvedTable) -> str | None:
-    """The sequence that new ids come from, as text for ``regclass``."""
-    expression = resolved.next_id or ""
-    if not expression.startswith("nextval('"):
-        return None
-    return expression.removeprefix("nextval('").partition("'")[0]
-
-
-def samples(sql: Statements) -> list[Sample]:
-    """The frequent statements."""
-    resolved = sql.resolved
-    id, user = (_nobody(resolved.columns[name].cast) for name in ("id", "user_id"))
-    return [
-        Sample(
-            feature="the look-up of a token",
-            sql=sql.find,
-            values=[["-"]],
-            indexes=_indexes(resolved, "token"),
-        ),
-        Sample(
-            feature="reading a session by its id",
-            sql=sql.find_many,
-            values=[[id]],
-            indexes=_indexes(resolved, "id"),
-        ),
-        Sample(
-            feature="a list of a user's sessions",
-            sql=sql.list_for_user,
-            values=[user],
-            indexes=_indexes(resolved, "user_id"),
-        ),
-    ]
-
-
-def _indexes(resolved: ResolvedTable, field: str) -> dict[str, Index]:
-    tables = {resolved.shape.table: resolved.columns[field].name}
-    if resolved.shape.users is not None and resolved.users is not None:
-        tables[resolved.shape.users.table] = resolved.users["id"].name
-    return {t.rpartition(".")[2]: Index(quoted(t), column) for t, column in tables.items()}
-
-
-def _nobody(cast: str) -> str:
-    if cast == "uuid":
-        return "00000000-0000-0000-0000-000000000000"
-    return "0" if cast.startswith("int") else "-"
-
-
-def _named(columns: Mapping[str, ColumnRef], fields: Sequence[str]) -> tuple[str, ...]:
-    return tuple(columns[f].name.strip('"') for f in fields if f in columns)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hearing:
-    """The triggers that ought to be there, what was found of them, and what speaks against
-    functions of their names that a call would find."""
-
-    triggers: Sequence[NotifyTrigger]
-    checked: Checked
-    functions: Sequence[Problem]
-
-    @property
-    def absent(self) -> bool:
-        """Whether nothing of it is there."""
-        return self.checked.absent and not self.functions
-
-    @property
-    def lacks(self) -> list[str]:
-        """What is wrong, in words."""
-        return [*(problem.text for problem in self._others), *self.checked.lacks]
-
-    @property
-    def dangerous(self) -> bool:
-        """Whether somebody else's code runs, or would."""
-        return any(problem.dangerous for problem in self._problems)
-
-    @property
-    def mend(self) -> str:
-        """The script that makes all of it, and may be run again."""
-        before = [each.mend for each in self._problems if not each.replaceable]
-        return trigger_script(self.triggers, before=list(dict.fromkeys(before)))
-
-    @property
-    def _problems(self) -> list[Problem]:
-        return [*self._others, *self.checked.problems]
-
-    @property
-    def _others(self) -> list[Problem]:
-        """Functions that no trigger calls yet; the others are told with their triggers."""
-        called = {problem.mend for problem in self.checked.problems}
-        return [problem for problem in self.functions if problem.mend not in called]
-
-
-async def listen_for(connection: Connection, triggers: Sequence[NotifyTrigger]) -> Hearing:
-    """Look at the triggers, and at the functions of their names."""
-    functions = await check_functions(connection, triggers)
-    return Hearing(
-        triggers=triggers,
-        checked=await check_triggers(connection, triggers),
-        functions=[problem for problem in functions.values() if problem is not None],
-    )
-
-
-def trigger_findings(hearing: Hearing, *, complete: str, absent: str) -> list[Finding]:
-    """What there is to say: ``complete`` and ``absent`` are the sentences for all and for
-    nothing of it."""
-    if not hearing.lacks:
-        return [Finding(Level.OK, "trigger", complete)]
-    if hearing.absent:
-        return [Finding(Level.NOTICE, "trigger", absent, hearing.mend)]
-    level = Level.DANGER if hearing.dangerous else Level.WARNING
-    text = "the trigger is not complete, so handstamp does not rely on it"
-    return [Finding(level, "trigger", f"{text}: {'; '.join(hearing.lacks)}", hearing.mend)]
-
-
-BIG = 1_000_000
-"""Rows from which on a sample is counted, and the rest estimated."""
 
 _CANDIDATES = """
     select case when pg_table_is_visible(c.oid) and not s.is_supabase then ''
@@ -292,8 +96,8 @@ _FACTS = """
     from pg_class c, pg_roles r
     where c.oid = $1::oid and r.rolname = current_user"""
 
-# Only a mistake of the planner would read the whole table where an index serves; or a table
-# so small that any index serves to read it whole.
+# With this the planner reads a whole table only if no index serves; or if the table is so
+# small that reading it through another index is the cheapest.
 _INDEXES_ONLY = "set local enable_seqscan = off"
 _SERVED_WHEN_BIG = """
     select exists (select from pg_class c join pg_index i on i.indrelid = c.oid
@@ -301,31 +105,194 @@ _SERVED_WHEN_BIG = """
         where c.oid = to_regclass($1) and c.reltuples between 0 and 1000
         and i.indisvalid and i.indpred is null and quote_ident(a.attname) = any($2))"""
 
-TIME_LIMIT = "set local statement_timeout = '15s'"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """A privilege and the feature that needs it.
+
+    ``columns`` are names of columns, or None alone for the whole table. Without a ``vital``
+    privilege no user can sign in or out.
+    """
+
+    table: str
+    privilege: str
+    columns: tuple[str | None, ...]
+    feature: str
+    vital: bool = False
+
+
+def needed_privileges(resolved: ResolvedTable) -> Iterator[Need]:
+    """Every privilege on the tables that handstamp needs."""
+    shape, table = resolved.shape, resolved.shape.table
+
+    def need(
+        privilege: str, columns: tuple[str | None, ...], feature: str, *, vital: bool
+    ) -> Need:
+        return Need(
+            table=table, privilege=privilege, columns=columns, feature=feature, vital=vital
+        )
+
+    yield need("SELECT", (None,), "everything", vital=True)
+    if shape.users is not None and resolved.users is not None:
+        yield Need(
+            table=shape.users.table,
+            privilege="SELECT",
+            columns=_named(resolved.users, tuple(resolved.users)),
+            feature="everything",
+            vital=True,
+        )
+    yield need("INSERT", _named(resolved.columns, _WRITTEN), "sign-in", vital=True)
+    sliding = resolved.capabilities.sliding
+    updates: dict[str, tuple[str, ...]] = {
+        "revocation": _ENDED,
+        "rotation": _ROTATED if shape.rotates else (),
+        "activity": ("last_activity_at", *(["expires_at"] if sliding else [])),
+        "replacing tokens in clear": ("token",) if shape.at_rest == "plain" else (),
+        "step-up": ("level", *(_ROTATED if shape.rotates else ("token",))),
+    }
+    for feature, fields in updates.items():
+        columns = _named(resolved.columns, fields)
+        if columns:
+            yield need("UPDATE", columns, feature, vital=feature == "revocation")
+    deletes = not _named(resolved.columns, _ENDED)
+    feature = "revocation" if deletes else "pruning"
+    yield need("DELETE", (None,), feature, vital=deletes)
+
+
+def _named(columns: Mapping[str, ColumnRef], fields: Sequence[str]) -> tuple[str, ...]:
+    return tuple(columns[f].name.strip('"') for f in fields if f in columns)
+
+
+def sequence_of(resolved: ResolvedTable) -> str | None:
+    """The sequence that new ids come from, as text for ``regclass``; None without one."""
+    expression = resolved.next_id or ""
+    if not expression.startswith("nextval('"):
+        return None
+    return expression.removeprefix("nextval('").partition("'")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An index on one column; both fields are SQL."""
+
+    table: str
+    column: str
+
+    def __str__(self) -> str:
+        return f"create index concurrently on {self.table} ({self.column})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """The role, the server and the table, as the catalog has them."""
+class Sample:
+    """A frequent statement, with values that no row has, and the indexes that it needs.
 
-    role: str
-    pid: int
-    version: str
-    standby: bool
-    replication: str
-    row_security: bool
-    triggers: Sequence[str]
+    ``indexes`` is by the table's name without the schema.
+    """
+
+    feature: str
+    sql: str
+    values: Sequence[object]
+    indexes: Mapping[str, Index]
+
+
+def samples(sql: Statements) -> list[Sample]:
+    """The frequent statements on a table and its users."""
+    resolved = sql.resolved
+
+    def indexes(field: str) -> dict[str, Index]:
+        tables = {resolved.shape.table: resolved.columns[field].name}
+        if resolved.shape.users is not None and resolved.users is not None:
+            tables[resolved.shape.users.table] = resolved.users["id"].name
+        return {t.rpartition(".")[2]: Index(quoted(t), c) for t, c in tables.items()}
+
+    def absent(field: str) -> str:
+        """A value of the column's type that no row has."""
+        cast = resolved.columns[field].cast
+        if cast == "uuid":
+            return "00000000-0000-0000-0000-000000000000"
+        return "0" if cast.startswith("int") else "-"
+
+    return [
+        Sample(
+            feature="the look-up of a token",
+            sql=sql.find,
+            values=[["-"]],
+            indexes=indexes("token"),
+        ),
+        Sample(
+            feature="reading a session by its id",
+            sql=sql.find_many,
+            values=[[absent("id")]],
+            indexes=indexes("id"),
+        ),
+        Sample(
+            feature="a list of a user's sessions",
+            sql=sql.list_for_user,
+            values=[absent("user_id")],
+            indexes=indexes("user_id"),
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriggerState:
+    """The triggers that should be there, what was found of them, and what is wrong with
+    functions of their names that a call would find."""
+
+    triggers: Sequence[NotifyTrigger]
+    checked: Checked
+    functions: Sequence[Problem]
+
+    @property
+    def absent(self) -> bool:
+        """Whether nothing of it is there."""
+        return self.checked.absent and not self.functions
+
+    @property
+    def lacks(self) -> list[str]:
+        """What is wrong, in words."""
+        return [*(problem.text for problem in self._uncalled()), *self.checked.lacks]
+
+    @property
+    def dangerous(self) -> bool:
+        """Whether code of another owner runs, or would run."""
+        problems = [*self._uncalled(), *self.checked.problems]
+        return any(problem.dangerous for problem in problems)
+
+    @property
+    def mend(self) -> str:
+        """The script that creates all of it. It may be run again."""
+        problems = [*self._uncalled(), *self.checked.problems]
+        before = [problem.mend for problem in problems if not problem.replaceable]
+        return trigger_script(self.triggers, before=list(dict.fromkeys(before)))
+
+    def _uncalled(self) -> list[Problem]:
+        """Functions that no trigger calls yet; the others are reported with triggers."""
+        called = {problem.mend for problem in self.checked.problems}
+        return [problem for problem in self.functions if problem.mend not in called]
+
+
+async def read_triggers(
+    connection: Connection, triggers: Sequence[NotifyTrigger]
+) -> TriggerState:
+    """Compare the triggers, and the functions of their names, with those that should be."""
+    functions = await check_functions(connection, triggers)
+    return TriggerState(
+        triggers=triggers,
+        checked=await check_triggers(connection, triggers),
+        functions=[problem for problem in functions.values() if problem is not None],
+    )
 
 
 async def candidates(connection: Connection) -> list[str]:
-    """Tables that may be a table of sessions."""
+    """The tables that look like a table of sessions."""
     return [str(row["name"]) for row in await connection.fetch(_CANDIDATES)]
 
 
 async def read_users(
     connection: Connection, table: str, user_id: str, default: str | None
 ) -> Users | None:
-    """The table that ``user_id`` refers to; else ``default``, if it is there."""
+    """The table that ``user_id`` refers to, else ``default`` if it exists, else None."""
     row = await connection.fetchrow(_REFERENCE, quoted(table), user_id)
     name, id = (str(row["name"]), str(row["id"])) if row else (default, "id")
     found = await read_table(connection, quoted(name)) if name else None
@@ -335,19 +302,19 @@ async def read_users(
 
 
 async def read_oids(connection: Connection, names: Sequence[str]) -> dict[str, int]:
-    """The numbers by which the catalog knows these tables."""
+    """The numbers of these tables in the catalog, by name."""
     rows = await connection.fetch(_OIDS, list(names), [quoted(name) for name in names])
     return {str(row["name"]): int(row["oid"]) for row in rows}
 
 
 async def read_facts(connection: Connection, oid: int) -> Facts:
-    """See :class:`Facts`."""
+    """The role, the server and the table with this number."""
     rows = await connection.fetch(_FACTS, oid)
     return Facts(**dict(rows[0]))
 
 
 async def count_rows(connection: Connection, table: str, token: str) -> Rows:
-    """What the tokens look like; exact, or from a sample of a big table."""
+    """How many rows hold which form of token; estimated by a sample if the table is big."""
     size = int(await connection.fetchval(_SIZE, quoted(table)))
     percent = 100.0 if size < BIG else 100.0 * BIG / 10 / size
     sample = "" if size < BIG else f" tablesample system ({percent:.6f})"
@@ -359,7 +326,7 @@ async def count_rows(connection: Connection, table: str, token: str) -> Rows:
 async def missing_privileges(
     connection: Connection, table: str, wanted: Sequence[tuple[str, str | None]]
 ) -> list[str]:
-    """Which of these the role does not have; a privilege is for a column, or for all."""
+    """The privileges that the role lacks; each is for a column, or for the table (None)."""
     privileges = [privilege for privilege, _ in wanted]
     names = [name for _, name in wanted]
     rows = await connection.fetch(_PRIVILEGES, quoted(table), privileges, names)
@@ -367,7 +334,7 @@ async def missing_privileges(
 
 
 async def may_use_sequence(connection: Connection, sequence: str) -> bool:
-    """Whether the role may take the next number."""
+    """Whether the role may take the next number of a sequence."""
     asked = "select has_sequence_privilege($1::regclass, 'USAGE')"
     return bool(await connection.fetchval(asked, sequence))
 
@@ -375,7 +342,7 @@ async def may_use_sequence(connection: Connection, sequence: str) -> bool:
 async def read_without_index(
     connection: Connection, sql: str, values: Sequence[object]
 ) -> list[str]:
-    """The tables of which a statement would read every row, for want of an index."""
+    """The tables of which a statement would read every row, because an index is missing."""
     async with connection.transaction():
         await connection.execute(TIME_LIMIT)
         await connection.execute(_INDEXES_ONLY)
@@ -384,27 +351,26 @@ async def read_without_index(
 
 
 async def is_served_when_big(connection: Connection, index: Index) -> bool:
-    """Whether a table is small, and has an index that begins with the column."""
+    """Whether a table is small and has an index that begins with the column."""
     columns = [index.column, index.column.strip('"')]
     return bool(await connection.fetchval(_SERVED_WHEN_BIG, index.table, columns))
 
 
 def _whole_tables(node: dict[str, Any]) -> list[str]:
+    """The tables that a plan reads without a condition on an index."""
+    condition = {
+        "Seq Scan": None,
+        "Index Scan": "Index Cond",
+        "Index Only Scan": "Index Cond",
+        "Bitmap Heap Scan": "Recheck Cond",
+    }
+    kind = str(node["Node Type"])
     found = []
-    if "Relation Name" in node and _reads_all(node):
+    if "Relation Name" in node and kind in condition and condition[kind] not in node:
         found.append(str(node["Relation Name"]))
     for child in node.get("Plans", []):
         found += _whole_tables(child)
     return found
-
-
-def _reads_all(node: dict[str, Any]) -> bool:
-    kind = str(node["Node Type"])
-    if kind in ("Index Scan", "Index Only Scan"):
-        return "Index Cond" not in node
-    if kind == "Bitmap Heap Scan":
-        return "Recheck Cond" not in node
-    return kind == "Seq Scan"
 
 
 async def clock_difference(connection: Connection) -> tuple[timedelta, timedelta]:
@@ -420,7 +386,7 @@ async def clock_difference(connection: Connection) -> tuple[timedelta, timedelta
 
 
 def is_pooled(connection: Connection, pid: int) -> bool:
-    """Whether a pooler is in between: it tells another process's number at the start
-    than the server does."""
+    """Whether there is a pooler: at the start of a connection it reports another process
+    number than the server does."""
     own: int = connection.get_server_pid()
     return own != pid

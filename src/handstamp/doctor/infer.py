@@ -1,13 +1,12 @@
-"""From a catalog to a proposed shape: which column of a table is probably what.
+"""From a catalog to a proposed shape: which column of a table probably holds what.
 
-Rule 1. Names decide, and types must allow it. Where the column of tokens is called as in
-the nearest preset, the preset's other names go first.
-Rule 2. Whether a column holds tokens or digests is said by whoever asks; by its name; or by
-its rows, where none of them could be a digest. Everything else is not decided here: with
-digests taken for tokens, whoever reads the table could sign in.
-Rule 3. Nothing is guessed in silence: each doubt is a finding.
-
-A shape in words: as Python to paste, and how it differs from a preset.
+Rule 1. Names decide, and types must allow it. Names are compared without underscores and
+capitals: ``expiresAt`` is ``expires_at``. If the column of tokens has the name of the
+nearest preset's, the preset's other names come first.
+Rule 2. Whether a column holds tokens or digests is decided by ``at_rest``, if it is given;
+by the column's name; or by its rows, if none of them could be a digest. Otherwise it is not
+decided: if digests were taken for tokens, anyone who can read the table could sign in.
+Rule 3. Every guess that may be wrong is a finding.
 """
 
 from __future__ import annotations
@@ -16,20 +15,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from handstamp.doctor.columns import (
-    FIELDS,
-    USER_FIELDS,
-    Finding,
-    Level,
-    Users,
-    columns_of,
-    doubts_about,
-    plain,
-    says_digest,
-)
+from handstamp.doctor import Finding, Level
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Column, Table
-from handstamp.stores.resolve import capabilities_of, types_of
+from handstamp.stores.resolve import types_of
 from handstamp.stores.shapes import (
     PREFIX,
     ULID_HASHED,
@@ -38,21 +27,134 @@ from handstamp.stores.shapes import (
     NewId,
     TableShape,
     UsersTable,
+    quoted,
 )
 from handstamp.stores.token_forms import SHA256, Rows
 
 PRESETS: Mapping[str, TableShape] = {"ulid": ULID_HASHED, "uuid": UUID_PLAIN}
+NAMES: Mapping[str, str] = {"ulid": "ULID_HASHED", "uuid": "UUID_PLAIN"}
 NEEDED = ("id", "user_id", "token", "expires_at")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}")
 _DIGEST = 64
+_NO_COLUMNS = frozenset({"table", "at_rest", "new_id", "users"})
+
+_FIELDS: Mapping[str, str] = {
+    "token": "session_token_hash session_token_digest hashed_session_token token_hash"
+    " token_digest hashed_token session_hash session_digest session_token token"
+    " session_key secret access_token sid",
+    "id": "id session_id sid uuid pk key",
+    "user_id": "user_id account_id member_id customer_id owner_id person_id login_id"
+    " identity_id principal_id subject_id authenticatable_id user",
+    "expires_at": "expires_at expires expires_on expiry expiry_at expiry_date expire_date"
+    " expire_at expiration expiration_date expires_date valid_until not_after",
+    "refresh_token": "refresh_token_hash refresh_token_digest refresh_hash refresh_digest"
+    " hashed_refresh_token refresh_token",
+    "refresh_expires_at": "refresh_expires_at refresh_token_expires_at refresh_expires"
+    " refresh_token_expires refresh_expiry refresh_valid_until",
+    "created_at": "created_at created created_on date_created creation_date inserted_at"
+    " opened_at started_at issued_at signed_in_at logged_in_at login_at login_time",
+    "last_activity_at": "last_activity_at last_activity last_active_at last_active"
+    " last_seen_at last_seen last_used_at last_used last_accessed_at last_access"
+    " accessed_at touched_at active_at refreshed_at updated_at updated modified_at",
+    "is_active": "is_active active is_valid valid is_enabled enabled",
+    "revoked_at": "revoked_at ended_at terminated_at invalidated_at logged_out_at"
+    " signed_out_at logout_at closed_at discarded_at deleted_at",
+    "revoked_reason": "revoked_reason revoke_reason revocation_reason ended_reason"
+    " end_reason logout_reason",
+    "address": "ip_address ip remote_ip client_ip remote_addr remote_address ip_addr"
+    " login_ip address",
+    "user_agent": "user_agent ua browser user_agent_string",
+    "user_agent_hash": "user_agent_hash user_agent_digest ua_hash user_agent_sha256",
+    "fingerprint": "device_fingerprint fingerprint device_hash device_id browser_id",
+    "location": "location geo_location geo place city country",
+    "level": "trust_level level auth_level assurance_level security_level",
+}
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    field: tuple(names.split()) for field, names in _FIELDS.items()
+}
+"""For each field of a shape the usual names of its column, best first. A field that comes
+earlier chooses first."""
+
+USER_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "is_active": ("is_active", "active", "is_enabled", "enabled"),
+    "locked_until": ("locked_until", "locked_out_until", "lockout_end", "lockout_until"),
+    "password_changed_at": (
+        *("last_password_change", "password_changed_at", "password_updated_at"),
+        *("password_set_at", "password_modified_at", "password_last_changed"),
+    ),
+}
+
+_ENDS = (
+    "revoked isrevoked invalidated isinvalid disabled isdisabled blocked isblocked closed"
+    " isclosed terminated isterminated loggedout isloggedout signedout deleted isdeleted"
+    " expired isexpired"
+)
+_BANS = (
+    "banned isbanned bannedat banneduntil blocked isblocked disabled isdisabled"
+    " disabledat suspended issuspended suspendedat deleted isdeleted deletedat"
+    " deactivatedat archivedat"
+)
+ENDS = frozenset(_ENDS.split())
+"""Flags with which applications end a session, and which handstamp does not read."""
+BANS = frozenset(_BANS.split())
+"""Columns with which applications lock a user out, and which handstamp does not read."""
+_WITHOUT: Mapping[str, str] = {
+    "refresh_token": "nothing rotates: a session keeps one token",
+    "refresh_expires_at": "",
+    "created_at": "no column says when a session began: it has no absolute limit, and its"
+    " expiry stays as it was at the sign-in",
+    "last_activity_at": "activity is not recorded: there is no idle limit, and a list of"
+    " sessions cannot show when each was last used",
+    "is_active": "there is no flag of a live session",
+    "revoked_at": "the table does not keep when a session was ended",
+    "revoked_reason": "the table does not keep why a session was ended",
+    "address": "the client's address is not kept: there is no event when it changes",
+    "user_agent": "the User-Agent header is not kept: a list of sessions shows no browser",
+    "user_agent_hash": "no digest of the User-Agent header is kept: there is no event when"
+    " it changes",
+    "fingerprint": "no fingerprint of the device is kept",
+    "location": "no location is kept",
+    "level": "there are no trust levels: auth.require(level=…) and step_up() are off",
+}
+_AT_REST: Mapping[str, str] = {
+    "digest": "the column holds SHA-256 digests in hex",
+    "prefixed": "the column holds digests with sha256: in front",
+    "plain": "rows may still hold tokens in clear: they are accepted, and replaced by"
+    " digests at their first use",
+}
+_NEW_ID: Mapping[str, str] = {
+    "ulid": "ids are ULIDs, made by handstamp",
+    "uuid": "ids are UUIDs, made by handstamp",
+    "database": "ids come from the column's own default",
+}
+
+
+def plain(name: str) -> str:
+    """``name`` without underscores and capitals."""
+    return name.replace("_", "").lower()
+
+
+def columns_of(shape: TableShape | UsersTable) -> dict[str, str]:
+    """The columns that a shape names, by field."""
+    values = {f.name: getattr(shape, f.name) for f in fields(shape)}
+    return {f: c for f, c in values.items() if f not in _NO_COLUMNS and c is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Users:
+    """The table that the sessions' user_id refers to, and its column of ids."""
+
+    name: str
+    id: str
+    table: Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A shape for a table, the preset it is nearest to, and the doubts about it.
+    """A shape for a table, the preset that it is nearest to, and the doubts about it.
 
-    ``decided`` is False where only somebody who knows the application can say how tokens
-    are stored: ``shape.at_rest`` is then the guess that signs nobody in.
+    ``decided`` is False if only a person can say how tokens are stored. ``shape.at_rest``
+    is then the guess with which no stored text opens a session.
     """
 
     shape: TableShape
@@ -79,11 +181,11 @@ def propose(
     preset: str | None = None,
     at_rest: AtRest | None = None,
 ) -> Proposal:
-    """The shape of the table that is called ``name``.
+    """Propose a shape for the table that is called ``name``.
 
-    ``rows`` are what :func:`choose_token` 's column holds, None where nobody counted them.
-    ``preset`` insists on one to start from, ``at_rest`` says how tokens are stored. Raises
-    :class:`ConfigError` where a column that is needed cannot be found.
+    ``rows`` describes the column that :func:`choose_token` returns; None if the rows were
+    not counted. ``preset`` is the one to start from, ``at_rest`` how tokens are stored, if
+    that is known. Raises :class:`ConfigError` if a needed column is not found.
     """
     preset = preset or nearest(table)
     chosen = _choose(table, PRESETS[preset])
@@ -91,29 +193,34 @@ def propose(
     if lacks:
         raise ConfigError(_not_found(name, table, lacks, set(chosen.values())))
     token = table.columns[chosen["token"]]
-    documented = set(columns_of(PRESETS[preset]).values()) <= set(table.columns)
-    own = chosen["id"] == chosen["token"]
-    is_plain = documented and PRESETS[preset].at_rest == "plain" and not own
-    said = at_rest or _by_name(token, rows)
-    guess, doubt = _by_rows(token, rows, is_plain) if said is None else (said, ())
+    doubt: tuple[Finding, ...] = ()
+    digests = any(word in plain(token.name) for word in ("hash", "digest", "sha256"))
+    if at_rest is None and digests:
+        at_rest = "prefixed" if rows is not None and _only_ours(rows) else "digest"
+    if at_rest is None:
+        documented = set(columns_of(PRESETS[preset]).values()) <= set(table.columns)
+        is_plain = documented and PRESETS[preset].at_rest == "plain"
+        separate = chosen["id"] != chosen["token"]
+        at_rest, doubt = _by_rows(token, rows, is_plain and separate)
     missing: dict[str, str | None] = dict.fromkeys(set(FIELDS) - set(chosen))
     shape = TableShape(
         table=name,
         **missing | chosen,  # type: ignore[arg-type]
-        at_rest=guess,
+        at_rest=at_rest,
         new_id=_new_id(table.columns[chosen["id"]]),
         users=_users(users),
     )
-    doubts = [*doubt, *doubts_about(shape, table, users)]
-    return Proposal(shape=shape, preset=preset, doubts=tuple(doubts), decided=not doubt)
+    doubts = (*doubt, *_unread_columns(shape, table, users))
+    return Proposal(shape=shape, preset=preset, doubts=doubts, decided=not doubt)
 
 
 def choose_token(table: Table, preset: str | None = None) -> str | None:
-    """The column of the table that probably holds tokens."""
+    """The column of the table that probably holds tokens; None if there is none."""
     return _choose(table, PRESETS[preset or nearest(table)]).get("token")
 
 
 def _choose(table: Table, preset: TableShape) -> dict[str, str]:
+    """The columns of the table, by the field of a shape."""
     chosen: dict[str, str] = {}
     free = {plain(name): name for name in table.columns if _NAME.fullmatch(name)}
     named = columns_of(preset)
@@ -128,31 +235,27 @@ def _choose(table: Table, preset: TableShape) -> dict[str, str]:
     if "refresh_token" not in chosen or "refresh_expires_at" not in chosen:
         chosen.pop("refresh_token", None)
         chosen.pop("refresh_expires_at", None)
-    return _with_one_for_both(chosen, table)
-
-
-def _first(names: list[str], field: str, table: Table) -> str | None:
-    """The best name whose type will do; for what is needed, else the best name."""
-    fitting = [n for n in names if table.columns[n].type in types_of(field)]
-    if fitting or field not in NEEDED:
-        return fitting[0] if fitting else None
-    return names[0] if names else None
-
-
-def _with_one_for_both(chosen: dict[str, str], table: Table) -> dict[str, str]:
-    """A table whose id is the token (or whose token is the key) names it twice."""
+    # A table whose id is the token, or whose token is the key, names one column twice.
     if "token" not in chosen and "id" in chosen:
         own = table.columns[chosen["id"]]
         if own.type in types_of("token") and own.default is None:
-            return {**chosen, "token": own.name}
-    if "id" not in chosen:
+            chosen["token"] = own.name
+    elif "id" not in chosen:
         keys = [n for (n, *more) in sorted(table.unique) if not more and _NAME.fullmatch(n)]
         usable = types_of("id") - {"text"}
         ids = [n for n in keys if table.columns[n].type in usable]
         ids = [n for n in ids if n not in chosen.values()]
         if ids or "token" in chosen:
-            return {**chosen, "id": ids[0] if ids else chosen["token"]}
+            chosen["id"] = ids[0] if ids else chosen["token"]
     return chosen
+
+
+def _first(names: list[str], field: str, table: Table) -> str | None:
+    """The best name whose type is allowed; for a needed field, else the best name."""
+    usable = [n for n in names if table.columns[n].type in types_of(field)]
+    if usable or field not in NEEDED:
+        return usable[0] if usable else None
+    return names[0] if names else None
 
 
 def _not_found(name: str, table: Table, fields: list[str], taken: set[str]) -> str:
@@ -168,49 +271,41 @@ def _not_found(name: str, table: Table, fields: list[str], taken: set[str]) -> s
     return " ".join([f"{problem}: write TableShape({asked}) yourself.", *guesses])
 
 
-def _by_name(token: Column, rows: Rows | None) -> AtRest | None:
-    if not says_digest(token.name):
-        return None
-    return "prefixed" if rows is not None and _only_ours(rows) else "digest"
-
-
 def _only_ours(rows: Rows) -> bool:
-    """A sample is no proof of it."""
+    """Whether every row holds a digest of handstamp's; a sample does not prove it."""
     return bool(rows.ours) and not rows.unhashed and not rows.about
 
 
 def _by_rows(
     token: Column, rows: Rows | None, is_plain: bool
 ) -> tuple[AtRest, tuple[Finding, ...]]:
-    """What the rows say, and the doubt where they do not; ``is_plain`` says that this is
-    the documented table with tokens in clear."""
+    """How tokens are stored, by the rows; and the doubt, if the rows do not prove it.
+
+    ``is_plain``: this is the documented table with tokens in clear.
+    """
     room = token.length is None or token.length >= _DIGEST + len(PREFIX)
     safe: AtRest = "prefixed" if room else "digest"
     if rows is None:
-        return safe, (_doubt(token.name, "the rows were not counted"),)
-    if rows.ambiguous:
+        why = "the rows were not counted"
+    elif rows.ambiguous:
         if set(rows.forms) <= {SHA256}:
             safe = "digest"
         about = "about " if rows.about else ""
-        found = Rows(forms=rows.ambiguous)
-        return safe, (_doubt(token.name, f"{about}{found}: such texts may be digests"),)
-    if _only_ours(rows) or not (rows.forms or is_plain):
+        why = f"{about}{Rows(forms=rows.ambiguous)}: such texts may be digests"
+    elif _only_ours(rows) or not (rows.forms or is_plain):
         return safe, ()
-    return "plain", ()
-
-
-def _doubt(column: str, why: str) -> Finding:
-    return Finding(
-        Level.WARNING,
-        "tokens",
-        f"whether {column} holds tokens or digests of them cannot be seen ({why})."
-        " Compare the cookie of a session of your own with its row. If they are the same"
+    else:
+        return "plain", ()
+    text = (
+        f"it cannot be seen whether {token.name} holds tokens or digests ({why})."
+        " Compare the cookie of one of your own sessions with its row. If they are the same"
         ' text, your code stores the token itself: at_rest="plain". If not, and the row has'
-        ' 64 small digits of hex: at_rest="digest". Otherwise: at_rest="prefixed", and the'
-        " sessions that are in the table are over. If you are not sure, do not say"
-        ' "plain": with it, whoever reads a table of digests could sign in with one. Say it'
-        " here with --at-rest",
+        ' 64 hex digits in small letters: at_rest="digest". Otherwise: at_rest="prefixed",'
+        " and the sessions that are in the table end. If you are not sure, do not choose"
+        ' "plain": with it, anyone who can read a table of digests can sign in. Repeat this'
+        " command with --at-rest"
     )
+    return safe, (Finding(Level.WARNING, "tokens", text),)
 
 
 def _new_id(column: Column) -> NewId:
@@ -224,7 +319,7 @@ def _new_id(column: Column) -> NewId:
 
 
 def _users(users: Users | None) -> UsersTable | None:
-    """Nothing where the table of users has nothing that handstamp looks at."""
+    """The columns of users that handstamp reads; None if the table has none of them."""
     if users is None:
         return None
     free = {plain(n): n for n in users.table.columns if _NAME.fullmatch(n)}
@@ -237,111 +332,62 @@ def _users(users: Users | None) -> UsersTable | None:
     return UsersTable(table=users.name, id=users.id, **found)
 
 
-NAMES: Mapping[str, str] = {"ulid": "ULID_HASHED", "uuid": "UUID_PLAIN"}
-
-_WITHOUT: Mapping[str, str] = {
-    "refresh_token": "nothing rotates: a session has one token for life",
-    "refresh_expires_at": "",
-    "created_at": "nothing says when a session began: it has no absolute limit, and its"
-    " expiry stays where the sign-in put it",
-    "last_activity_at": "activity is not recorded: there is no idle limit, and a list of"
-    " sessions cannot say when each was last used",
-    "is_active": "there is no flag for a live session",
-    "revoked_at": "the table does not remember when a session was ended",
-    "revoked_reason": "the table does not remember why a session was ended",
-    "address": "the client's address is not kept: no event when it changes",
-    "user_agent": "the User-Agent header is not kept: a list of sessions names no browser",
-    "user_agent_hash": "no digest of the User-Agent header is kept: no event when it"
-    " changes",
-    "fingerprint": "no fingerprint of the device is kept",
-    "location": "no location is kept",
-    "level": "there are no trust levels: auth.require(level=…) and step_up() are off",
-}
-_AT_REST: Mapping[str, str] = {
-    "digest": "the column holds SHA-256 digests in hex",
-    "prefixed": "the column holds digests with sha256: in front",
-    "plain": "rows may still hold tokens in clear: they are honoured, and replaced by"
-    " digests at their first use",
-}
-_NEW_ID: Mapping[str, str] = {
-    "ulid": "ids are ULIDs, made by handstamp",
-    "uuid": "ids are UUIDs, made by handstamp",
-    "database": "ids come from the column's own default",
-}
-_CAPABILITIES: Mapping[str, str] = {
-    "refresh": "refresh tokens that rotate",
-    "sliding": "an expiry that moves with activity",
-    "activity": "last activity and idle limit",
-    "absolute": "absolute limit from the sign-in",
-    "user_status": "a disabled user's sessions end",
-    "password_change": "a changed password can end sessions",
-    "level": "trust levels and step-up",
-    "fingerprint": "device fingerprint",
-    "plain": "tokens in clear are honoured and replaced",
-}
-
-
-def as_python(shape: TableShape, *, decided: bool = True) -> str:
-    """``shape`` as Python that makes it, imports and all.
-
-    Where it is not decided how tokens are stored, the Python raises until somebody says so.
-    """
-    preset = next((n for key, n in NAMES.items() if PRESETS[key] == shape), None)
-    if preset is not None and decided:
-        return f"from handstamp import {preset}\n\nshape = {preset}\n"
-    open_question: dict[str, object] = {} if decided else {"at_rest": ...}
-    remark = "" if decided else '# at_rest= is for you to say: see "tokens" below.\n'
-    for key, name in NAMES.items():
-        changed = _changed(shape, PRESETS[key]) | open_question
-        if len(changed) <= 2 and "users" not in changed:
-            given = ", ".join(f"{k}={_literal(v)}" for k, v in changed.items())
-            return (
-                "from dataclasses import replace\n\n"
-                f"from handstamp import {name}\n\n"
-                f"{remark}shape = replace({name}, {given})\n"
+def _unread_columns(shape: TableShape, table: Table, users: Users | None) -> list[Finding]:
+    """Columns that look as if they meant something that handstamp does not read."""
+    named = columns_of(shape)
+    left = [c for name, c in table.columns.items() if name not in named.values()]
+    found = []
+    mend = f"alter table {quoted(shape.table)} add column revoked_at timestamptz"
+    for column in left:
+        if plain(column.name) in ENDS and column.type == "bool":
+            text = (
+                f"{column.name} looks like a flag that ends a session, and handstamp does"
+                " not read it: a session that your code ends with it alone stays valid."
+                " Let your code set revoked_at too, or instead"
             )
-    default = TableShape()
-    names = ["TableShape"] + ([] if shape.users is None else ["UsersTable"])
-    if shape.users == default.users:
-        names = ["TableShape"]
-    lines = [
-        f"    {field.name}={_literal(open_question.get(field.name, value))},"
-        for field in fields(shape)
-        if (value := getattr(shape, field.name)) != getattr(default, field.name)
-        or field.name in ("table", *NEEDED, *open_question)
+            has_end = shape.revoked_at or shape.is_active
+            found.append(Finding(Level.DANGER, "revocation", text, "" if has_end else mend))
+    for column in left:
+        if plain(column.name) in map(plain, FIELDS["revoked_at"]):
+            text = (
+                f"{column.name} looks like the end of a session too, and handstamp reads"
+                f" only {shape.revoked_at}: end sessions with that column"
+            )
+            found.append(Finding(Level.WARNING, "revocation", text))
+    for field in (name for name in FIELDS if name not in named):
+        names = set(map(plain, FIELDS[field][:4]))
+        for column in left:
+            if plain(column.name) in names:
+                wanted = ", ".join(sorted(types_of(field)))
+                text = f"{column.name} looks like {field}, but its type is {column.type}"
+                found.append(Finding(Level.NOTICE, field, f"{text}, not one of {wanted}"))
+    if users is None:
+        return found
+    used = set() if shape.users is None else set(columns_of(shape.users).values())
+    return found + [
+        Finding(
+            Level.WARNING,
+            "users",
+            f"{users.name}.{name} looks as if it locked a user out, and handstamp does not"
+            " read it: call sessions.revoke_user() where your code sets it",
+        )
+        for name in users.table.columns
+        if plain(name) in BANS and name not in used
     ]
-    head = f"from handstamp import {', '.join(names)}"
-    return "\n".join([head, "", f"{remark}shape = TableShape(", *lines, ")", ""])
-
-
-def _changed(shape: TableShape, preset: TableShape) -> dict[str, object]:
-    pairs = (
-        (f.name, getattr(shape, f.name), getattr(preset, f.name)) for f in fields(shape)
-    )
-    return {name: ours for name, ours, theirs in pairs if ours != theirs}
-
-
-def _literal(value: object) -> str:
-    if value is ...:
-        return "..."
-    if not isinstance(value, UsersTable):
-        return "None" if value is None else f'"{value}"'
-    default = UsersTable()
-    given = ", ".join(
-        f"{field.name}={_literal(own)}"
-        for field in fields(value)
-        if (own := getattr(value, field.name)) != getattr(default, field.name)
-    )
-    return f"UsersTable({given})"
 
 
 def differences(shape: TableShape, preset: str, *, decided: bool = True) -> list[Finding]:
-    """How ``shape`` differs from the preset, in words; without ``at_rest`` where that is
-    not decided."""
+    """How ``shape`` differs from the preset, in words.
+
+    Without ``at_rest``, if it is not ``decided``.
+    """
     other = PRESETS[preset]
     ours, theirs = columns_of(shape), columns_of(other)
-    found = [Finding(Level.NOTICE, f, _WITHOUT[f]) for f in theirs if f not in ours]
-    found = [finding for finding in found if finding.text]
+    found = [
+        Finding(Level.NOTICE, field, _WITHOUT[field])
+        for field in theirs
+        if field not in ours and _WITHOUT[field]
+    ]
     found += [
         Finding(Level.OK, f, f"here {ours[f]}, in {NAMES[preset]} {theirs.get(f, 'none')}")
         for f in ours
@@ -351,34 +397,20 @@ def differences(shape: TableShape, preset: str, *, decided: bool = True) -> list
         found.append(Finding(Level.OK, "at_rest", _AT_REST[shape.at_rest]))
     if shape.new_id != other.new_id:
         found.append(Finding(Level.OK, "new_id", _NEW_ID[shape.new_id]))
-    return found + _ending(shape) + _users_as_python(shape, other)
-
-
-def _ending(shape: TableShape) -> list[Finding]:
-    if shape.is_active or shape.revoked_at:
-        return []
-    text = "neither a flag nor a date ends a session: handstamp ends it by deleting the row"
-    return [Finding(Level.NOTICE, "revocation", text)]
-
-
-def _users_as_python(shape: TableShape, other: TableShape) -> list[Finding]:
+    if not shape.is_active and not shape.revoked_at:
+        text = "there is no flag and no date that ends a session: handstamp deletes the row"
+        found.append(Finding(Level.NOTICE, "revocation", text))
     if other.users is None or shape.users == other.users:
-        return []
+        return found
     if shape.users is None:
         text = (
             "no table of users is read: a user whom your code disables keeps every session"
             " until you call sessions.revoke_user()"
         )
-        return [Finding(Level.NOTICE, "users", text)]
-    ours, theirs = columns_of(shape.users), columns_of(other.users)
-    return [
+        return [*found, Finding(Level.NOTICE, "users", text)]
+    has, needs = columns_of(shape.users), columns_of(other.users)
+    return found + [
         Finding(Level.NOTICE, "users", f"{shape.users.table} has no {field}")
-        for field in theirs
-        if field not in ours
+        for field in needs
+        if field not in has
     ]
-
-
-def capabilities(shape: TableShape) -> dict[str, bool]:
-    """What a table of this shape can do, in words."""
-    able = capabilities_of(shape)
-    return {words: bool(getattr(able, name)) for name, words in _CAPABILITIES.items()}

@@ -24,16 +24,9 @@ from datetime import timedelta
 
 import asyncpg
 
-from handstamp.doctor.check import (
-    Hearing,
-    Index,
-    Sample,
-    listen_for,
-    read_facts,
-    trigger_findings,
-)
-from handstamp.doctor.columns import Finding, Level
-from handstamp.doctor.report import Diagnosis, Offer, look_around, look_at_indexes
+from handstamp.doctor import Diagnosis, Finding, Level, Offer
+from handstamp.doctor.check import Index, Sample, TriggerState, read_facts, read_triggers
+from handstamp.doctor.report import index_findings, server_findings, trigger_findings
 from handstamp.errors import ConfigError
 from handstamp.stores.connection import Connection
 from handstamp.stores.notify.sql import trigger_script
@@ -317,8 +310,8 @@ class AuthHearing:
     """What was found: ``always`` counts under every rule, ``by_rule`` with a limit for a
     low level of assurance."""
 
-    always: Hearing
-    by_rule: Hearing
+    always: TriggerState
+    by_rule: TriggerState
 
 
 async def read_hearing(
@@ -326,9 +319,9 @@ async def read_hearing(
 ) -> AuthHearing | None:
     """The triggers in the schema ``name``; None where the role may not ask."""
 
-    async def look(*tables: str) -> Hearing:
+    async def look(*tables: str) -> TriggerState:
         triggers = supabase_triggers(name, schema.columns, tables)
-        return await listen_for(connection, triggers)
+        return await read_triggers(connection, triggers)
 
     try:
         return AuthHearing(always=await look(*ALWAYS), by_rule=await look(*WATCHED))
@@ -423,13 +416,15 @@ async def diagnose_supabase(
         schema = read_schema(name, list(found.values()), _RULES)
         findings, covered = await _look(connection, name, found, schema)
         offer = _offer(name, schema)
-    around = await look_around(connection, listening, facts, covered=covered)
+    bound, around = await server_findings(
+        connection, listening, facts, all_writers_notify=covered
+    )
     return Diagnosis(
         table=table,
         facts=facts,
         offer=offer,
-        bound=around.bound,
-        findings=(*findings, *around.findings),
+        bound=bound,
+        findings=(*findings, *around),
     )
 
 
@@ -447,7 +442,7 @@ async def _look(
     findings = [
         *columns_remarks(name, schema),
         *role_remarks(name, found),
-        *await look_at_indexes(connection, samples),
+        *await index_findings(connection, samples),
         *trigger,
     ]
     return findings, covered

@@ -6,8 +6,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from handstamp.doctor.columns import Level, Users
-from handstamp.doctor.infer import Proposal, as_python, differences, nearest, propose
+from handstamp.doctor import Level
+from handstamp.doctor.infer import Proposal, Users, differences, nearest, propose
+from handstamp.doctor.report import as_python
 from handstamp.errors import ConfigError
 from handstamp.stores.catalog import Column, Table
 from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, AtRest, TableShape, UsersTable
