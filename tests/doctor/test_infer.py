@@ -10,9 +10,9 @@ from handstamp.doctor import Level
 from handstamp.doctor.infer import Proposal, Users, differences, nearest, propose
 from handstamp.doctor.report import as_python
 from handstamp.errors import ConfigError
-from handstamp.stores.catalog import Column, Table
+from handstamp.stores.plaintext import Rows
+from handstamp.stores.resolve import Column, Table
 from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, AtRest, TableShape, UsersTable
-from handstamp.stores.token_forms import Rows
 
 
 def a_table(columns: str, *, name: str = "t") -> Table:

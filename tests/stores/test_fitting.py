@@ -1,4 +1,4 @@
-"""A shape and a real table: what is refused with the DDL that mends it, what is off."""
+"""A shape and a real table: what is refused with the DDL that corrects it, what is off."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Bench:
 
 def remedies(refusal: str) -> list[str]:
     """The DDL at the end of a refusal."""
-    return re.findall(r"Mend it with: (.*);$", refusal)
+    return re.findall(r"Fix it with: (.*);$", refusal)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from handstamp.core.cookies import Credentials
 from handstamp.core.models import Authenticated, Record, Touch
 from handstamp.errors import LoginRefused
 from handstamp.stores.base import Capabilities, recording
-from handstamp.stores.plaintext import MOST
+from handstamp.stores.plaintext import MAX_UPGRADES
 from tests.support.foreign_tables import FOREIGN
 from tests.support.tables import (
     DAY,
@@ -503,7 +503,7 @@ async def test_p2_a_locked_table_holds_up_a_few_upgrades(table: PostgresTable) -
         for _ in range(20):
             (seen,) = await table.store.find_plaintext([digest_of(token)], [token])
             assert seen.id == record.id
-        assert len(table.store._upgrader) == MOST
+        assert len(table.store._upgrader) == MAX_UPGRADES
     await until(lambda: not table.store._upgrader)
     await table.store.find_plaintext([digest_of(token)], [token])
     await until(lambda: not table.store._upgrader)

@@ -16,8 +16,8 @@ from handstamp import Client, Policy, Sessions
 from handstamp.core.cookies import Credentials
 from handstamp.core.models import Authenticated
 from handstamp.errors import ConfigError
-from handstamp.stores.catalog import Table, read_table
 from handstamp.stores.plaintext import TokenMigration
+from handstamp.stores.resolve import Table, read_table
 from handstamp.stores.shapes import UUID_PLAIN, TableShape, quoted
 
 SECRET = "the secret of the tests of hashing: 32 bytes and more"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import asyncpg
 import pytest
 
-from handstamp.stores.token_forms import (
+from handstamp.stores.plaintext import (
     OTHER,
     OURS,
     form_of,

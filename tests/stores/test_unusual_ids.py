@@ -520,7 +520,7 @@ async def test_ids_that_no_token_can_carry_are_refused_at_the_start(
         await sessions.open()
     assert f"user_sessions.{column} holds ids of up to 256 characters" in str(refusal.value)
     if column == "id":
-        ddl = str(refusal.value).partition("Mend it with: ")[2]
+        ddl = str(refusal.value).partition("Fix it with: ")[2]
         await execute(text_dsn, ddl)
         shape = replace(ULID_HASHED, users=None, id="session_id", new_id="uuid")
         async with Sessions(text_dsn, secret=SECRET, shape=shape) as mended:
@@ -582,7 +582,7 @@ async def test_where_the_id_is_the_digest_nothing_rotates(dsn: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         await sessions.open()
     assert "every rotation would make another session" in str(refusal.value)
-    await execute(dsn, str(refusal.value).partition("Mend it with: ")[2])
+    await execute(dsn, str(refusal.value).partition("Fix it with: ")[2])
     mended = replace(ULID_HASHED, id="session_id", new_id="uuid")
     async with Sessions(dsn, secret=SECRET, shape=mended) as sessions:
         issued = await sessions.create(await new_user(dsn))

@@ -22,20 +22,21 @@ from rich.text import Text
 from handstamp.cli.app import app, connected, fail, reason, required
 from handstamp.doctor.infer import propose
 from handstamp.errors import ConfigError
-from handstamp.stores.catalog import Table, read_table
 from handstamp.stores.connection import FAULTS, Connection
-from handstamp.stores.plaintext import TokenMigration, check_columns
-from handstamp.stores.shapes import UUID_PLAIN, TableShape, quoted
-from handstamp.stores.token_forms import (
+from handstamp.stores.plaintext import (
     MARKED,
     OTHER,
     OURS,
     Form,
     Rows,
+    TokenMigration,
+    check_columns,
     is_form,
     read_forms,
     words_of,
 )
+from handstamp.stores.resolve import Table, read_table
+from handstamp.stores.shapes import UUID_PLAIN, TableShape, quoted
 
 HASHED = replace(UUID_PLAIN, at_rest="prefixed")
 """The shape when all three names are given on the command line."""

@@ -16,14 +16,13 @@ from typing import Any
 
 from handstamp.doctor import Facts
 from handstamp.doctor.infer import Users
-from handstamp.stores.catalog import read_table
 from handstamp.stores.connection import Connection
 from handstamp.stores.notify.check import Checked, Problem, check_functions, check_triggers
 from handstamp.stores.notify.sql import NotifyTrigger, trigger_script
-from handstamp.stores.resolve import ColumnRef, ResolvedTable
+from handstamp.stores.plaintext import Rows, read_forms
+from handstamp.stores.resolve import ColumnRef, ResolvedTable, read_table
 from handstamp.stores.shapes import quoted
 from handstamp.stores.statements import Statements
-from handstamp.stores.token_forms import Rows, read_forms
 
 BIG = 1_000_000
 """From this number of rows on, a sample is counted and the rest estimated."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 
 from handstamp.doctor import Finding, Level
 from handstamp.errors import ConfigError
-from handstamp.stores.catalog import Column, Table
-from handstamp.stores.resolve import types_of
+from handstamp.stores.plaintext import SHA256, Rows
+from handstamp.stores.resolve import Column, Table, types_of
 from handstamp.stores.shapes import (
     PREFIX,
     ULID_HASHED,
@@ -29,7 +29,6 @@ from handstamp.stores.shapes import (
     UsersTable,
     quoted,
 )
-from handstamp.stores.token_forms import SHA256, Rows
 
 PRESETS: Mapping[str, TableShape] = {"ulid": ULID_HASHED, "uuid": UUID_PLAIN}
 NAMES: Mapping[str, str] = {"ulid": "ULID_HASHED", "uuid": "UUID_PLAIN"}

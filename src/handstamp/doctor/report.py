@@ -49,20 +49,21 @@ from handstamp.doctor.infer import (
     propose,
 )
 from handstamp.errors import ConfigError
-from handstamp.stores.catalog import Table, read_table
 from handstamp.stores.connection import Connection
 from handstamp.stores.notify import delivers
 from handstamp.stores.notify.sql import triggers_of
+from handstamp.stores.plaintext import SHA256, Rows
 from handstamp.stores.resolve import (
     ResolvedTable,
+    Table,
     capabilities_of,
+    read_table,
     refusals,
     refuse_long_ids,
     resolve,
 )
 from handstamp.stores.shapes import AtRest, TableShape, UsersTable, quoted
 from handstamp.stores.statements import Statements
-from handstamp.stores.token_forms import SHA256, Rows
 
 _CLOCK_TOLERANCE = timedelta(seconds=1)
 _CLOCK_FAR_OFF = timedelta(minutes=1)
@@ -218,7 +219,7 @@ async def _table(
 
 
 def _danger(error: ConfigError) -> Finding:
-    text, _, mend = str(error).partition(" Mend it with: ")
+    text, _, mend = str(error).partition(" Fix it with: ")
     return Finding(Level.DANGER, "table", text.rstrip("."), mend.rstrip(";"))
 
 

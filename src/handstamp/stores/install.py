@@ -19,7 +19,6 @@ from importlib import resources
 from typing import Literal
 
 from handstamp.errors import ConfigError
-from handstamp.stores.catalog import read_table
 from handstamp.stores.connection import Connection
 from handstamp.stores.notify.check import check_functions, check_triggers, shown
 from handstamp.stores.notify.sql import (
@@ -31,7 +30,7 @@ from handstamp.stores.notify.sql import (
     trigger_script,
     triggers_of,
 )
-from handstamp.stores.resolve import assumed, resolve
+from handstamp.stores.resolve import assumed, read_table, resolve
 from handstamp.stores.shapes import ULID_HASHED, UUID_PLAIN, TableShape, quoted
 
 PRESETS: Mapping[str, TableShape] = {"ulid": ULID_HASHED, "uuid": UUID_PLAIN}

@@ -1,188 +1,64 @@
-"""Tables that must not be used as they are: why, and the DDL that mends them.
+"""A shape and the real table: what the catalog says, whether they fit, and what is refused.
 
-Rule 1. Two rows could have one token, a row none, or a token other than the one that was
-issued: whoever holds it would be somebody else, or nobody.
-Rule 2. A time that forgets fractions of a second forgets what tells a token that was used
-from one that never arrived, so where tokens rotate, no theft would be noticed.
-Rule 3. Every sign-in would fail: an id that the column does not take, or a column that
-wants a value nobody gives it; or its rows have ids that no token can carry.
-
-A shape and a real table: whether they fit, and how each column is to be spelled.
-
-Rule 1. What is needed and missing, or of a type handstamp cannot bind, is refused, with
-the reason and the DDL that mends it.
-Rule 2. A table that would be dangerous is refused (:mod:`handstamp.stores.resolve`).
-Rule 3. Anything else that is missing switches a feature off, and is reported.
-Rule 4. A ``timestamp without time zone`` holds UTC; it is read and written as such.
+1. A column that is needed and missing, or of a type that handstamp cannot bind, is refused,
+   with the reason and the DDL that corrects it.
+2. A table is refused if two rows could have one token, if a row could have no token, or if
+   a stored token could differ from the issued one: a client would get the session of
+   another user, or none.
+3. A table whose tokens rotate is refused if its times keep no fraction of a second. The
+   fraction tells a token that was used from one that was never received, so no theft would
+   be noticed.
+4. A table is refused if no session could be written: an id that its column does not take, a
+   column that needs a value that handstamp does not have, or ids that no token can carry.
+5. Any other missing column switches a feature off, and is reported.
+6. A ``timestamp without time zone`` holds UTC; it is read and written as UTC.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from handstamp.core.tokens import LONGEST_ID
 from handstamp.errors import ConfigError
 from handstamp.stores.base import Capabilities
-from handstamp.stores.catalog import Column, Table
+from handstamp.stores.connection import Connection
 from handstamp.stores.shapes import PREFIX, TableShape, UsersTable, own_ids, quoted
 
-_DIGEST = 64
-_ID_LENGTHS = {"ulid": 26, "uuid": 36}
-_MICROSECONDS = 6
-_FOR_TYPE = {"bool": "false", "jsonb": "'{}'", "json": "'{}'", "uuid": "gen_random_uuid()"}
-_FOR_TYPE |= dict.fromkeys(("text", "varchar", "bpchar", "citext", "bytea"), "''")
-_FOR_TYPE |= dict.fromkeys(("int2", "int4", "int8", "numeric", "float4", "float8"), "0")
-_FOR_TYPE |= {"timestamptz": "now()", "timestamp": "timezone('utc', now())"}
-_FOR_TYPE |= {"date": "current_date", "inet": "'0.0.0.0'"}
+_COLUMNS = """
+    select a.attname::text as name, coalesce(b.typname, t.typname)::text as type,
+        case when coalesce(b.typname, t.typname) in ('varchar', 'bpchar') then
+            nullif(coalesce(nullif(a.atttypmod, -1), nullif(t.typtypmod, -1)), -1) - 4
+        end as length,
+        case when coalesce(b.typname, t.typname) in ('timestamptz', 'timestamp') then
+            coalesce(nullif(a.atttypmod, -1), nullif(t.typtypmod, -1), 6)
+        end as precision,
+        a.attnotnull or t.typnotnull as required,
+        coalesce(c.collisdeterministic, true) as exact,
+        pg_get_serial_sequence($1, a.attname) as sequence,
+        case when a.attgenerated = '' then coalesce(pg_get_expr(d.adbin, d.adrelid),
+            pg_get_expr(t.typdefaultbin, 0)) end as default,
+        a.attgenerated <> '' as computed
+    from pg_attribute a join pg_type t on t.oid = a.atttypid
+    left join pg_type b on t.typtype = 'd' and b.oid = t.typbasetype
+    left join pg_collation c on c.oid = a.attcollation
+    left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+    where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped"""
 
-Danger = tuple[bool, str, str]
-"""Whether it is so, the reason, and the DDL, without which there is no remedy."""
+_UNIQUE = """
+    select array(select a.attname::text from unnest(i.indkey::int2[]) with ordinality
+            as k(attnum, place) join pg_attribute a on a.attrelid = i.indrelid
+            and a.attnum = k.attnum where k.place <= i.indnkeyatts order by k.place)
+        as columns
+    from pg_index i where i.indrelid = to_regclass($1) and i.indisunique
+    and i.indisvalid and i.indpred is null and i.indexprs is null"""
 
-
-def refuse(place: str, reason: str, ddl: str = "") -> ConfigError:
-    """The error for one place of a table; ``ddl`` mends it."""
-    return ConfigError(f"{place} {reason}." + (f" Mend it with: {ddl};" if ddl else ""))
-
-
-def refuse_long_ids(shape: TableShape, longest: Mapping[str, int]) -> None:
-    """Raise :class:`ConfigError` where an id of a row is longer than a token can carry.
-
-    ``longest`` are the characters of the longest value, for the fields ``id`` and
-    ``user_id``.
-    """
-    for field, length in longest.items():
-        if length > LONGEST_ID:
-            raise refuse(
-                f"{shape.table}.{getattr(shape, field)}",
-                f"holds ids of up to {length} characters, and {LONGEST_ID} is the most that"
-                " a token can carry: such a session is none"
-                + ('. Name the column made here, id="session_id"' if field == "id" else ""),
-                own_ids(shape) if field == "id" else "",
-            )
-
-
-def check(shape: TableShape, table: Table, named: dict[str, str]) -> None:
-    """Raise :class:`ConfigError` for a table that would be dangerous.
-
-    ``named`` are the columns that ``shape`` uses, by its fields.
-    """
-    for refusal in refusals(shape, table, named):
-        raise refusal
-
-
-def refusals(
-    shape: TableShape, table: Table, named: dict[str, str]
-) -> Iterator[ConfigError]:
-    """Every reason for which :func:`check` would refuse the table."""
-    for field, name in named.items():
-        column = table.columns[name]
-        place = f"{shape.table}.{name}"
-        alter = f"alter table {quoted(shape.table)} alter column {quoted(name)}"
-        for wrong, reason, ddl in _dangers(field, shape, table, column, alter):
-            if wrong:
-                yield refuse(place, reason, ddl)
-    yield from _other_columns(shape, table, frozenset(named.values()))
-
-
-def _dangers(
-    field: str, shape: TableShape, table: Table, column: Column, alter: str
-) -> Iterator[Danger]:
-    if field in ("token", "refresh_token"):
-        yield from _token_dangers(field, shape, column, alter)
-    if field == "token":
-        yield from _identity_dangers(shape, table, column, alter)
-        yield (
-            shape.id_is_token and shape.rotates,
-            "is both id and token, and tokens rotate: every rotation would make another "
-            "session of it. Say refresh_token=None, or name the column made here with id=",
-            own_ids(shape),
-        )
-    if field == "id" and not shape.id_is_token:
-        yield from _id_dangers(shape, column, alter)
-    if field == "revoked_at":
-        drop = f"{alter} drop not null"
-        yield column.required, "may not be null, so every session would be over", drop
-    if shape.rotates and field in ("last_activity_at", "expires_at"):
-        yield (
-            (column.precision or 0) < _MICROSECONDS,
-            "keeps no microseconds, so a stolen token would not be noticed",
-            f"{alter} type {column.type}({_MICROSECONDS})",
-        )
-    yield column.computed, "is computed, and takes no value", ""
-
-
-def _token_dangers(
-    field: str, shape: TableShape, column: Column, alter: str
-) -> Iterator[Danger]:
-    prefixed = field == "token" and shape.at_rest != "digest"
-    shortest = _DIGEST + (len(PREFIX) if prefixed else 0)
-    yield (
-        column.length is not None and column.length < shortest,
-        f"takes {column.length} characters and a token needs {shortest}",
-        f"{alter} type varchar(255)",
-    )
-    yield (
-        not column.exact,
-        "has a collation that takes different texts for equal",
-        f'{alter} type text collate "C"',
-    )
-
-
-def _identity_dangers(
-    shape: TableShape, table: Table, column: Column, alter: str
-) -> Iterator[Danger]:
-    on = f"{quoted(shape.table)} ({quoted(column.name)})"
-    if not table.split_by:
-        mend = f"create unique index concurrently on {on}"
-    elif table.split_by == (column.name,):
-        mend = f"create unique index on {on}"
-    else:
-        mend = ""  # a unique index contains what its table is split by
-    yield (
-        (column.name,) not in table.unique,
-        "has no unique index, so two rows could have one token",
-        mend,
-    )
-    yield not column.required, "may be null", f"{alter} set not null"
-
-
-def _id_dangers(shape: TableShape, column: Column, alter: str) -> Iterator[Danger]:
-    needed = _ID_LENGTHS.get(shape.new_id)
-    if needed is None:
-        return
-    is_text = column.type in ("text", "varchar", "bpchar")
-    fits = is_text or (column.type == "uuid" and shape.new_id == "uuid")
-    other = "uuid" if column.type == "uuid" else "database"
-    yield (
-        not fits,
-        f'is of type {column.type}, which takes no {shape.new_id}: set new_id="{other}"',
-        "",
-    )
-    yield (
-        column.length is not None and column.length < needed,
-        f"takes {column.length} characters and a new id needs {needed}",
-        f"{alter} type varchar({needed})",
-    )
-
-
-def _other_columns(
-    shape: TableShape, table: Table, named: frozenset[str]
-) -> Iterator[ConfigError]:
-    """A column that handstamp knows nothing of must not need a value from it."""
-    for name, column in table.columns.items():
-        given = column.default is not None or column.sequence is not None
-        if name in named or given or column.computed or not column.required:
-            continue
-        value = _FOR_TYPE.get(column.type)
-        alter = f"alter table {quoted(shape.table)} alter column {quoted(name)}"
-        yield refuse(
-            f"{shape.table}.{name}",
-            "may not be null and has no default, and no field of the shape names it, so "
-            "no session could be written",
-            f"{alter} set default {value}" if value else f"{alter} drop not null",
-        )
-
+_PARTITION_KEY = """
+    select array(select coalesce(a.attname::text, '') from unnest(p.partattrs::int2[])
+            as k(attnum) left join pg_attribute a on a.attrelid = p.partrelid
+            and a.attnum = k.attnum)
+        as columns
+    from pg_partitioned_table p where p.partrelid = to_regclass($1)"""
 
 _TEXT = frozenset({"text", "varchar", "bpchar"})
 _IDS = _TEXT | {"uuid", "int2", "int4", "int8"}
@@ -200,11 +76,68 @@ _BEST: Mapping[str, str] = {"is_active": "boolean", "level": "integer"}
 """The type to propose for a field whose column has a type that cannot be used."""
 _EPOCHS = frozenset({"int4", "int8", "numeric", "float4", "float8"})
 
+_DIGEST = 64
+_ID_LENGTHS = {"ulid": 26, "uuid": 36}
+_MICROSECONDS = 6
+_FOR_TYPE = {"bool": "false", "jsonb": "'{}'", "json": "'{}'", "uuid": "gen_random_uuid()"}
+_FOR_TYPE |= dict.fromkeys(("text", "varchar", "bpchar", "citext", "bytea"), "''")
+_FOR_TYPE |= dict.fromkeys(("int2", "int4", "int8", "numeric", "float4", "float8"), "0")
+_FOR_TYPE |= {"timestamptz": "now()", "timestamp": "timezone('utc', now())"}
+_FOR_TYPE |= {"date": "current_date", "inet": "'0.0.0.0'"}
+
+Danger = tuple[bool, str, str]
+"""Whether it applies, the reason, and the DDL that corrects it ("" if there is none)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column. ``length`` is in characters, None for no limit; ``precision`` is the
+    number of decimal digits of the seconds; ``exact`` is False if the collation treats
+    different texts as equal; ``default`` is SQL; ``computed`` columns take no value."""
+
+    name: str
+    type: str
+    length: int | None = None
+    precision: int | None = None
+    required: bool = False
+    computed: bool = False
+    exact: bool = True
+    sequence: str | None = None
+    default: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One table. ``unique`` are the columns of each unique index without a condition;
+    ``split_by`` is the partition key of a partitioned table ("" for an expression)."""
+
+    name: str
+    columns: Mapping[str, Column]
+    unique: frozenset[tuple[str, ...]] = field(default=frozenset())
+    split_by: tuple[str, ...] = ()
+
+
+async def read_table(connection: Connection, quoted_name: str) -> Table | None:
+    """The table of this name on the connection's search path, or None."""
+    rows = await connection.fetch(_COLUMNS, quoted_name)
+    if not rows:
+        return None
+    columns = {row["name"]: Column(**dict(row)) for row in rows}
+    unique = await connection.fetch(_UNIQUE, quoted_name)
+    split = await connection.fetch(_PARTITION_KEY, quoted_name)
+    return Table(
+        name=quoted_name,
+        columns=columns,
+        unique=frozenset(tuple(row["columns"]) for row in unique),
+        split_by=tuple(split[0]["columns"]) if split else (),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class ColumnRef:
-    """One column as SQL: its quoted name, the type to which bound text is cast, whether
-    it is a timestamp without time zone, and how many characters it takes."""
+    """One column as SQL: its quoted name, the type to which a bound text is cast, whether
+    it is a timestamp without time zone, its length in characters, and whether it is NOT
+    NULL."""
 
     name: str
     cast: str
@@ -213,22 +146,22 @@ class ColumnRef:
     required: bool = False
 
     def takes(self, text: str) -> bool:
-        """Whether it has room for this text."""
+        """Whether the column is long enough for this text."""
         return not self.is_text or self.length is None or len(text) <= self.length
 
     @property
     def is_text(self) -> bool:
-        """Whether it holds texts."""
+        """Whether the column holds text."""
         return self.cast in ("text", "bpchar")
 
     def may_exceed(self, length: int) -> bool:
-        """Whether it can hold texts of more characters than this."""
+        """Whether the column can hold a longer text than this."""
         return self.is_text and (self.length is None or self.length > length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedTable:
-    """A shape as it fits the table that is there.
+    """A shape on a real table. ``shape`` names only columns that are there.
 
     ``missing`` are the fields of the shape whose columns the table does not have.
     ``next_id`` is an SQL expression for ids that come from the database.
@@ -249,7 +182,7 @@ class ResolvedTable:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is left of the features."""
+        """What this table can do."""
         length = self.columns["id"].length or LONGEST_ID
         return replace(capabilities_of(self.shape), longest_id=min(length, LONGEST_ID))
 
@@ -271,7 +204,8 @@ def capabilities_of(shape: TableShape) -> Capabilities:
 
 
 def resolve(shape: TableShape, table: Table | None, users: Table | None) -> ResolvedTable:
-    """How ``shape`` fits. Raises :class:`ConfigError` where it must not be used."""
+    """``shape`` on the table that is there. Raises :class:`ConfigError` for a table that
+    must not be used."""
     if table is None:
         raise ConfigError(
             f"there is no table {shape.table}: create it (handstamp init), or name it in "
@@ -279,34 +213,40 @@ def resolve(shape: TableShape, table: Table | None, users: Table | None) -> Reso
         )
     shape, missing = _without_missing(shape, table, users)
     columns = {
-        name: _spelling(shape.table, name, table.columns[column])
+        name: _column_ref(shape.table, name, table.columns[column])
         for name, column in _columns(shape).items()
     }
-    check(shape, table, _columns(shape))
-    own = table.columns[shape.id]
+    for refusal in refusals(shape, table, _columns(shape)):
+        raise refusal
+    user_columns = None
+    if shape.users is not None and users is not None:
+        user_columns = {
+            name: _column_ref(shape.users.table, name, users.columns[column])
+            for name, column in _columns(shape.users).items()
+        }
     return ResolvedTable(
         shape=shape,
         columns=columns,
-        users=_users(shape.users, users),
+        users=user_columns,
         missing=missing,
-        next_id=_next_id(shape, own),
+        next_id=_next_id(shape, table.columns[shape.id]),
         address_is_required=bool(shape.address and table.columns[shape.address].required),
     )
 
 
 def assumed(shape: TableShape) -> ResolvedTable:
-    """The shape on a table that has every column it names, of the usual types: for what
-    is printed without a database."""
+    """The shape on a table that has every column it names, as text: for SQL that is
+    printed without a database."""
 
-    def spelled(part: TableShape | UsersTable) -> Mapping[str, ColumnRef]:
+    def text_columns(part: TableShape | UsersTable) -> Mapping[str, ColumnRef]:
         return {
             n: ColumnRef(quoted(column), "text") for n, column in _columns(part).items()
         }
 
     return ResolvedTable(
         shape=shape,
-        columns=spelled(shape),
-        users=None if shape.users is None else spelled(shape.users),
+        columns=text_columns(shape),
+        users=None if shape.users is None else text_columns(shape.users),
         missing=(),
         next_id=None,
         address_is_required=False,
@@ -314,9 +254,9 @@ def assumed(shape: TableShape) -> ResolvedTable:
 
 
 def _columns(shape: TableShape | UsersTable) -> dict[str, str]:
-    apart = {"table", "at_rest", "new_id", "users"}
-    named = {f.name: getattr(shape, f.name) for f in fields(shape) if f.name not in apart}
-    return {field: column for field, column in named.items() if column is not None}
+    others = {"table", "at_rest", "new_id", "users"}
+    named = {f.name: getattr(shape, f.name) for f in fields(shape) if f.name not in others}
+    return {name: column for name, column in named.items() if column is not None}
 
 
 def _without_missing(
@@ -340,56 +280,42 @@ def _without_missing(
         return replace(shape, users=None), (*dict.fromkeys(missing), "users")
     absent = [n for n, c in _columns(shape.users).items() if c not in users.columns]
     kept = replace(shape.users, **dict.fromkeys(absent))  # type: ignore[arg-type]
-    told = (*dict.fromkeys(missing), *(f"users.{name}" for name in absent))
-    return replace(shape, users=kept), told
+    reported = (*dict.fromkeys(missing), *(f"users.{name}" for name in absent))
+    return replace(shape, users=kept), reported
 
 
-def _users(shape: UsersTable | None, table: Table | None) -> Mapping[str, ColumnRef] | None:
-    if shape is None or table is None:
-        return None
-    return {
-        name: _spelling(shape.table, name, table.columns[column])
-        for name, column in _columns(shape).items()
-    }
+def types_of(name: str) -> frozenset[str]:
+    """The types that a column may have which a shape names for this field."""
+    return _ALLOWED.get(name, _TIMES if name.endswith(("_at", "_until")) else _TEXT)
 
 
-def types_of(field: str) -> frozenset[str]:
-    """The types that the column may have which a shape names for this field."""
-    is_time = field.endswith(("_at", "_until"))
-    return _ALLOWED.get(field, _TIMES if is_time else _TEXT)
-
-
-def _spelling(table: str, field: str, column: Column) -> ColumnRef:
-    is_time = field.endswith(("_at", "_until"))
-    allowed = types_of(field)
+def _column_ref(table: str, name: str, column: Column) -> ColumnRef:
+    """One column for the field ``name``. The error has the DDL that gives the column a type
+    that can be used, and keeps its values."""
+    allowed = types_of(name)
+    own = quoted(column.name)
     if column.type not in allowed:
+        is_time = allowed is _TIMES
+        best = "timestamptz" if is_time else _BEST.get(name, "text")
+        value = f"{own}::text" if best == "text" else f"{own}::text::{best}"
+        if is_time and column.type in _EPOCHS:
+            value = f"to_timestamp({own})"
+        elif column.type == "bytea":
+            value = f"encode({own}, 'hex')"
+        alter = f"alter table {quoted(table)} alter column {own}"
         raise refuse(
             f"{table}.{column.name}",
             f"is of type {column.type}, and handstamp needs one of "
-            f"{', '.join(sorted(allowed))} for {field}=",
-            _conversion(table, field, column, is_time=is_time),
+            f"{', '.join(sorted(allowed))} for {name}=",
+            f"{alter} drop default, alter column {own} type {best} using {value}",
         )
-    cast = "text" if column.type == "varchar" else column.type
     return ColumnRef(
-        name=quoted(column.name),
-        cast=cast,
+        name=own,
+        cast="text" if column.type == "varchar" else column.type,
         naive=column.type == "timestamp",
         length=column.length,
         required=column.required,
     )
-
-
-def _conversion(table: str, field: str, column: Column, *, is_time: bool) -> str:
-    """The DDL that gives a column a type handstamp can use, its values kept."""
-    name = quoted(column.name)
-    best = "timestamptz" if is_time else _BEST.get(field, "text")
-    value = f"{name}::text" if best == "text" else f"{name}::text::{best}"
-    if is_time and column.type in _EPOCHS:
-        value = f"to_timestamp({name})"
-    elif column.type == "bytea":
-        value = f"encode({name}, 'hex')"
-    alter = f"alter table {quoted(table)} alter column {name}"
-    return f"{alter} drop default, alter column {name} type {best} using {value}"
 
 
 def _next_id(shape: TableShape, column: Column) -> str | None:
@@ -403,4 +329,122 @@ def _next_id(shape: TableShape, column: Column) -> str | None:
     raise ConfigError(
         f"{shape.table}.{column.name} has no default to take new ids from: give it one, or "
         'set new_id="ulid" or new_id="uuid"'
+    )
+
+
+def refuse(place: str, reason: str, ddl: str = "") -> ConfigError:
+    """The error for one place of a table; ``ddl`` corrects it."""
+    return ConfigError(f"{place} {reason}." + (f" Fix it with: {ddl};" if ddl else ""))
+
+
+def refuse_long_ids(shape: TableShape, longest: Mapping[str, int]) -> None:
+    """Raise :class:`ConfigError` where an id of a row is longer than a token can carry.
+
+    ``longest`` are the characters of the longest value, for the fields ``id`` and
+    ``user_id``.
+    """
+    for name, length in longest.items():
+        if length > LONGEST_ID:
+            raise refuse(
+                f"{shape.table}.{getattr(shape, name)}",
+                f"holds ids of up to {length} characters, and {LONGEST_ID} is the most that"
+                " a token can carry: such a session is none"
+                + ('. Name the column made here, id="session_id"' if name == "id" else ""),
+                own_ids(shape) if name == "id" else "",
+            )
+
+
+def refusals(
+    shape: TableShape, table: Table, named: dict[str, str]
+) -> Iterator[ConfigError]:
+    """Every reason to refuse the table (rules 2 to 4).
+
+    ``named`` are the columns that ``shape`` uses, by its fields.
+    """
+    for name, column_name in named.items():
+        column = table.columns[column_name]
+        alter = f"alter table {quoted(shape.table)} alter column {quoted(column_name)}"
+        for applies, reason, ddl in _dangers(name, shape, table, column, alter):
+            if applies:
+                yield refuse(f"{shape.table}.{column_name}", reason, ddl)
+    for name, column in table.columns.items():
+        filled = column.default is not None or column.sequence is not None
+        if name in named.values() or filled or column.computed or not column.required:
+            continue
+        value = _FOR_TYPE.get(column.type)
+        alter = f"alter table {quoted(shape.table)} alter column {quoted(name)}"
+        yield refuse(
+            f"{shape.table}.{name}",
+            "may not be null and has no default, and no name of the shape names it, so "
+            "no session could be written",
+            f"{alter} set default {value}" if value else f"{alter} drop not null",
+        )
+
+
+def _dangers(
+    name: str, shape: TableShape, table: Table, column: Column, alter: str
+) -> Iterator[Danger]:
+    if name in ("token", "refresh_token"):
+        prefixed = name == "token" and shape.at_rest != "digest"
+        shortest = _DIGEST + (len(PREFIX) if prefixed else 0)
+        yield (
+            column.length is not None and column.length < shortest,
+            f"takes {column.length} characters and a token needs {shortest}",
+            f"{alter} type varchar(255)",
+        )
+        yield (
+            not column.exact,
+            "has a collation that takes different texts for equal",
+            f'{alter} type text collate "C"',
+        )
+    if name == "token":
+        on = f"{quoted(shape.table)} ({quoted(column.name)})"
+        if not table.split_by:
+            index = f"create unique index concurrently on {on}"
+        elif table.split_by == (column.name,):
+            index = f"create unique index on {on}"
+        else:
+            index = ""  # a unique index must contain the partition key
+        yield (
+            (column.name,) not in table.unique,
+            "has no unique index, so two rows could have one token",
+            index,
+        )
+        yield not column.required, "may be null", f"{alter} set not null"
+        yield (
+            shape.id_is_token and shape.rotates,
+            "is both id and token, and tokens rotate: every rotation would make another "
+            "session of it. Say refresh_token=None, or name the column made here with id=",
+            own_ids(shape),
+        )
+    if name == "id" and not shape.id_is_token:
+        yield from _id_dangers(shape, column, alter)
+    if name == "revoked_at":
+        drop = f"{alter} drop not null"
+        yield column.required, "may not be null, so every session would be over", drop
+    if shape.rotates and name in ("last_activity_at", "expires_at"):
+        yield (
+            (column.precision or 0) < _MICROSECONDS,
+            "keeps no microseconds, so a stolen token would not be noticed",
+            f"{alter} type {column.type}({_MICROSECONDS})",
+        )
+    yield column.computed, "is computed, and takes no value", ""
+
+
+def _id_dangers(shape: TableShape, column: Column, alter: str) -> Iterator[Danger]:
+    needed = _ID_LENGTHS.get(shape.new_id)
+    if needed is None:
+        return
+    is_text = column.type in ("text", "varchar", "bpchar")
+    fits = is_text or (column.type == "uuid" and shape.new_id == "uuid")
+    other = "uuid" if column.type == "uuid" else "database"
+    yield (
+        not fits,
+        f'is of type {column.type}, which takes no {shape.new_id}: set new_id="{other}"',
+        "",
+    )
+    yield (
+        column.length is not None and column.length < needed,
+        f"takes {column.length} characters and a new id needs {needed}",
+        f"{alter} type varchar({needed})",
     )

@@ -27,7 +27,7 @@ _SHOWN_TOKENS = (
     'id= and token= name one column, {column}, and with at_rest="plain" it holds tokens in'
     " clear: whoever sees the id of a session, in a log, an event or a list, could sign in"
     ' with it. Say at_rest="prefixed", and every session with a token in clear is over; or'
-    ' give the rows ids of their own, and say id="session_id" and new_id="uuid". Mend it'
+    ' give the rows ids of their own, and say id="session_id" and new_id="uuid". Fix it'
     " with: {ddl};"
 )
 

@@ -21,7 +21,6 @@ from handstamp.core.requests import canonical_address
 from handstamp.core.tokens import normalize
 from handstamp.errors import ConfigError, LoginRefused, SessionsUnavailable
 from handstamp.stores.base import STILL_LIVE, Capabilities, Created, Ended
-from handstamp.stores.catalog import read_table
 from handstamp.stores.connection import Connection
 from handstamp.stores.notify import commit_with_notify, retry_if_row_moved, send
 from handstamp.stores.notify.sql import SKIP_TRIGGER, Kind, NotifyTrigger, triggers_of
@@ -37,7 +36,7 @@ from handstamp.stores.postgres import (
     record_of,
     storable,
 )
-from handstamp.stores.resolve import capabilities_of, refuse_long_ids, resolve
+from handstamp.stores.resolve import capabilities_of, read_table, refuse_long_ids, resolve
 from handstamp.stores.shapes import PREFIX, ULID_HASHED, TableShape, quoted
 from handstamp.stores.statements import Statements
 
@@ -150,7 +149,7 @@ class TableStore(PostgresStore):
         stored = [PREFIX + digest for digest in digests]
         stored += [token for token in tokens if not token.startswith(PREFIX)]
         rows = await self._read(sql.find, stored)
-        self._upgrader.begin(str(row["token_digest"]) for row in rows)
+        self._upgrader.start(str(row["token_digest"]) for row in rows)
         return list(map(self._record, rows))
 
     async def find_by_id(self, session_id: str) -> Record | None:
