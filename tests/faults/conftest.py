@@ -81,7 +81,7 @@ def launch(
 
 @pytest.fixture(scope="session")
 def prompt_workers(launch: Launch) -> Fleet:
-    """Four workers that would believe for a minute: only being told makes them refuse."""
+    """Four workers with a long `max_staleness`: only a notification makes them refuse."""
     return launch(count=4, max_staleness=60)
 
 
@@ -94,9 +94,9 @@ async def prompt(prompt_workers: Fleet) -> AsyncIterator[Fleet]:
 
 @dataclass
 class Wires:
-    """The two ways from the workers to the server: their questions, and their bus."""
+    """The two connections of the workers to the server: for queries, and for LISTEN."""
 
-    questions: Proxy
+    queries: Proxy
     listener: Proxy
 
 
@@ -112,7 +112,7 @@ class Wired:
 def wired_workers(
     own_postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Wired]:
-    """Four workers behind proxies that believe for ``STALENESS`` seconds, and note and
+    """Four workers behind proxies, with ``max_staleness`` of ``STALENESS`` seconds, which
     write activity within moments."""
     with ExitStack() as stack:
         dsn = stack.enter_context(tables(own_postgres, trigger=True))
@@ -121,7 +121,7 @@ def wired_workers(
             dsn,
             tmp_path_factory.mktemp("fleet"),
             count=4,
-            by_way_of=wires.questions.before(dsn),
+            by_way_of=wires.queries.before(dsn),
             listen_dsn=wires.listener.before(dsn),
             max_staleness=STALENESS,
             touch_every=0.2,
@@ -143,7 +143,7 @@ async def wired(
 
 @pytest.fixture
 def wires(wired_workers: Wired) -> Iterator[Wires]:
-    """The proxies before them; they pass again in the end."""
+    """The proxies in front of them; they forward again at the end."""
     yield wired_workers.wires
-    wired_workers.wires.questions.heal()
+    wired_workers.wires.queries.heal()
     wired_workers.wires.listener.heal()

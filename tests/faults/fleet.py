@@ -78,7 +78,7 @@ class Worker:
         return await self._send("POST", path, {})
 
     async def stats(self) -> dict[str, Any]:
-        """What the engine of this process knows."""
+        """The stats of this process."""
         assert self.client is not None
         return (await self.client.get("/stats")).json()
 
@@ -95,7 +95,7 @@ class Worker:
         )
 
     async def refuses(self, session: Issued) -> bool:
-        """Whether a request of this session is told 401."""
+        """Whether a request of this session is answered with 401."""
         return (await self.ask(session)).status == 401
 
     async def accepts(self, session: Issued) -> bool:
@@ -103,7 +103,7 @@ class Worker:
         return (await self.ask(session)).status == 200
 
     async def listens(self) -> bool:
-        """Whether the bus has proven itself, and nothing keeps requests out."""
+        """Whether its listener is LISTENING, and the breaker is closed."""
         stats = await self.stats()
         return stats["listener"] == "listening" and not stats["breaker_is_open"]
 
@@ -147,11 +147,11 @@ class Fleet:
                     await worker.client.aclose()
 
     async def listening(self) -> None:
-        """Every worker hears what is said, and asks the database."""
+        """Wait until every worker is listening and reaches the database."""
         await everywhere(self.workers, Worker.listens, "to listen")
 
     async def user(self) -> str:
-        """A new user."""
+        """Create a user."""
         id = str(ULID())
         await self.sql(
             "insert into users (id, username, password_hash, email_hash,"
@@ -180,7 +180,7 @@ class Fleet:
             await connection.close()
 
     async def revoke_by_sql(self, session: Issued) -> float:
-        """End one session behind handstamp's back; when it was certainly committed."""
+        """End one session by plain SQL; returns a time when it was certainly committed."""
         ended = await self.sql(
             "update user_sessions set is_active = false where id = $1 returning id",
             session.session.id,
@@ -230,7 +230,7 @@ class Traffic:
         return self.seen[worker.port, session.session.id if session else "public"]
 
     def everything(self) -> list[Seen]:
-        """What anybody saw."""
+        """All answers."""
         return [seen for some in self.seen.values() for seen in some]
 
     async def flows_on(self, requests: int = 20) -> None:
@@ -250,7 +250,7 @@ class Traffic:
 async def traffic(
     workers: Sequence[Worker], *sessions: Issued | None
 ) -> AsyncIterator[Traffic]:
-    """Each session, or nobody for ``None``, keeps asking every worker meanwhile."""
+    """Each session (none for ``None``) sends requests to every worker meanwhile."""
     flow = Traffic()
     tasks = [flow.begin(worker, session) for worker in workers for session in sessions]
     try:

@@ -19,7 +19,7 @@ _RST = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Forwards one port of this machine to another, as long as it is told to.
+    """Forwards one port of this machine to another, until it is stopped.
 
     ``withheld`` counts the bytes of answers that wait for :meth:`heal`.
     """
@@ -65,7 +65,7 @@ class Proxy:
         self._call(lambda: (self._up.clear(), self._down.clear()))
 
     def withhold_answers(self) -> None:
-        """Deliver questions, but no answers; every socket stays open."""
+        """Forward what the clients send, and no answer; every socket stays open."""
         self._call(self._down.clear)
 
     def delay(self, seconds: float) -> None:

@@ -55,7 +55,7 @@ async def sessions(
     """An engine whose cache has room for ``LIVE`` sessions and not one more."""
     engine = Sessions(dsn, secret=SECRET, cache_size=LIVE, clock=clock)
     async with engine:
-        await until(lambda: _listens(engine), "the bus to begin with an empty cache")
+        await until(lambda: _listens(engine), "the listener to start with an empty cache")
         yield engine
 
 

@@ -1,4 +1,4 @@
-"""P4 with the bus lost: no process is told, and the staleness bound holds all the same.
+"""P4 without notifications: no process gets one, and the staleness bound holds.
 
 Each way of losing it ends with a revocation that nobody can hear. A request that begins
 ``max_staleness`` after it was committed is refused: trust reaches that far from the start
@@ -83,7 +83,7 @@ async def frozen_listeners(
 async def restarted(
     fleet: Fleet, wires: Wires, server: EmbeddedPostgres
 ) -> AsyncIterator[None]:
-    """The server crashed and runs again, before anybody listens again (N1)."""
+    """The server crashed and runs again, before any process listens again (N1)."""
     wires.listener.cut()
     await to_thread.run_sync(server.restart, "immediate")
     yield
@@ -93,11 +93,11 @@ LOSSES = [terminated, silent, half_silent, reset, frozen_listeners, restarted]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
-async def test_P4_C53_C54_C55_without_the_bus_the_staleness_bound_holds(
+async def test_P4_C53_C54_C55_without_notifications_the_staleness_bound_holds(
     wired: Fleet, wires: Wires, own_postgres: EmbeddedPostgres, loss: Loss
 ) -> None:
-    """However the bus is lost, a revoked session is refused within the bound, a session
-    nobody asked with meanwhile as well, and nobody else notices anything."""
+    """However the listener is lost, a revoked session is refused within the bound, also one
+    without requests meanwhile, and no other session is affected."""
     ended, quiet, other = [await wired.sign_in() for _ in range(3)]
     await wired.warm(ended, quiet, other)
     async with traffic(wired.workers, ended, other, None) as flow:
@@ -128,8 +128,8 @@ async def _statuses(fleet: Fleet, session: Issued) -> set[int]:
 async def test_P4_N5_a_frozen_server_serves_a_revoked_session_only_inside_the_bound(
     wired: Fleet, own_postgres: EmbeddedPostgres
 ) -> None:
-    """A session revoked unheard just before the whole server froze is served no longer
-    than the bound; after that it is unknown, and refused once the server goes on."""
+    """A session that was revoked without a notification just before the whole server froze
+    is served no longer than the bound; then it is unknown, and refused after the thaw."""
     ended, other = await wired.sign_in(), await wired.sign_in()
     await wired.warm(ended, other)
     async with traffic(wired.workers, ended, other, None) as flow:
@@ -137,7 +137,7 @@ async def test_P4_N5_a_frozen_server_serves_a_revoked_session_only_inside_the_bo
         with frozen(*await wired.listeners()):
             committed = await wired.revoke_by_sql(ended)
             with frozen(own_postgres.pid):
-                await everywhere(wired.workers, _knows_nothing, "to know nothing", other)
+                await everywhere(wired.workers, _is_unavailable, "to answer 503", other)
         await everywhere(wired.workers, Worker.refuses, "to refuse", ended)
         await everywhere(wired.workers, Worker.accepts, "to serve again", other)
         await flow.flows_on()
@@ -149,7 +149,7 @@ async def test_P4_N5_a_frozen_server_serves_a_revoked_session_only_inside_the_bo
         assert {seen.status for seen in flow.of(worker, None)} == {200}
 
 
-async def _knows_nothing(worker: Worker, session: Issued) -> bool:
+async def _is_unavailable(worker: Worker, session: Issued) -> bool:
     return (await worker.ask(session)).status == 503
 
 
@@ -157,7 +157,7 @@ async def test_N16_a_worker_that_stood_still_serves_nothing_that_was_revoked_mea
     wired: Fleet,
 ) -> None:
     """A process that was stopped for longer than the bound refuses at its first answer,
-    although the notice lies unread on its socket."""
+    although the notification is unread on its socket."""
     session = await wired.sign_in()
     await wired.warm(session)
     stopped, awake = wired.workers[0], wired.workers[1]
@@ -175,8 +175,8 @@ async def _answers_after(worker: Worker, moment: float) -> bool:
 async def test_C67_N13_a_full_notification_queue_keeps_no_revoked_session_alive(
     wired: Fleet,
 ) -> None:
-    """With the queue full a revocation is committed without a word; it holds at once
-    where it was made, within the bound of that elsewhere, and nobody else notices."""
+    """With the queue full a revocation is committed without a notification; it holds at
+    once where it was made, within the bound elsewhere, and affects no other session."""
     ended, other = await wired.sign_in(), await wired.sign_in()
     await wired.warm(ended, other)
     async with traffic(wired.workers, ended, other) as flow:
@@ -201,15 +201,15 @@ async def test_C67_N13_a_full_notification_queue_keeps_no_revoked_session_alive(
 
 @asynccontextmanager
 async def _full_queue(fleet: Fleet) -> AsyncIterator[None]:
-    """Somebody listens and never gets to read, and everybody else keeps talking."""
-    jammer, talker = [await asyncpg.connect(fleet.dsn) for _ in range(2)]
+    """One connection listens and never reads, and another one keeps sending."""
+    listener, sender = [await asyncpg.connect(fleet.dsn) for _ in range(2)]
     try:
-        await jammer.execute("listen elsewhere")
-        await jammer.execute("begin; select 1")
+        await listener.execute("listen elsewhere")
+        await listener.execute("begin; select 1")
         with suppress(asyncpg.ProgramLimitExceededError):
             while True:
-                await talker.execute("select pg_notify('elsewhere', repeat('x', 7900))")
+                await sender.execute("select pg_notify('elsewhere', repeat('x', 7900))")
         yield
     finally:
-        await jammer.close()
-        await talker.close()
+        await listener.close()
+        await sender.close()

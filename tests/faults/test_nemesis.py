@@ -54,7 +54,7 @@ class Nemesis:
         """One fault after the other, some of which last while others come."""
         faults: list[Callable[[], Awaitable[None]]] = [
             self.lose_listeners,
-            self.lose_questions,
+            self.lose_queries,
             self.silence_the_bus,
             self.silence_answers,
             self.reset_everything,
@@ -76,13 +76,13 @@ class Nemesis:
 
     def heal(self) -> None:
         """Let the network pass again."""
-        self.wires.questions.heal()
+        self.wires.queries.heal()
         self.wires.listener.heal()
 
     async def lose_listeners(self) -> None:
         await self.fleet.sql(f"{_TERMINATE} = $1", LISTENER)
 
-    async def lose_questions(self) -> None:
+    async def lose_queries(self) -> None:
         await self.fleet.sql(f"{_TERMINATE} <> $1", LISTENER)
 
     async def silence_the_bus(self) -> None:
@@ -90,17 +90,17 @@ class Nemesis:
         await self.some_time()
 
     async def silence_answers(self) -> None:
-        self.wires.questions.withhold_answers()
+        self.wires.queries.withhold_answers()
         await self.some_time()
 
     async def reset_everything(self) -> None:
-        self.wires.questions.reset()
+        self.wires.queries.reset()
         self.wires.listener.reset()
         await self.some_time()
         self.heal()
 
     async def slow_down(self) -> None:
-        self.wires.questions.delay(0.1)
+        self.wires.queries.delay(0.1)
         self.wires.listener.delay(0.1)
         await self.some_time()
 
@@ -144,7 +144,7 @@ async def test_P4_P5_no_sequence_of_faults_breaks_the_bound_or_signs_anybody_out
     wired: Fleet, wires: Wires, own_postgres: EmbeddedPostgres
 ) -> None:
     """Whatever happens, a revoked session is not served beyond the bound, everybody else
-    is served or told to come back, public routes notice nothing, and all of it passes."""
+    is served or asked to come back, public routes notice nothing, and all of it passes."""
     victims = [await wired.sign_in() for _ in range(4)]
     others = [await wired.sign_in() for _ in range(2)]
     await wired.warm(*victims, *others)

@@ -117,9 +117,9 @@ async def black_hole(
     fleet: Fleet, wires: Wires, server: EmbeddedPostgres
 ) -> AsyncIterator[None]:
     """Questions get lost on the way, and nothing is closed (N6)."""
-    wires.questions.stall()
+    wires.queries.stall()
     yield
-    wires.questions.heal()
+    wires.queries.heal()
 
 
 @asynccontextmanager
@@ -182,7 +182,7 @@ async def _spares_the_database(worker: Worker) -> bool:
 async def test_C127_N10_a_locked_table_takes_nothing_from_a_warm_session(
     wired: Fleet,
 ) -> None:
-    """While the bus proves that nothing ended, a cached session needs no table at all."""
+    """While the listener proves that nothing ended, a cached session needs no query."""
     session = await wired.sign_in()
     await wired.warm(session)
     connection = await asyncpg.connect(wired.dsn)
@@ -211,10 +211,10 @@ async def test_C125_N3_N8_lost_connections_are_replaced_before_anybody_notices(
     for worker in wired.workers:
         assert (await worker.ask(ended)).status == 200
     await wired.listening()
-    wires.questions.withhold_answers()
+    wires.queries.withhold_answers()
     asked = [asyncio.create_task(worker.ask(reset)) for worker in wired.workers]
     await until(lambda: _withholds(wires), "answers to withhold")
-    wires.questions.reset_once()
+    wires.queries.reset_once()
     assert [200] * len(asked) == [(await one).status for one in asked]
 
 
@@ -225,16 +225,16 @@ async def test_C125_a_write_that_lost_its_connection_keeps_no_look_up_from_the_d
     broken connection does not say that the database is down."""
     session, user, worker = await wired.sign_in(), await wired.user(), wired.workers[0]
     assert (await worker.post(f"/login/{user}")).status == 200
-    wires.questions.withhold_answers()
+    wires.queries.withhold_answers()
     login = asyncio.create_task(worker.post(f"/login/{user}"))
     await until(lambda: _withholds(wires), "an answer to withhold")
-    wires.questions.reset_once()
+    wires.queries.reset_once()
     assert (await login).honest
     assert (await worker.ask(session)).status == 200
 
 
 async def _withholds(wires: Wires) -> bool:
-    return wires.questions.withheld > 0
+    return wires.queries.withheld > 0
 
 
 async def _end_all_connections(fleet: Fleet) -> None:
@@ -250,7 +250,7 @@ async def test_N7_a_slow_network_costs_time_and_nothing_else(
     """With 50 ms in either direction every session is still served."""
     session = await wired.sign_in()
     await wired.warm(session)  # a new connection takes six round trips of its second
-    wires.questions.delay(0.05)
+    wires.queries.delay(0.05)
     wires.listener.delay(0.05)
     async with traffic(wired.workers, session, None) as flow:
         await flow.flows_on(5)

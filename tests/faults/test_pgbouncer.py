@@ -113,7 +113,9 @@ def sessions(address: str, listen_dsn: str | None = None) -> Sessions:
     )
 
 
-async def test_c56_listening_through_a_pooler_is_mute(pooled_dsn: str, user: str) -> None:
+async def test_c56_listening_through_a_pooler_is_no_delivery(
+    pooled_dsn: str, user: str
+) -> None:
     """LISTEN succeeds there and nothing arrives: it is said, and nothing is trusted."""
     async with sessions(pooled_dsn) as engine:
         await until(lambda: engine.stats().listener == "no_delivery")
@@ -126,7 +128,7 @@ async def test_c56_listening_through_a_pooler_is_mute(pooled_dsn: str, user: str
 async def test_with_an_address_of_the_server_it_hears(
     pooled_dsn: str, dsn: str, user: str
 ) -> None:
-    """`listen_dsn` past the pooler: what is revoked through it is heard, by whomever."""
+    """With `listen_dsn` past the pooler, what is revoked through it is notified."""
     async with sessions(pooled_dsn, dsn) as here, sessions(pooled_dsn, dsn) as there:
         for engine in (here, there):
             await until(lambda engine=engine: engine.stats().listener == "listening")

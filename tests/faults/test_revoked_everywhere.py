@@ -87,83 +87,83 @@ async def test_P4_a_warm_session_costs_no_query_while_the_bus_vouches_for_it(
 
 
 @pytest.fixture(scope="session")
-def untold_workers(launch: Launch) -> Fleet:
+def no_trigger_workers(launch: Launch) -> Fleet:
     """Two workers on tables without the trigger."""
     return launch(trigger=False, count=2, max_staleness=1)
 
 
 @pytest.fixture
-async def untold(untold_workers: Fleet) -> AsyncIterator[Fleet]:
+async def no_trigger(no_trigger_workers: Fleet) -> AsyncIterator[Fleet]:
     """The same, listening."""
-    async with untold_workers.ready() as fleet:
+    async with no_trigger_workers.ready() as fleet:
         yield fleet
 
 
 async def test_P4_without_the_trigger_a_foreign_writer_is_bounded_by_max_staleness(
-    untold: Fleet,
+    no_trigger: Fleet,
 ) -> None:
     """No request that begins ``max_staleness`` after a plain UPDATE is served any more."""
-    session = await untold.sign_in()
-    await untold.warm(session)
-    assert not (await untold.workers[0].stats())["all_writers_notify"]
-    async with traffic(untold.workers, session) as flow:
+    session = await no_trigger.sign_in()
+    await no_trigger.warm(session)
+    assert not (await no_trigger.workers[0].stats())["all_writers_notify"]
+    async with traffic(no_trigger.workers, session) as flow:
         await flow.flows_on(3)
-        committed = await untold.revoke_by_sql(session)
-        await everywhere(untold.workers, Worker.refuses, "to refuse", session)
+        committed = await no_trigger.revoke_by_sql(session)
+        await everywhere(no_trigger.workers, Worker.refuses, "to refuse", session)
         await flow.flows_on()
-    bound = committed + untold.policy.max_staleness.total_seconds()
+    bound = committed + no_trigger.policy.max_staleness.total_seconds()
     served = [seen.began for seen in flow.everything() if seen.status == 200]
     assert max(served) < bound
 
 
 @pytest.fixture(scope="session")
-def half_told_workers(launch: Launch) -> Fleet:
-    """The same, but they would believe for a minute."""
+def no_trigger_slow_workers(launch: Launch) -> Fleet:
+    """The same with a `max_staleness` of a minute."""
     return launch(trigger=False, count=2, max_staleness=60)
 
 
 @pytest.fixture
-async def half_told(half_told_workers: Fleet) -> AsyncIterator[Fleet]:
+async def no_trigger_slow(no_trigger_slow_workers: Fleet) -> AsyncIterator[Fleet]:
     """The same, listening."""
-    async with half_told_workers.ready() as fleet:
+    async with no_trigger_slow_workers.ready() as fleet:
         yield fleet
 
 
-async def test_P4_without_the_trigger_the_api_is_still_heard_at_once(
-    half_told: Fleet,
+async def test_P4_without_the_trigger_the_api_is_still_notified_at_once(
+    no_trigger_slow: Fleet,
 ) -> None:
     """handstamp's own revocations need no trigger to reach every process."""
-    session = await half_told.sign_in()
-    await half_told.warm(session)
-    await by_api(half_told, session)
-    await everywhere(half_told.workers, Worker.refuses, "to refuse", session)
+    session = await no_trigger_slow.sign_in()
+    await no_trigger_slow.warm(session)
+    await by_api(no_trigger_slow, session)
+    await everywhere(no_trigger_slow.workers, Worker.refuses, "to refuse", session)
 
 
 async def test_C51_a_session_revoked_during_its_own_lookup_never_enters_the_cache(
     wired: Fleet, wires: Wires
 ) -> None:
-    """A row that was read alive, and whose notice came before the row did, is not kept:
-    the next request is refused."""
+    """A row that was read alive, and whose notification arrived before the row, is not
+    kept: the next request is refused."""
     worker = wired.workers[0]
     racing, known = [await wired.sign_in() for _ in range(2)]
-    await worker.ask(known)  # a lane is open: no handshake is on the way below
-    heard = (await worker.stats())["notifications"]
-    wires.questions.withhold_answers()
+    await worker.ask(known)  # a connection is open: no handshake is needed below
+    received = (await worker.stats())["notifications"]
+    wires.queries.withhold_answers()
     asked = asyncio.create_task(worker.ask(racing))
     await _until_withheld(wires)
     await wired.revoke_by_sql(racing)
 
-    async def told() -> bool:
-        return bool((await worker.stats())["notifications"] > heard)
+    async def notified() -> bool:
+        return bool((await worker.stats())["notifications"] > received)
 
-    await until(told, "to be told")
-    wires.questions.heal()
+    await until(notified, "a notification")
+    wires.queries.heal()
     assert (await asked).status == 200  # the row was read alive
     assert (await worker.ask(racing)).status == 401
 
 
 async def _until_withheld(wires: Wires) -> None:
     async def withheld() -> bool:
-        return wires.questions.withheld > 200  # a row, and not just "UPDATE 1"
+        return wires.queries.withheld > 200  # a row, and not just "UPDATE 1"
 
     await until(withheld, "an answer to withhold")
