@@ -70,6 +70,7 @@ async def test_only_what_was_made_is_dropped(handstamp_postgres: str) -> None:
     connection.terminate()
 
 
+@pytest.mark.slow
 def test_a_server_is_started_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """An embedded one, which has ended afterwards."""
     monkeypatch.delenv(SERVER_VARIABLE, raising=False)

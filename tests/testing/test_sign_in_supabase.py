@@ -1,7 +1,7 @@
 """Test clients of applications on Supabase's sessions: the cookie goes in and comes out.
 
 Each client of `tests/support/clients.py`, on real tables; Django's are in
-`test_supabase_django_clients.py`.
+`test_sign_in_supabase_django.py`.
 """
 
 from __future__ import annotations
