@@ -42,7 +42,7 @@ from handstamp.django import (
     logout,
     update_session_auth_hash,
 )
-from handstamp.django.handles import done
+from handstamp.django.handles import call_handle
 from handstamp.django.rest import SessionAuthentication
 from handstamp.django.views import LoginView, LogoutView, PasswordChangeView
 from handstamp.errors import LoginRefused, StepUpRequired
@@ -111,7 +111,7 @@ def confirm(request: Any) -> HttpResponse:
 def login_without_hash(request: Any) -> HttpResponse:
     """As every version did before the hash was carried."""
     user = User.objects.get(username=request.GET["user"])
-    done(request.handstamp, "login", str(user.pk))
+    call_handle(request.handstamp, "login", str(user.pk))
     return HttpResponse("in")
 
 

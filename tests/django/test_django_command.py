@@ -96,5 +96,6 @@ def test_a_database_that_is_away_is_one_line() -> None:
 
 def test_settings_that_cannot_work_are_one_line() -> None:
     """The reason is that of the checks."""
-    with override_settings(HANDSTAMP={}), pytest.raises(CommandError, match="SECRETS"):
+    given = {"DATABASE_URL": "postgresql://localhost/app"}
+    with override_settings(HANDSTAMP=given), pytest.raises(CommandError, match="SECRET"):
         run("prune")

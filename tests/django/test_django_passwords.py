@@ -27,7 +27,7 @@ from django.utils.http import urlsafe_base64_encode
 
 from handstamp import blocking
 from handstamp.config import Policy
-from handstamp.django.users import claim_of, is_of
+from handstamp.django.users import claim_matches, make_claim
 from handstamp.events import LateRefresh, Replayed, Revoked
 from handstamp.supabase import SupabaseSessions
 from tests.django import django_setup as setup
@@ -676,33 +676,33 @@ def test_another_key_in_djangos_own_session_ends_no_session(
 
 def test_a_claim_tells_nothing_of_the_password(user: site.User) -> None:
     """Neither the hash nor anything that a password can be tried on without the key."""
-    claim = claim_of(user)
+    claim = make_claim(user)
     assert claim is not None
     assert len(claim) == 28
     assert user.get_session_auth_hash()[:8] not in claim
-    assert claim_of(user) == claim
+    assert make_claim(user) == claim
     with override_settings(SECRET_KEY="another"):
-        assert claim_of(user) != claim
+        assert make_claim(user) != claim
 
 
 def test_only_claims_of_ours_are_compared(user: site.User) -> None:
     """A claim that the application bound itself is its own business."""
     for claim in (None, "", "mine", "d1", "d1" + "A" * 27, "d2" + "A" * 26):
-        assert is_of(claim, user)
-    own = str(claim_of(user))
+        assert claim_matches(claim, user)
+    own = str(make_claim(user))
     for digest in ("A" * 22, own[7:] + "A", own[6:].swapcase()):
-        assert not is_of(own[:6] + digest, user)
-        assert not is_of("d1----" + digest, user)
+        assert not claim_matches(own[:6] + digest, user)
+        assert not claim_matches("d1----" + digest, user)
 
 
 def test_a_damaged_password_is_like_none(user: site.User) -> None:
     """It is compared as it is, and was never upgraded."""
     for text in ("", "x", "md5$", "pbkdf2_sha256$x$y$z", "argon2$$", None):
         user.password = text  # type: ignore[assignment]
-        claim = claim_of(user)
-        assert is_of(claim, user)
+        claim = make_claim(user)
+        assert claim_matches(claim, user)
         user.password = make_password(NEW)
-        assert not is_of(claim, user)
+        assert not claim_matches(claim, user)
 
 
 def test_sessions_that_carry_no_claims_are_reported(engine: Engine) -> None:

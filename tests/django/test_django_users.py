@@ -16,7 +16,7 @@ from django.test import override_settings
 from django.urls import path
 
 from handstamp.django import AnonymousSessionUser, SessionUser, wrap
-from handstamp.django.users import auser_of, user_of
+from handstamp.django.users import aload_user, load_user
 from tests.django import django_setup
 from tests.support.asgi import socket_scope
 from tests.support.engines import Engine
@@ -49,17 +49,17 @@ async def test_a_function_of_the_settings_finds_users(
     """Sync or async, in views of either kind; None is nobody."""
     setting = {"SESSIONS": engine.sessions, "GET_USER": function}
     with override_settings(HANDSTAMP=setting):
-        for user in (await auser_of("alice"), await sync_to_async(user_of)("alice")):
+        for user in (await aload_user("alice"), await sync_to_async(load_user)("alice")):
             assert (user.pk, user.is_authenticated) == ("alice", True)
-        for user in (await auser_of("bob"), await sync_to_async(user_of)("bob")):
+        for user in (await aload_user("bob"), await sync_to_async(load_user)("bob")):
             assert not user.is_authenticated
-        assert not (await auser_of(None)).is_authenticated
+        assert not (await aload_user(None)).is_authenticated
 
 
 def test_without_a_model_a_user_is_their_id(engine: Engine) -> None:
     """As templates and permission checks expect a user to be."""
     with override_settings(AUTH_USER_MODEL="nowhere.User"):
-        user = user_of("alice")
+        user = load_user("alice")
     assert isinstance(user, SessionUser)
     assert (str(user), user.get_username(), user.pk) == ("alice",) * 3
     assert (user.is_authenticated, user.is_anonymous, user.is_active) == (True, False, True)
@@ -72,7 +72,7 @@ def test_without_a_model_a_user_is_their_id(engine: Engine) -> None:
 def test_without_contrib_auth_nobody_is_ours(engine: Engine) -> None:
     """With the two attributes that everybody asks."""
     with override_settings(INSTALLED_APPS=["handstamp.django"]):
-        user = user_of(None)
+        user = load_user(None)
     assert isinstance(user, AnonymousSessionUser)
     assert (user.is_authenticated, user.is_anonymous, user.is_active) == (
         False,

@@ -1,6 +1,5 @@
-"""``manage.py check``: what would otherwise be found out by users.
-
-The application that Django knows: system checks and ``manage.py handstamp``.
+"""The entry of INSTALLED_APPS: the system checks of ``manage.py check``, which report
+mistakes in the settings before users meet them, and ``manage.py handstamp``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 
 from handstamp.django.settings import cookies_of, read
-from handstamp.django.users import is_checked
+from handstamp.django.users import has_auth_hash
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError
 from handstamp.options import OPTIONS, Settings
@@ -35,7 +34,7 @@ _COOKIE_SETTINGS = ("SESSION_COOKIE_NAME", "CSRF_COOKIE_NAME", "LANGUAGE_COOKIE_
 
 
 def check_setup(app_configs: Any, **_: Any) -> list[CheckMessage]:
-    """The settings themselves, the order of MIDDLEWARE and the names of cookies."""
+    """Check HANDSTAMP, the order of MIDDLEWARE, the names of cookies and the user model."""
     try:
         found = read(getattr(settings, "HANDSTAMP", None))
     except ConfigError as exc:
@@ -44,11 +43,11 @@ def check_setup(app_configs: Any, **_: Any) -> list[CheckMessage]:
 
 
 def check_for_production(app_configs: Any, **_: Any) -> list[CheckMessage]:
-    """What is right on your own machine only: ``manage.py check --deploy``."""
+    """Check for what is right on a developer's machine only: ``check --deploy``."""
     try:
         found = read(getattr(settings, "HANDSTAMP", None))
     except ConfigError:
-        return []  # E001 says it
+        return []  # check_setup reports it
     return list(_deployed(found))
 
 
@@ -66,13 +65,13 @@ def _order(middleware: list[str]) -> Iterator[CheckMessage]:
         )
     if _LOGIN_REQUIRED in middleware[:ours]:
         yield Error(
-            "LoginRequiredMiddleware comes earlier and asks for a user too soon.",
+            "LoginRequiredMiddleware comes earlier, when request.user is not set yet.",
             f'Put it below "{_OURS[0]}".',
             id="handstamp.E003",
         )
     if _CACHE in middleware[ours:]:
         yield Error(
-            "UpdateCacheMiddleware comes later and stores pages before they say Vary.",
+            "UpdateCacheMiddleware comes later and stores pages before they have Vary.",
             "Put it at the top.",
             id="handstamp.E004",
         )
@@ -95,7 +94,7 @@ def _passwords(found: Settings[Sessions]) -> Iterator[CheckMessage]:
         model = get_user_model()
     except ImproperlyConfigured:
         return  # passwords are not Django's here
-    if not is_checked(model):
+    if not has_auth_hash(model):
         yield Warning(
             f"A change of password ends no session: {settings.AUTH_USER_MODEL} has no "
             "get_session_auth_hash.",
@@ -105,9 +104,9 @@ def _passwords(found: Settings[Sessions]) -> Iterator[CheckMessage]:
         )
     elif not found.sessions.carries_claims:
         yield Warning(
-            "A change of password ends sessions only where the user is saved: tokens of "
+            "A change of password ends sessions only if the user is saved: the tokens of "
             "these sessions carry no hash to compare.",
-            "Where a password changes by update() or outside of Django, call "
+            "Where a password changes by update() or outside Django, call "
             "get_sessions().revoke_user.",
             id="handstamp.W007",
         )
@@ -142,9 +141,9 @@ class HandstampConfig(AppConfig):
     verbose_name = "handstamp"
 
     def ready(self) -> None:
-        """Register the checks, and have every save of a user looked at."""
-        from handstamp.django.passwords import connect  # needs the registry of apps
+        """Register the checks, and have every save of a user examined."""
+        from handstamp.django.auth import connect_signals  # needs the registry of apps
 
-        connect()
+        connect_signals()
         checks.register(check_setup, TAG)
         checks.register(check_for_production, TAG, deploy=True)

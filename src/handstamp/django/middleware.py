@@ -1,15 +1,12 @@
-"""Our part of a response of Django: its headers, and the answer to an error of ours.
+"""The entry of MIDDLEWARE, under WSGI and ASGI, in sync and in async mode.
 
-The entry of MIDDLEWARE, for both transports and both of Django's modes.
-
-Rule 1. Near the top, and below ``UpdateCacheMiddleware``: what is below may ask, and a
-failing view still delivers a rotated cookie, for its 500 is made below as well.
-Rule 2. Nothing is asked of the user model before somebody asks ``request.user``.
-Rule 3. An error of ours is answered here. A ``process_exception`` further down in
-MIDDLEWARE sees it first and may answer it in another way.
-Rule 4. Where a middleware wraps the whole application, its handle is the request's.
-
-Around Django's ASGI application: the server's lifespan, and WebSockets beside Django.
+Rule 1. It is near the top, below ``UpdateCacheMiddleware`` only. What is below may use the
+session, and the 500 of a failing view is made below, so it has rotated cookies too.
+Rule 2. The user model is not queried before ``request.user`` is used.
+Rule 3. An error of handstamp is answered here. A ``process_exception`` further down in
+MIDDLEWARE is called first and may answer it in another way.
+Rule 4. If a middleware wraps the whole application (:func:`wrap`), its handle is the one of
+the request.
 """
 
 from __future__ import annotations
@@ -30,8 +27,13 @@ from django.utils.functional import SimpleLazyObject
 from handstamp._connections import ASGIApp
 from handstamp._handle import BaseHandle
 from handstamp.asgi import SessionAuthMiddleware as ASGIMiddleware
+from handstamp.django.auth import (
+    aapply_password_change,
+    apply_password_change,
+    connect_signals,
+    current_request,
+)
 from handstamp.django.handles import AnyHandle, SessionAuth, Transports
-from handstamp.django.passwords import asettle, connect, serving, settle
 from handstamp.django.settings import configuration
 from handstamp.django.users import aget_user, get_user
 from handstamp.errors import CrossSiteRequest, HandstampError, SessionsUnavailable
@@ -43,13 +45,13 @@ else:
 
 
 class CookieLine(_Morsel):
-    """A Set-Cookie that leaves as it is, to the byte, and can be looked at as usual."""
+    """A morsel that is output as the line it was made of, byte for byte."""
 
     line = ""
 
     @classmethod
     def of(cls, line: str) -> CookieLine:
-        """A morsel of the value of a Set-Cookie header."""
+        """The morsel of a Set-Cookie header's value."""
         pair, *attributes = line.split("; ")
         name, _, value = pair.partition("=")
         morsel = cls()
@@ -65,13 +67,12 @@ class CookieLine(_Morsel):
         return self.line
 
     def output(self, attrs: Any = None, header: str = "Set-Cookie:") -> str:
-        """The line behind a name, and without the blank where that is empty."""
+        """The line after ``header``."""
         return f"{header} {self.line}".lstrip()
 
 
-def answer(exc: HandstampError) -> Any:
-    """An error of ours as a response: its status, and its text where that is the
-    client's business."""
+def error_response(exc: HandstampError) -> Any:
+    """The response to an error of handstamp: its status and its public text."""
     plain = "text/plain; charset=utf-8"
     response = HttpResponse(
         f"{exc.public_message}\n".encode(), status=exc.status, content_type=plain
@@ -81,8 +82,8 @@ def answer(exc: HandstampError) -> Any:
     return response
 
 
-def seal(handle: BaseHandle, response: Any) -> Any:
-    """The response with what this request's session adds; its body is not touched."""
+def add_session_headers(handle: BaseHandle, response: Any) -> Any:
+    """The response with the cookies and headers of this request's session."""
     before = [(key.lower().encode(), value.encode()) for key, value in response.items()]
     before += [
         (b"set-cookie", morsel.OutputString().encode())
@@ -98,24 +99,20 @@ def seal(handle: BaseHandle, response: Any) -> Any:
         if (name, value) in before:
             continue
         if name == b"set-cookie":
-            _add(response.cookies, CookieLine.of(value.decode()))
+            morsel = CookieLine.of(value.decode())
+            key = morsel.key
+            while key in response.cookies:  # of the same name, for another domain
+                key += "'"  # Django outputs the morsels and ignores the keys
+            # Assignment by [] would make a plain morsel of it.
+            dict.__setitem__(response.cookies, key, morsel)
         else:
             response[name.decode().title()] = value.decode()
     return response
 
 
-def _add(cookies: Any, morsel: CookieLine) -> None:
-    """Also a second one of a name, for another domain: Django looks at morsels alone."""
-    key = morsel.key
-    while key in cookies:
-        key += "'"
-    # Not by [], which would make a plain morsel of it.
-    dict.__setitem__(cookies, key, morsel)
-
-
-def vary(handle: BaseHandle, response: Any) -> Any:
-    """The response with its Vary, where a middleware around us adds the rest: Django's
-    cache must know before it."""
+def add_vary(handle: BaseHandle, response: Any) -> Any:
+    """The response with its Vary. A middleware around the application adds the rest, but
+    Django's cache needs this header before."""
     if handle._has_credentials or handle._was_read:
         bearer = ["Authorization"] if handle._bearer else []
         patch_vary_headers(response, [*bearer, "Cookie"])
@@ -129,8 +126,8 @@ class SessionAuthMiddleware:
     """Authenticates every request by the sessions that the settings describe.
 
     Sets ``request.session_auth``, ``request.user``, ``request.auser`` and
-    ``request.handstamp``, which is the handle itself. Raises :class:`ConfigError` when
-    the server starts.
+    ``request.handstamp``, which is the handle. Raises :class:`ConfigError` at the start of
+    the server.
     """
 
     sync_capable = True
@@ -138,110 +135,109 @@ class SessionAuthMiddleware:
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
-        connect()
+        connect_signals()
         self._transports = Transports(configuration())
-        self._options = self._transports.door
+        self._options = self._transports.options
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(cast(Any, self))
         if any(path.endswith("LoginRequiredMiddleware") for path in settings.MIDDLEWARE):
-            # Only then: under ASGI it costs every request the way to a thread.
-            self.process_view = _answer_an_outage
+            # Only then: under ASGI a process_view costs every request a thread.
+            self.process_view = _answer_outage
 
     def __call__(self, request: Any) -> Any:
         """Serve one request."""
         if self._is_async:
             return self._acall(request)
-        handle, is_open, finish = self._begin(request)
-        if is_open:
+        handle, is_pending, finish = self._begin(request)
+        if is_pending:
             try:
-                self._transports.ask(request, handle)
+                self._transports.authenticate(request, handle)
             except (CrossSiteRequest, SessionsUnavailable) as exc:
-                return finish(answer(exc))
+                return finish(error_response(exc))
         _attach(request, handle)
-        with serving(request):
-            response = _explained(request, self.get_response(request))
+        with current_request(request):
+            response = self.get_response(request)
         try:
-            settle(request)
+            apply_password_change(request)
         except HandstampError as exc:
-            response = answer(exc)
-        return finish(response)
+            return finish(error_response(exc))
+        return finish(_replace_server_error(request, response))
 
     async def _acall(self, request: Any) -> Any:
-        handle, is_open, finish = self._begin(request)
-        if is_open:
+        handle, is_pending, finish = self._begin(request)
+        if is_pending:
             try:
-                await self._transports.aask(request, handle)
+                await self._transports.aauthenticate(request, handle)
             except (CrossSiteRequest, SessionsUnavailable) as exc:
-                return finish(answer(exc))
+                return finish(error_response(exc))
         _attach(request, handle)
-        with serving(request):
+        with current_request(request):
             response = await cast(Awaitable[Any], self.get_response(request))
         try:
-            await asettle(request)
+            await aapply_password_change(request)
         except HandstampError as exc:
-            return finish(answer(exc))
-        return finish(_explained(request, response))
+            return finish(error_response(exc))
+        return finish(_replace_server_error(request, response))
 
     def _begin(self, request: Any) -> tuple[AnyHandle, bool, Callable[[Any], Any]]:
-        """The handle, whether to ask, and what finishes the response."""
-        outer = getattr(request, "handstamp", None) or self._transports.outer(request)
+        """The handle, whether it is to be authenticated, and what completes the response."""
+        outer = getattr(request, "handstamp", None) or self._transports.find_outer(request)
         if outer is not None:
-            return outer, False, partial(vary, outer)
-        handle, is_open = self._transports.handle(request)
-        return handle, is_open, partial(seal, handle)
+            return outer, False, partial(add_vary, outer)
+        handle, is_pending = self._transports.make_handle(request)
+        return handle, is_pending, partial(add_session_headers, handle)
 
     def process_exception(self, request: Any, exception: Exception) -> Any | None:
-        """Answer an error of ours that a view let through."""
+        """Answer an error of handstamp that a view raised."""
         if not isinstance(exception, HandstampError) or exception.status == 500:
-            return None  # a 500 is the operator's fault, and Django logs it
-        return answer(exception)
+            return None  # Django logs it, for the operator
+        return error_response(exception)
 
 
 def _attach(request: Any, handle: AnyHandle) -> None:
     if hasattr(request, "handstamp"):
-        return  # listed twice
+        return  # the middleware is listed twice
     request.handstamp = handle
     request.session_auth = SessionAuth(handle)
     request.user = SimpleLazyObject(partial(get_user, request))
     request.auser = partial(aget_user, request)
 
 
-def _answer_an_outage(request: Any, view: Any, args: object, options: object) -> Any | None:
-    """As ``process_view``: answer before LoginRequiredMiddleware asks, which it does for
-    every view, for what it raises is a 500 to all others."""
+def _answer_outage(request: Any, view: Any, args: object, options: object) -> Any | None:
+    """As ``process_view``: answer an outage before LoginRequiredMiddleware reads the user,
+    because Django makes a 500 of what that raises."""
     try:
         request.session_auth.session  # noqa: B018
     except SessionsUnavailable as exc:
-        return answer(exc)
+        return error_response(exc)
     return None
 
 
-def _note(*, request: Any = None, **_: Any) -> None:
-    """Remember an error of ours that a middleware below raised: Django makes a 500 of it
-    where nobody can catch it."""
+def _record_error(*, request: Any = None, **_: Any) -> None:
+    """Keep an error of handstamp that a middleware below raised. Django makes a 500 of it,
+    which :func:`_replace_server_error` replaces."""
     error = sys.exc_info()[1]
     if request is not None and isinstance(error, HandstampError):
         request._handstamp_error = error
 
 
-got_request_exception.connect(_note, dispatch_uid="handstamp.django.middleware")
+got_request_exception.connect(_record_error, dispatch_uid="handstamp.django.middleware")
 
 
-def _explained(request: Any, response: Any) -> Any:
+def _replace_server_error(request: Any, response: Any) -> Any:
     error = getattr(request, "_handstamp_error", None)
     if error is None or response.status_code != 500 or error.status == 500:
         return response
-    return answer(error)
+    return error_response(error)
 
 
 def wrap(application: ASGIApp) -> ASGIMiddleware:
-    """``get_asgi_application()``, or Channels' ``ProtocolTypeRouter``, with the sessions
-    of the settings around it.
+    """Wrap ``get_asgi_application()``, or Channels' ``ProtocolTypeRouter``.
 
-    Django knows neither the lifespan nor WebSockets. With this, the engine opens and
+    Django has no lifespan and no WebSockets. With this middleware the engine opens and
     closes with the server, and a WebSocket has its handle in ``scope["handstamp"]``. Keep
-    the entry in MIDDLEWARE: it gives each request its user.
+    the entry in MIDDLEWARE: it sets the user of each request.
     """
     found = configuration()
     return ASGIMiddleware(application, found.sessions, **found.middleware)

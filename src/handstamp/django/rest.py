@@ -1,10 +1,10 @@
 """Django REST framework: ``authentication_classes = [SessionAuthentication]``.
 
-Rule 1. Without a session a view that needs one answers 401, with ``WWW-Authenticate``;
-an outage is a 503 with ``Retry-After``, in the renderer's own format.
-Rule 2. Writes that another site's page makes were refused before, by what the browser
-itself says of them. Where that is switched off (``CROSS_SITE = "allow"``), or with
-``csrf_token = True``, the CSRF token is asked for, as REST framework's own class does.
+Rule 1. A view that needs a session answers 401 with ``WWW-Authenticate`` without one. In an
+outage it answers 503 with ``Retry-After``. Both are in the format of the renderer.
+Rule 2. The middleware has refused writes that another site's page makes. If that is
+switched off (``CROSS_SITE = "allow"``), or with ``csrf_token = True``, a write needs the
+CSRF token, as with REST framework's own class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from handstamp.errors import ConfigError, SessionsUnavailable
 
 
 class Unavailable(APIException):
-    """503: nobody can say whose request this is."""
+    """503: the database did not answer, so the user of the request is unknown."""
 
     status_code = 503
     default_detail = "temporarily unavailable"
@@ -33,13 +33,12 @@ class SessionAuthentication(authentication.SessionAuthentication):
     """``request.user`` is the user and ``request.auth`` the session."""
 
     csrf_token: ClassVar[bool] = False
-    """Whether a write with our cookie needs a CSRF token in any case."""
+    """Whether every write with our cookie needs a CSRF token."""
 
     def authenticate(self, request: Any) -> Any:
-        """The user and the session of this request; None for nobody.
+        """The user and the session of this request, or None.
 
-        Raises :class:`Unavailable`, and ``PermissionDenied`` without a token that is
-        needed.
+        Raises :class:`Unavailable`, and ``PermissionDenied`` if the CSRF token is missing.
         """
         inner = request._request
         handle = getattr(inner, "handstamp", None)
@@ -51,15 +50,12 @@ class SessionAuthentication(authentication.SessionAuthentication):
             raise Unavailable(exc.retry_after) from None
         if session is None or not inner.user.is_authenticated:
             return None
-        if self._needs_token(handle):
+        # No browser attaches a bearer token by itself.
+        needs_token = self.csrf_token or not handle._options.refuse_cross_site
+        if needs_token and not handle._bearer:
             self.enforce_csrf(request)
         return inner.user, session
 
     def authenticate_header(self, request: Any) -> Any:
-        """What makes it a 401."""
+        """The value of ``WWW-Authenticate``, which makes the status 401."""
         return "Session"
-
-    def _needs_token(self, handle: Any) -> bool:
-        if handle._bearer:
-            return False  # no browser attaches this by itself
-        return self.csrf_token or not handle._options.refuse_cross_site

@@ -1,28 +1,22 @@
-"""Django's session auth hash, as a claim that the tokens of a session carry.
+"""``request.user``: the user of the session, as long as the password is the same.
 
-Rule 1. A session that :func:`handstamp.django.login` opens carries a digest of
-``user.get_session_auth_hash()`` in its signed tokens. It is compared whenever the user of
-a request is loaded: no column, and no query beside that one.
-Rule 2. As in Django, a hash under a key of ``SECRET_KEY_FALLBACKS`` is good, and a model
+Rule 1. A session that :func:`handstamp.django.login` opens carries a claim in its signed
+tokens: a digest of ``user.get_session_auth_hash()``. It is compared whenever a request
+loads its user. This needs no column, and no query besides the one for the user.
+Rule 2. If the claim does not match, the request has no user, and the session is ended. So
+every change of a password is noticed, also one that was written past Django.
+Rule 3. As in Django, a hash under a key of ``SECRET_KEY_FALLBACKS`` matches, and a model
 without ``get_session_auth_hash`` is not checked.
-Rule 3. Django hashes a password anew where the parameters of its hasher have changed, when
-the user shows it. Other sessions know the older hash, and stay, which in Django they would
-not: where the hash is Django's own (of the password field and nothing else), and the one
-stored now has other parameters, those of today.
-
-Whose session it is, as a user: the application's own, or one that only has an id.
-
-``request.user``: whose session it is, as long as it is of their present password.
-
-The hash that a session carries is compared with the user's own whenever a request loads
-the user (:mod:`handstamp.django.users`). Where it is another one, the request is
-nobody's and the session is ended: this holds for every writer of the password, whatever
-Django knows of it.
+Rule 4. Django hashes a password again when the parameters of its hasher have changed and
+the user enters it. Other sessions carry the older hash. They go on (in Django they would
+not) if the hash is Django's own, of the password field alone, and the stored password has
+the parameters of today and other ones than the claim.
+Rule 5. The user comes from ``GET_USER`` of the settings, else from ``get_user_model()``,
+else it is a :class:`SessionUser`, which only has an id.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from base64 import urlsafe_b64encode
@@ -38,7 +32,7 @@ from django.contrib.auth.hashers import get_hasher, identify_hasher
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 
 from handstamp.core.models import Session
-from handstamp.django.handles import AnyHandle, later
+from handstamp.django.handles import AnyHandle, run_in_background
 from handstamp.django.settings import configuration
 from handstamp.engine.sessions import Sessions
 
@@ -47,52 +41,55 @@ _PARAMETERS, _DIGEST = 3, 16
 """Bytes of each part of a claim."""
 _UNUSABLE = "----"
 _CLAIM = re.compile(r"d1(.{4})(.{22})")
-_OF_EACH_HASH = frozenset({"hash", "salt", "checksum"})
+_NOT_PARAMETERS = frozenset({"hash", "salt", "checksum"})
+PASSWORD_CHANGED = "password changed"  # noqa: S105 - the reason of an end
+"""The reason with which a session is ended."""
 
 
-def is_checked(user: Any) -> bool:
-    """Whether this is a user whose password can be compared at all."""
+def has_auth_hash(user: Any) -> bool:
+    """Whether the password of this user, or of this model, can be compared (rule 3)."""
     return hasattr(user, "get_session_auth_hash")
 
 
-def claim_of(user: Any) -> str | None:
-    """What a session of this user is to carry; None where there is nothing to compare."""
-    if not is_checked(user):
+def make_claim(user: Any) -> str | None:
+    """The claim for a session of this user; None if there is nothing to compare."""
+    if not has_auth_hash(user):
         return None
     return _VERSION + _parameters_of(user) + _digest_of(user.get_session_auth_hash())
 
 
-def is_of(claim: str | None, user: Any) -> bool:
-    """Whether the user's password is still the one for which a session was opened.
+def claim_matches(claim: str | None, user: Any) -> bool:
+    """Whether the user's password is the one for which a session was opened (rules 3, 4).
 
-    Yes for a session that carries nothing of ours.
+    True for a session that carries no claim of ours.
     """
     parts = None if claim is None else _CLAIM.fullmatch(claim)
-    if parts is None or not is_checked(user):
+    if parts is None or not has_auth_hash(user):
         return True
-    return _verifies(parts[2], user) or _was_upgraded(parts[1], user)
+    hashes = [user.get_session_auth_hash()]
+    if hasattr(user, "get_session_auth_fallback_hash"):
+        hashes += user.get_session_auth_fallback_hash()
+    if any(hmac.compare_digest(parts[2], _digest_of(each)) for each in hashes):
+        return True
+    return _was_rehashed(parts[1], user)
 
 
-def differs(claim: str | None, auth_hash: str) -> bool:
+def claim_differs(claim: str | None, auth_hash: str) -> bool:
     """Whether a claim of ours carries another hash than this one."""
     parts = None if claim is None else _CLAIM.fullmatch(claim)
     return parts is not None and not hmac.compare_digest(parts[2], _digest_of(auth_hash))
 
 
-def is_upgrade(before: Any, after: Any) -> bool:
-    """Whether the hash of the same password may have been made anew (rule 3)."""
-    return _was_upgraded(_parameters_of(before), after)
+def is_rehash(before: Any, after: Any) -> bool:
+    """Whether the same password may have been hashed again (rule 4)."""
+    return _was_rehashed(_parameters_of(before), after)
 
 
-def _verifies(digest: str, user: Any) -> bool:
-    hashes = [user.get_session_auth_hash()]
-    if hasattr(user, "get_session_auth_fallback_hash"):
-        hashes += user.get_session_auth_fallback_hash()
-    return any(hmac.compare_digest(digest, _digest_of(each)) for each in hashes)
-
-
-def _was_upgraded(before: str, user: Any) -> bool:
-    if not has_own_hash(user) or _UNUSABLE in (before, now := _parameters_of(user)):
+def _was_rehashed(before: str, user: Any) -> bool:
+    if not has_default_auth_hash(user) or _UNUSABLE in (
+        before,
+        now := _parameters_of(user),
+    ):
         return False
     encoded: str = user.password
     preferred: Any = get_hasher()
@@ -102,8 +99,8 @@ def _was_upgraded(before: str, user: Any) -> bool:
     return before != now and not preferred.must_update(encoded)
 
 
-def has_own_hash(user: Any) -> bool:
-    """Whether the hash is of the password field alone, as Django makes it."""
+def has_default_auth_hash(user: Any) -> bool:
+    """Whether the hash is Django's own: of the password field alone."""
     from django.contrib.auth.base_user import AbstractBaseUser
 
     own = AbstractBaseUser.get_session_auth_hash
@@ -111,25 +108,25 @@ def has_own_hash(user: Any) -> bool:
 
 
 def _digest_of(auth_hash: str) -> str:
-    raw = hashlib.sha256(f"handstamp.django.auth:{auth_hash}".encode()).digest()
+    raw = sha256(f"handstamp.django.auth:{auth_hash}".encode()).digest()
     return _text(raw[:_DIGEST])
 
 
 def _parameters_of(user: Any) -> str:
-    """What the password was hashed with, without the salt: its length is one of them."""
+    """A digest of the parameters of the hash; the length of the salt is one of them."""
     encoded = getattr(user, "password", None) or ""
     hasher: Any = None
     try:
         hasher = identify_hasher(encoded)
         parts = dict(hasher.decode(encoded))
-    except NotImplementedError:  # a hasher of the application's own
+    except NotImplementedError:  # a hasher of the application may not decode
         parts = {"algorithm": hasher.algorithm}
-    except Exception:  # no password at all, or whatever a hasher makes of a damaged one
+    except Exception:  # no password, or a damaged one, for which a hasher raises anything
         return _UNUSABLE
-    plain = {k: v for k, v in parts.items() if k not in _OF_EACH_HASH}
-    said = sorted((k, v) for k, v in plain.items() if isinstance(v, str | int))
+    plain = {k: v for k, v in parts.items() if k not in _NOT_PARAMETERS}
+    parameters = sorted((k, v) for k, v in plain.items() if isinstance(v, str | int))
     size = len(str(parts.get("salt", "")))
-    raw = hashlib.sha256(repr((said, size)).encode()).digest()
+    raw = sha256(repr((parameters, size)).encode()).digest()
     return _text(raw[:_PARAMETERS])
 
 
@@ -138,7 +135,7 @@ def _text(raw: bytes) -> str:
 
 
 class SessionUser:
-    """A signed-in user where the application has no model of them."""
+    """A user who is logged in, where the application has no model of users."""
 
     is_authenticated: ClassVar[bool] = True
     is_anonymous: ClassVar[bool] = False
@@ -159,24 +156,24 @@ class SessionUser:
         return hash(self.id)
 
     def get_username(self) -> str:
-        """The id: names are the application's business."""
+        """The id."""
         return self.id
 
     def has_perm(self, perm: str, obj: object = None) -> bool:
-        """No: permissions come with a model."""
+        """False: permissions need a model."""
         return False
 
     def has_perms(self, perms: list[str], obj: object = None) -> bool:
-        """No, unless none is asked for."""
+        """False, unless the list is empty."""
         return not perms
 
     def has_module_perms(self, module: str) -> bool:
-        """No."""
+        """False."""
         return False
 
 
 class AnonymousSessionUser(SessionUser):
-    """Nobody, where ``django.contrib.auth`` is not installed."""
+    """The user of a request without a session, without ``django.contrib.auth``."""
 
     is_authenticated = False
     is_anonymous = True
@@ -186,8 +183,8 @@ class AnonymousSessionUser(SessionUser):
         super().__init__("")
 
 
-def anonymous() -> Any:
-    """Nobody: Django's own where that is installed."""
+def anonymous_user() -> Any:
+    """The user of a request without a session: Django's own where that is installed."""
     if not apps.is_installed("django.contrib.auth"):
         return AnonymousSessionUser()
     from django.contrib.auth.models import AnonymousUser
@@ -195,42 +192,38 @@ def anonymous() -> Any:
     return AnonymousUser()
 
 
-def user_of(user_id: str | None) -> Any:
-    """The user of this id; nobody if there is none, or they are not active.
-
-    The user comes from ``GET_USER`` of the settings, else from ``get_user_model()``, else
-    it is a :class:`SessionUser`.
-    """
+def load_user(user_id: str | None) -> Any:
+    """The user of this id (rule 5); the anonymous one if it does not exist or is not active."""
     if user_id is None:
-        return anonymous()
+        return anonymous_user()
     find = configuration().own.get("get_user")
     if find is None:
-        user = _model_user(user_id)
+        user = _load_from_model(user_id)
     elif iscoroutinefunction(find):
         user = async_to_sync(find)(user_id)
     else:
         user = find(user_id)
-    return _admitted(user)
+    return _active_or_anonymous(user)
 
 
-async def auser_of(user_id: str | None) -> Any:
-    """The same in an async view."""
+async def aload_user(user_id: str | None) -> Any:
+    """See :func:`load_user`."""
     find = configuration().own.get("get_user")
     if user_id is not None and find is not None and iscoroutinefunction(find):
-        return _admitted(await find(user_id))
-    return await cast(Awaitable[Any], sync_to_async(user_of)(user_id))
+        return _active_or_anonymous(await find(user_id))
+    return await cast(Awaitable[Any], sync_to_async(load_user)(user_id))
 
 
-def _admitted(user: Any) -> Any:
+def _active_or_anonymous(user: Any) -> Any:
     if user is None or not getattr(user, "is_active", True):
-        return anonymous()
+        return anonymous_user()
     return user
 
 
-def _model_user(user_id: str) -> Any:
+def _load_from_model(user_id: str) -> Any:
     try:
         model: Any = get_user_model()
-    except ImproperlyConfigured:  # it is not installed
+    except ImproperlyConfigured:  # django.contrib.auth is not installed
         return SessionUser(user_id)
     try:
         key = model._meta.pk.to_python(user_id)
@@ -239,21 +232,17 @@ def _model_user(user_id: str) -> Any:
     return model._default_manager.filter(pk=key).first()
 
 
-PASSWORD_CHANGED = "password changed"  # noqa: S105 - the reason of an end
-"""The reason by which a session is ended."""
-
-
 def get_user(request: Any) -> Any:
-    """``request.user``, looked up once."""
+    """``request.user``, loaded once."""
     if not hasattr(request, "_session_user"):
-        request._session_user = _checked(request, user_of(request.handstamp.user_id))
+        request._session_user = _checked(request, load_user(request.handstamp.user_id))
     return request._session_user
 
 
 async def aget_user(request: Any) -> Any:
-    """``await request.auser()``, looked up once, together with the other."""
+    """``await request.auser()``, loaded once for both."""
     if not hasattr(request, "_session_user"):
-        user = await auser_of(request.handstamp.user_id)
+        user = await aload_user(request.handstamp.user_id)
         request._session_user = _checked(request, user)
     return request._session_user
 
@@ -261,25 +250,21 @@ async def aget_user(request: Any) -> Any:
 def _checked(request: Any, user: Any) -> Any:
     handle: AnyHandle = request.handstamp
     session = handle._session
-    if session is None or not user.is_authenticated or is_of(session.claim, user):
+    if session is None or not user.is_authenticated or claim_matches(session.claim, user):
         return user
     handle._session = None
-    later(handle.sessions, _end, handle.sessions, session, _tokens(handle))
-    return anonymous()
-
-
-def _tokens(handle: AnyHandle) -> tuple[bytes, ...]:
-    """The session tokens of this request: those it has got, or else those it came with."""
     if handle._issued is not None:
-        return (handle._issued.session_token.encode(),)
-    return handle._options.reader.read(
-        handle._headers, bearer=handle._options.bearer
-    ).session
+        tokens: tuple[bytes, ...] = (handle._issued.session_token.encode(),)
+    else:
+        options = handle._options
+        tokens = options.reader.read(handle._headers, bearer=options.bearer).session
+    run_in_background(handle.sessions, _end, handle.sessions, session, tokens)
+    return anonymous_user()
 
 
 async def _end(sessions: Sessions, session: Session, tokens: tuple[bytes, ...]) -> None:
-    """End a session, unless these are tokens that were replaced: a request that was on its
-    way when the password changed here ends nothing."""
+    """End a session, unless its tokens were replaced: a request that was sent before the
+    password changed in another one must not end the session that goes on."""
     digests = [sha256(token).hexdigest() for token in tokens]
     found = await sessions.store.find(digests) if digests else []
     if any(record.id == session.id for record in found):

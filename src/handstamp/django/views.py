@@ -1,4 +1,4 @@
-"""Django's own sign-in form, sign-out and password form, on our sessions; also for the
+"""Django's own views for login, logout and a new password, with our sessions; also for the
 admin.
 
     path("login/", LoginView.as_view()), path("logout/", LogoutView.as_view())
@@ -16,16 +16,15 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
 
-from handstamp.django.auth import login, logout
-from handstamp.django.passwords import update_session_auth_hash
+from handstamp.django.auth import login, logout, update_session_auth_hash
 from handstamp.errors import LoginRefused
 
 
 class LoginView(views.LoginView):
-    """:class:`django.contrib.auth.views.LoginView`; a field ``remember`` is honoured."""
+    """:class:`django.contrib.auth.views.LoginView`, with an optional field ``remember``."""
 
     def form_valid(self, form: Any) -> Any:
-        """Log in, or show the form again with the refusal."""
+        """Log in, or show the form again if the login is refused."""
         remember = self.request.POST.get("remember") in ("1", "on", "true", "yes")
         try:
             login(self.request, form.get_user(), remember=remember)
@@ -36,8 +35,8 @@ class LoginView(views.LoginView):
 
 
 class PasswordChangeView(views.PasswordChangeView):
-    """:class:`django.contrib.auth.views.PasswordChangeView`, for a site without Django's
-    ``SessionMiddleware``; where there is one, its own view does the same."""
+    """:class:`django.contrib.auth.views.PasswordChangeView` for a site without Django's
+    ``SessionMiddleware``. With it, Django's own view does the same."""
 
     def form_valid(self, form: Any) -> Any:
         """Save the password, keep this session and end the others."""
@@ -53,7 +52,7 @@ class LogoutView(views.LogoutView):
     http_method_names = ("post", "options")
 
     def post(self, request: Any, *args: Any, **options: Any) -> Any:
-        """Log out and go where the base class would."""
+        """Log out and redirect as the base class does."""
         logout(request)
         target = self.get_success_url()
         if target != request.get_full_path():

@@ -1,4 +1,4 @@
-"""``manage.py handstamp``: look at sessions and end them, with the settings at hand."""
+"""``manage.py handstamp``: list, revoke and prune sessions, and check the database."""
 
 from __future__ import annotations
 
