@@ -181,7 +181,7 @@ class SessionAuthMiddleware:
         return finish(_replace_server_error(request, response))
 
     def _begin(self, request: Any) -> tuple[AnyHandle, bool, Callable[[Any], Any]]:
-        """The handle, whether it is to be authenticated, and what completes the response."""
+        """The handle, whether to authenticate it, and what completes the response."""
         outer = getattr(request, "handstamp", None) or self._transports.find_outer(request)
         if outer is not None:
             return outer, False, partial(add_vary, outer)

@@ -193,7 +193,8 @@ def anonymous_user() -> Any:
 
 
 def load_user(user_id: str | None) -> Any:
-    """The user of this id (rule 5); the anonymous one if it does not exist or is not active."""
+    """The user of this id (rule 5); the anonymous user if there is none, or if that one is
+    not active."""
     if user_id is None:
         return anonymous_user()
     find = configuration().own.get("get_user")
