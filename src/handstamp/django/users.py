@@ -86,10 +86,8 @@ def is_rehash(before: Any, after: Any) -> bool:
 
 
 def _was_rehashed(before: str, user: Any) -> bool:
-    if not has_default_auth_hash(user) or _UNUSABLE in (
-        before,
-        now := _parameters_of(user),
-    ):
+    now = _parameters_of(user)
+    if not has_default_auth_hash(user) or _UNUSABLE in (before, now):
         return False
     encoded: str = user.password
     preferred: Any = get_hasher()
