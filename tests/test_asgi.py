@@ -113,7 +113,7 @@ async def test_p2_a_forged_cookie_costs_nothing(engine: Engine) -> None:
     assert engine.store.queries == 0
 
 
-async def test_p3_an_anonymous_request_is_left_alone(engine: Engine) -> None:
+async def test_p3_an_anonymous_request_costs_nothing(engine: Engine) -> None:
     """No I/O, no Set-Cookie, no Vary: the response is the app's, byte for byte."""
     headers = [(b"content-type", b"text/plain"), (b"cache-control", b"public, max-age=60")]
     app = responding(headers=headers)
@@ -125,7 +125,9 @@ async def test_p3_an_anonymous_request_is_left_alone(engine: Engine) -> None:
     assert engine.store.queries == 0
 
 
-async def test_p5_a_route_that_never_asks_never_notices_an_outage(engine: Engine) -> None:
+async def test_p5_a_route_that_does_not_read_the_session_is_not_affected_by_an_outage(
+    engine: Engine,
+) -> None:
     """200, no Set-Cookie, although the cookie could not be checked."""
     issued = await engine.login()
     await engine.expire()
@@ -134,7 +136,7 @@ async def test_p5_a_route_that_never_asks_never_notices_an_outage(engine: Engine
     assert (answer.status, carried(answer)) == (200, set())
 
 
-async def test_p5_c96_asking_in_an_outage_is_a_503(engine: Engine) -> None:
+async def test_p5_c96_reading_the_session_in_an_outage_is_a_503(engine: Engine) -> None:
     """With Retry-After and no Set-Cookie: nobody is signed out."""
     issued = await engine.login()
     await engine.expire()
@@ -164,7 +166,7 @@ def looks(handle: Handle) -> object:
         (True, True, b"Cookie"),
     ],
 )
-async def test_c102_vary_says_what_the_answer_may_depend_on(
+async def test_c102_vary_names_what_the_response_may_depend_on(
     engine: Engine, sent: bool, looked: bool, vary: bytes | None
 ) -> None:
     """Our cookie came, or the app looked at the session; otherwise nothing is said."""
@@ -184,7 +186,7 @@ async def test_c102_vary_says_what_the_answer_may_depend_on(
     ],
     ids=["session", "user_id", "is_authenticated", "nothing"],
 )
-async def test_c102_every_way_of_looking_counts(
+async def test_c102_every_way_of_reading_the_session_counts(
     engine: Engine, look: Callable[[Handle], object]
 ) -> None:
     """Naming a method without calling it is no look."""
@@ -233,7 +235,7 @@ async def test_c101_every_status_is_uncacheable_with_our_cookie(
     assert (answer.status, answer.one(b"cache-control")) == (status, NO_STORE)
 
 
-async def test_a_cached_session_leaves_cache_control_alone(engine: Engine) -> None:
+async def test_a_cached_session_does_not_change_cache_control(engine: Engine) -> None:
     """Without a cookie of ours to set, caching is the application's business."""
     issued = await engine.login()
     said = [(b"cache-control", b"public, max-age=60")]
@@ -271,7 +273,7 @@ async def test_c74_head_is_like_get(engine: Engine) -> None:
     assert carried(answer) == NAMES
 
 
-async def test_c73_a_preflight_is_nobodys(engine: Engine) -> None:
+async def test_c73_a_preflight_is_anonymous(engine: Engine) -> None:
     """OPTIONS: no query, no session, no cookie, no Vary, even with our cookies on it."""
     issued = await engine.login()
     await engine.expire()
@@ -317,7 +319,7 @@ async def test_c70_a_cross_site_subresource_rotates_nothing(
     assert engine.of(Refreshed) == []
 
 
-async def test_c76_a_late_answer_leaves_without_cookies(engine: Engine) -> None:
+async def test_c76_a_late_response_sets_no_cookies(engine: Engine) -> None:
     """Once grace is over, a newer pair may be on its way: this one must not replace it."""
     issued = await engine.login()
     await engine.expire()
@@ -396,7 +398,7 @@ async def test_c93_a_cookie_of_our_name_that_the_app_sets(
     assert [e.dropped for e in engine.of(CookieOverridden)] == [rotated]
 
 
-async def test_c95_messages_that_are_not_the_start_are_not_touched(engine: Engine) -> None:
+async def test_c95_messages_after_the_start_are_not_changed(engine: Engine) -> None:
     """Early hints, trailers, paths and whatever comes next: the same objects."""
     issued = await engine.login()
     await engine.expire()
@@ -488,7 +490,7 @@ async def test_a_session_is_there_right_after_the_login(engine: Engine) -> None:
     assert (await get(wrapped(engine, asking(ask)), method="POST")).body == b"('bob', True)"
 
 
-async def test_a_login_without_remember_gives_cookies_of_the_browser(
+async def test_a_login_without_remember_sets_cookies_that_end_with_the_browser(
     engine: Engine,
 ) -> None:
     """No Max-Age on either."""
@@ -712,7 +714,7 @@ SPELLINGS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("kind", SPELLINGS)
 @pytest.mark.parametrize("cached", [True, False])
-async def test_headers_of_any_make_are_read(
+async def test_headers_of_any_type_are_read(
     engine: Engine, kind: str, cached: bool
 ) -> None:
     """And the app still finds all of them."""
@@ -738,7 +740,7 @@ async def test_headers_of_any_make_are_read(
     [None, ("h", None), [], ["198.51.100.7", 1], ("a", 1, 2), "198.51.100.7", (None, 0), 7],
     ids=repr,
 )
-async def test_c116_a_client_of_any_make_is_read(engine: Engine, client: Any) -> None:
+async def test_c116_a_client_of_any_type_is_read(engine: Engine, client: Any) -> None:
     """An address is known or it is not; nothing raises, at a login either."""
     app = wrapped(engine, asking(log_in))
     answer = await get(app, method="POST", client=client)
@@ -747,14 +749,14 @@ async def test_c116_a_client_of_any_make_is_read(engine: Engine, client: Any) ->
     assert row.address in (None, "198.51.100.7")
 
 
-async def test_a_scope_without_a_client_is_one(engine: Engine) -> None:
+async def test_a_scope_without_a_client_is_served(engine: Engine) -> None:
     """The key is optional."""
     scope = http_scope(method="POST")
     del scope["client"]
     assert (await serve(wrapped(engine, asking(log_in)), scope)).status == 200
 
 
-async def test_c113_forwarded_addresses_are_believed_of_trusted_proxies_only(
+async def test_c113_forwarded_addresses_are_accepted_from_trusted_proxies_only(
     engine: Engine,
 ) -> None:
     """By default of nobody."""
@@ -833,7 +835,7 @@ async def test_c151_different_sessions_around_one_app_are_an_error(
 
 
 @pytest.mark.parametrize("value", [None, "alice", {"user": "alice"}, True])
-async def test_c151_a_stranger_in_our_place_of_the_scope_is_an_error(
+async def test_c151_another_object_under_our_key_of_the_scope_is_an_error(
     engine: Engine, value: object
 ) -> None:
     """A marker is an object of ours and nothing a client or a server can spell."""
@@ -924,7 +926,7 @@ async def test_an_error_of_ours_becomes_its_status(
         await get(wrapped(engine, app), "/late")
 
 
-async def test_the_operators_errors_are_the_servers_to_see(engine: Engine) -> None:
+async def test_an_error_with_status_500_reaches_the_server(engine: Engine) -> None:
     """A ConfigError is no answer to a client."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -934,7 +936,7 @@ async def test_the_operators_errors_are_the_servers_to_see(engine: Engine) -> No
         await get(wrapped(engine, app))
 
 
-# WebSockets: the handshake. What follows it is in `test_sockets.py`.
+# WebSockets: the handshake. What follows it is in `test_connections_websockets.py`.
 
 
 async def accepting(scope: Scope, receive: Receive, send: Send) -> None:
@@ -946,7 +948,7 @@ def cookies_of(message: Message) -> list[bytes]:
     return [v for k, v in message["headers"] if k == b"set-cookie"]
 
 
-async def test_c107_a_handshake_carries_the_cookies(engine: Engine) -> None:
+async def test_c107_the_response_to_a_handshake_sets_the_cookies(engine: Engine) -> None:
     """On the accept, the only place where they can go."""
     issued = await engine.login()
     await engine.expire()
@@ -958,7 +960,9 @@ async def test_c107_a_handshake_carries_the_cookies(engine: Engine) -> None:
     assert text == {"type": "websocket.send", "text": "'alice'"}
 
 
-async def test_c108_a_denied_handshake_carries_them_too(engine: Engine) -> None:
+async def test_c108_the_response_that_denies_a_handshake_sets_the_cookies(
+    engine: Engine,
+) -> None:
     """On the response that denies it."""
     issued = await engine.login()
     await engine.expire()
@@ -985,29 +989,7 @@ async def test_c106_a_handshake_of_another_site_is_refused(
     assert denied.status == 403
 
 
-@pytest.mark.parametrize(
-    ("down", "code", "status"), [(False, 4401, 401), (True, 1013, 503)], ids=["401", "503"]
-)
-async def test_an_error_at_a_handshake_denies_it(
-    engine: Engine, down: bool, code: int, status: int
-) -> None:
-    """In the language of sockets: no HTTP message where there is no HTTP response."""
-    issued = await engine.login()
-    await engine.expire()
-    engine.store.down = down
-
-    async def requiring(scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SCOPE_KEY].require()
-
-    headers = [both(issued)] if down else []
-    app = wrapped(engine, requiring)
-    answer = await serve(app, socket_scope(headers=headers))
-    assert [m["code"] for m in answer.messages] == [code]
-    scope = socket_scope(headers=headers, extensions=DENIALS)
-    assert (await serve(app, scope)).status == status
-
-
-async def test_a_policy_of_short_lives_is_served_alike() -> None:
+async def test_a_policy_with_short_lifetimes_follows_the_same_rules() -> None:
     """A demonstration in seconds follows the same rules."""
     policy = Policy(
         session_ttl=timedelta(seconds=2),

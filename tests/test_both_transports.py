@@ -165,7 +165,7 @@ CASES = [
 @pytest.mark.parametrize("word", NOT_MEANT)
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PURGE", "get"])
 @pytest.mark.parametrize("over", [over_asgi, over_wsgi], ids=["asgi", "wsgi"])
-def test_a_write_is_never_passive_by_its_client_s_word(
+def test_a_client_cannot_declare_a_write_passive(
     over: Callable[[Case], Seen], method: str, word: str
 ) -> None:
     """It rotates, and it is activity, whatever its headers say of it."""
@@ -176,7 +176,7 @@ def test_a_write_is_never_passive_by_its_client_s_word(
 
 
 @pytest.mark.parametrize("over", [over_asgi, over_wsgi], ids=["asgi", "wsgi"])
-def test_a_write_is_passive_by_the_application_s_word(over: Callable[[Case], Seen]) -> None:
+def test_an_application_can_declare_a_write_passive(over: Callable[[Case], Seen]) -> None:
     """A path that is configured as passive stays so for every method."""
     case = Case(
         "", BOTH, path="/poll", method="POST", options={"passive": ["/poll"]}, **EXPIRED
@@ -185,6 +185,6 @@ def test_a_write_is_passive_by_the_application_s_word(over: Callable[[Case], See
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_both_transports_give_the_same_answer(case: Case) -> None:
+def test_both_transports_return_the_same_response(case: Case) -> None:
     """Status, every header, body; and the same rows, events and queries behind it."""
     assert over_wsgi(case) == over_asgi(case)

@@ -240,7 +240,9 @@ def test_a_user_logs_in_and_out(client: Browser) -> None:
 
 
 @pytest.mark.parametrize("path", REFUSING)
-def test_who_must_be_signed_in_is_told_so(client: Browser, path: str) -> None:
+def test_a_protected_resource_is_a_401_without_a_session(
+    client: Browser, path: str
+) -> None:
     """A hook on a responder or a class, `auth`, the handle: Falcon's own 401 by each."""
     response = client.get(path)
     assert response.status_code == 401
@@ -259,7 +261,7 @@ def test_an_old_sign_in_is_not_fresh(client: Browser, engine: Engine, path: str)
 
 
 @pytest.mark.parametrize("path", ["/level", "/ruled-level"])
-def test_a_trust_level_is_asked_for(client: Browser, path: str) -> None:
+def test_a_resource_requires_a_trust_level(client: Browser, path: str) -> None:
     """403 for a session without one."""
     assert client.get(path).status_code == 401
     client.post("/login")
@@ -290,7 +292,7 @@ def test_a_resource_without_a_rule_is_open_unless_all_are_protected(
 
 
 @pytest.mark.parametrize("path", MISTAKES)
-def test_a_rule_that_cannot_be_meant_is_refused(client: Browser, path: str) -> None:
+def test_an_invalid_rule_is_refused(client: Browser, path: str) -> None:
     """A typo must not open a resource."""
     with pytest.raises(ConfigError, match="auth_disabled"):
         client.get(path)
@@ -318,7 +320,7 @@ def test_an_expired_session_is_refreshed(client: Browser, engine: Engine) -> Non
 
 
 @pytest.mark.parametrize("path", ASKING)
-def test_p5_asking_in_an_outage_is_a_503(
+def test_p5_reading_the_session_in_an_outage_is_a_503(
     client: Browser, engine: Engine, path: str
 ) -> None:
     """With Retry-After, whichever way is asked, and the cookies stay."""
@@ -334,7 +336,9 @@ def test_p5_asking_in_an_outage_is_a_503(
     engine.store.down = False
 
 
-def test_p5_not_asking_in_an_outage_is_a_200(client: Browser, engine: Engine) -> None:
+def test_p5_not_reading_the_session_in_an_outage_is_a_200(
+    client: Browser, engine: Engine
+) -> None:
     """And nobody is signed out."""
     client.post("/login")
     engine.clock.advance(engine.policy.session_ttl)
@@ -363,7 +367,7 @@ def test_c157_a_cookie_on_an_unhandled_error(client: Browser, engine: Engine) ->
     assert len(engine.of(Refreshed)) == 1
 
 
-def test_an_error_of_the_operators_is_left_to_the_server(client: Browser) -> None:
+def test_an_error_with_status_500_reaches_the_server(client: Browser) -> None:
     """No answer of ours hides it."""
     with pytest.raises(ConfigError, match="operator"):
         client.get("/misconfigured")
@@ -573,7 +577,7 @@ async def test_a_revoked_session_closes_its_socket(engine: Engine) -> None:
     assert closed.value.code == 4401
 
 
-async def test_a_socket_that_asks_in_an_outage_is_told_to_try_again(
+async def test_a_socket_in_an_outage_is_closed_with_1013(
     engine: Engine,
 ) -> None:
     """1013, by the rule, and no crash."""
@@ -585,7 +589,7 @@ async def test_a_socket_that_asks_in_an_outage_is_told_to_try_again(
         engine.store.down = False
 
 
-async def test_an_accepted_socket_that_asks_for_too_much_is_closed(
+async def test_an_accepted_socket_is_closed_with_the_code_of_the_error(
     engine: Engine,
 ) -> None:
     """By our code, and not with Falcon's 3500 or 1011."""

@@ -211,7 +211,7 @@ def test_an_old_sign_in_is_not_fresh(client: TestClient[Any], engine: Engine) ->
     assert "sign in again" in response.json()["detail"]
 
 
-def test_a_guard_asks_for_a_trust_level(client: TestClient[Any]) -> None:
+def test_a_guard_requires_a_trust_level(client: TestClient[Any]) -> None:
     """403 for a session without one."""
     assert client.get("/level").status_code == 401
     client.post("/login")
@@ -248,7 +248,7 @@ PATHS = ["/me", "/sync-me", "/secret", "/injected", "/required"]
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_p5_asking_in_an_outage_is_a_503(
+def test_p5_reading_the_session_in_an_outage_is_a_503(
     client: TestClient[Any], engine: Engine, path: str
 ) -> None:
     """With Retry-After, whichever way is asked, and the cookies stay."""
@@ -265,7 +265,7 @@ def test_p5_asking_in_an_outage_is_a_503(
     assert client.get(path).status_code == 200
 
 
-def test_p5_not_asking_in_an_outage_is_a_200(
+def test_p5_not_reading_the_session_in_an_outage_is_a_200(
     client: TestClient[Any], engine: Engine
 ) -> None:
     """And nobody is signed out."""
@@ -314,7 +314,7 @@ def test_a_revoked_session_closes_its_socket(client: TestClient[Any], path: str)
     assert closed.value.code == 4401
 
 
-def test_a_socket_that_asks_in_an_outage_is_told_to_try_again(
+def test_a_socket_in_an_outage_is_closed_with_1013(
     client: TestClient[Any], engine: Engine
 ) -> None:
     """1013, by the guard, and no crash."""
@@ -330,7 +330,7 @@ def test_a_socket_that_asks_in_an_outage_is_told_to_try_again(
     engine.store.down = False
 
 
-def test_an_accepted_socket_that_asks_for_too_much_is_closed(
+def test_an_accepted_socket_is_closed_with_the_code_of_the_error(
     client: TestClient[Any],
 ) -> None:
     """By its own code, and not with Litestar's 4500."""
@@ -477,7 +477,7 @@ def test_without_a_middleware_the_error_says_what_to_do() -> None:
 
 
 @each_way
-def test_an_error_of_the_operators_is_left_to_the_server(
+def test_an_error_with_status_500_reaches_the_server(
     engine: Engine, serving: Serving
 ) -> None:
     """No answer of ours hides it, and its text does not reach the client."""
@@ -492,7 +492,7 @@ def test_an_error_of_the_operators_is_left_to_the_server(
 
 
 @each_way
-def test_the_document_shows_the_cookie_where_it_is_asked_for(
+def test_the_document_shows_the_cookie_where_it_is_required(
     engine: Engine, serving: Serving
 ) -> None:
     """Beside the schemes that the application has; not on routes without a guard."""

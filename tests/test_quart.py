@@ -355,7 +355,7 @@ ASKING = ["/me", "/sync-me", "/maybe", "/unguarded", "/required", "/fresh", "/pa
 
 
 @pytest.mark.parametrize("path", ASKING)
-async def test_p5_asking_in_an_outage_is_a_503(
+async def test_p5_reading_the_session_in_an_outage_is_a_503(
     client: Browser, engine: Engine, path: str
 ) -> None:
     """With Retry-After, whichever way is asked, and the cookies stay."""
@@ -371,7 +371,9 @@ async def test_p5_asking_in_an_outage_is_a_503(
     assert await status(client, path) in (200, 401)
 
 
-async def test_p5_not_asking_in_an_outage_is_a_200(client: Browser, engine: Engine) -> None:
+async def test_p5_not_reading_the_session_in_an_outage_is_a_200(
+    client: Browser, engine: Engine
+) -> None:
     """And nobody is signed out."""
     await login(client)
     engine.clock.advance(engine.policy.session_ttl)
@@ -530,7 +532,7 @@ async def test_quart_s_session_gets_no_cookie_of_ours(
     assert "set SESSION_COOKIE_NAME to another name" in caplog.text
 
 
-async def test_a_socket_knows_the_session(client: Browser) -> None:
+async def test_a_socket_has_the_session(client: Browser) -> None:
     """From its handshake on."""
     await login(client)
     async with client.websocket("/ws") as socket:
@@ -585,7 +587,7 @@ async def test_a_revoked_session_closes_its_socket(app: Quart, client: Browser) 
     cookie = "; ".join(f"{name}={value}" for name, value in cookies(client).items())
     scope = socket_scope("/ws", headers=[(b"cookie", cookie.encode())])
     serving = asyncio.create_task(app(scope, incoming.get, outgoing.put))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert (await outgoing.get())["type"] == "websocket.accept"
         assert "alice" in (await outgoing.get())["text"]
         await client.post("/logout")

@@ -216,7 +216,7 @@ def test_an_expired_session_is_refreshed(client: TestClient, engine: Engine) -> 
 @pytest.mark.parametrize(
     "path", ["/me", "/sync-me", "/secret", "/sync-secret", "/required"]
 )
-def test_p5_asking_in_an_outage_is_a_503(
+def test_p5_reading_the_session_in_an_outage_is_a_503(
     client: TestClient, engine: Engine, path: str
 ) -> None:
     """With Retry-After, whichever way is asked, and the cookies stay."""
@@ -231,7 +231,9 @@ def test_p5_asking_in_an_outage_is_a_503(
     assert client.get(path).status_code == 200
 
 
-def test_p5_not_asking_in_an_outage_is_a_200(client: TestClient, engine: Engine) -> None:
+def test_p5_not_reading_the_session_in_an_outage_is_a_200(
+    client: TestClient, engine: Engine
+) -> None:
     """And nobody is signed out."""
     login_as(client, "alice", remember=True, sessions=engine.sessions)
     engine.clock.advance(engine.policy.session_ttl)
@@ -273,7 +275,7 @@ def test_a_revoked_session_closes_its_socket(client: TestClient, engine: Engine)
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_a_socket_that_asks_for_more_than_there_is_is_denied(
+def test_a_socket_without_a_session_is_denied(
     client: TestClient, engine: Engine, down: bool
 ) -> None:
     """Without a session, and in an outage: a refused handshake and no crash."""

@@ -66,7 +66,7 @@ def due(engine: Engine, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("expired", [False, True])
-def test_the_apps_iterable_is_returned_as_it_is(engine: Engine, expired: bool) -> None:
+def test_the_apps_iterable_is_returned_unchanged(engine: Engine, expired: bool) -> None:
     """The very object, so ``close()`` is the server's to call, and is called once."""
     closed: list[str] = []
 
@@ -92,7 +92,7 @@ def test_the_apps_iterable_is_returned_as_it_is(engine: Engine, expired: bool) -
     assert closed == ["closed"]
 
 
-def test_a_file_wrapper_is_returned_as_it_is(engine: Engine) -> None:
+def test_a_file_wrapper_is_returned_unchanged(engine: Engine) -> None:
     """So a server may still send the file by itself."""
     wrapper = FileWrapper(BytesIO(b"contents"))
 
@@ -189,7 +189,7 @@ def test_c94_exc_info_is_not_kept(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
-def test_c95_a_status_without_a_body_carries_the_cookies(
+def test_c95_a_response_without_a_body_sets_the_cookies(
     engine: Engine, status: str
 ) -> None:
     """A rotation is delivered by whatever answer comes first."""
@@ -206,7 +206,7 @@ def test_c74_head_is_like_get(engine: Engine) -> None:
     assert (refused.status, refused.body) == (401, b"")
 
 
-def test_the_apps_header_list_is_not_touched(engine: Engine) -> None:
+def test_the_apps_header_list_is_not_changed(engine: Engine) -> None:
     """An application may use one list for all its answers."""
     headers = [("Content-Type", "text/plain")]
 
@@ -297,7 +297,7 @@ HOSTILE: dict[str, Environ] = {
 
 @pytest.mark.parametrize("changed", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_no_request_is_worth_a_500(engine: Engine, changed: Environ, method: str) -> None:
+def test_no_request_causes_a_500(engine: Engine, changed: Environ, method: str) -> None:
     """Whatever stands in the environ, the request is an anonymous one, or refused."""
     request = {**environ(method=method), **changed}
     request = {key: value for key, value in request.items() if value is not None}
@@ -316,7 +316,7 @@ def test_no_request_is_worth_a_500(engine: Engine, changed: Environ, method: str
     assert engine.store.queries == 0
 
 
-def test_an_environ_of_next_to_nothing_is_served(engine: Engine) -> None:
+def test_an_almost_empty_environ_is_served(engine: Engine) -> None:
     """A server that leaves out what PEP 3333 asks for gets an answer all the same."""
 
     def app(environ: Environ, start_response: App) -> list[bytes]:
@@ -456,7 +456,7 @@ def test_a_cross_site_write_with_a_forged_cookie_never_leaves_the_thread(
     assert engine.events == []
 
 
-def test_what_is_only_half_forged_is_asked_for(engine: Engine) -> None:
+def test_credentials_that_are_only_partly_forged_are_checked(engine: Engine) -> None:
     """A dead session token beside a good refresh token, and tokens in each other's place,
     which is an event."""
     issued = call(engine.login)
@@ -534,7 +534,7 @@ def test_c146_a_handle_outlives_what_the_server_does_to_its_environ(engine: Engi
 
 
 @pytest.mark.parametrize("expired", [False, True])
-def test_c146_a_reused_environ_brings_nobodys_session_along(
+def test_c146_a_reused_environ_contains_no_earlier_session(
     engine: Engine, expired: bool
 ) -> None:
     """A server that only overwrites the headers of the last request gets a new handle."""
@@ -735,7 +735,7 @@ def test_32_threads_refresh_one_session_once(engine: Engine) -> None:
     assert (body, len(tokens)) == (b"'alice'", 2)
 
 
-def test_p5_an_outage_is_a_503_with_the_cookies_left_alone() -> None:
+def test_p5_an_outage_is_a_503_and_keeps_the_cookies() -> None:
     """For whoever asks; who never asks never notices."""
     with running(policy=Policy(time_budget=timedelta(milliseconds=200))) as engine:
         sent = due(engine)
@@ -746,7 +746,7 @@ def test_p5_an_outage_is_a_503_with_the_cookies_left_alone() -> None:
         assert answer.body == b"temporarily unavailable\n"
 
 
-def test_a_refusal_is_an_answer_to_test_clients_too(engine: Engine) -> None:
+def test_a_refusal_is_a_response_for_test_clients_too(engine: Engine) -> None:
     """Werkzeug's raises what it is given as `exc_info`, and the 401 was never seen."""
     client = WerkzeugClient(wrapped(engine, asking(lambda h: h.require())))
     assert client.get("/").status_code == 401

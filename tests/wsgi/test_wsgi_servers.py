@@ -110,7 +110,7 @@ def refused_by_all(client: httpx.Client) -> bool:
 
 
 @UWSGI
-def test_uwsgis_master_that_uses_the_sessions_is_refused_in_words(
+def test_uwsgis_master_that_uses_the_sessions_is_refused_with_an_explanation(
     dsn: str, log: Path
 ) -> None:
     """uWSGI forks without telling Python: a loop in its master is a deadlock to come."""
@@ -131,7 +131,7 @@ def test_uwsgi_with_lazy_apps_may_use_the_sessions_at_import(dsn: str, log: Path
 
 @UWSGI
 @pytest.mark.parametrize("option", [["--master"], []])
-def test_c138_uwsgi_without_threads_is_refused_in_words(
+def test_c138_uwsgi_without_threads_is_refused_with_an_explanation(
     dsn: str, log: Path, option: list[str]
 ) -> None:
     """At the start, with the setting that is missing."""
@@ -141,7 +141,7 @@ def test_c138_uwsgi_without_threads_is_refused_in_words(
 
 
 @pytest.mark.parametrize("worker", ["gevent", "eventlet"])
-def test_c138_gunicorn_with_greenlets_is_refused_in_words(
+def test_c138_gunicorn_with_greenlets_is_refused_with_an_explanation(
     dsn: str, log: Path, worker: str
 ) -> None:
     """The server ends, and its log says what to do; or it has no such worker."""
@@ -267,7 +267,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("make", [gunicorn, pytest.param(uwsgi, marks=UWSGI), wsgiref])
-def test_hostile_bytes_are_worth_no_500(make: Any, dsn: str, log: Path) -> None:
+def test_hostile_bytes_cause_no_500(make: Any, dsn: str, log: Path) -> None:
     """Whatever a client sends, a server says 4xx or the application answers."""
     options = ["--enable-threads"] if make is uwsgi else []
     with serving(make, options, dsn, log) as server:

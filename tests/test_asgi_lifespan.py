@@ -132,7 +132,7 @@ async def test_an_app_that_crashes_while_it_runs_leaves_nothing_open() -> None:
     assert server.engine.sessions.stats().written_touches == 1
 
 
-async def test_an_app_that_fails_before_it_listens_is_stood_in_for() -> None:
+async def test_the_middleware_implements_the_lifespan_for_an_app_that_does_not() -> None:
     """What an app raises on a scope it does not know is no failed startup."""
     server = Server(Engine(), refusing)
     assert await server.tell("startup") == "startup.complete"
@@ -178,7 +178,7 @@ def test_c141_an_app_serves_one_loop_after_another() -> None:
         asyncio.run(life(close))
 
 
-async def test_a_lifespan_that_its_server_forgot_ends_without_a_word() -> None:
+async def test_a_lifespan_that_its_server_dropped_ends_without_an_error() -> None:
     """Test clients of Falcon before 4.4 leave it to the garbage collector, loop and all."""
     serving = SessionAuthMiddleware(supporting, Engine().sessions)
     waiting = asyncio.Event()

@@ -253,7 +253,7 @@ def attack(tab: Tab, page: str, name: str, target: str) -> str:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["another", "sibling"])
-def test_pages_of_other_sites_log_nobody_out_in_a_browser(
+def test_pages_of_other_sites_log_no_user_out_in_a_browser(
     host: str, tab: Tab, elsewhere: int, site: tuple[str, str]
 ) -> None:
     """By no form, link, frame, fetch or image; nor do they open a socket, or log in."""

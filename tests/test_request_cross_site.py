@@ -149,7 +149,7 @@ def test_a_bearer_client_logs_out_from_any_origin(
 @each_transport
 @pytest.mark.parametrize("headers", [{}, *FOREIGN], ids=str)
 @pytest.mark.parametrize("exclude", [[], ["/"]], ids=["asked", "excluded"])
-def test_a_made_up_bearer_token_clears_nobodys_cookies(
+def test_a_forged_bearer_token_clears_no_cookies(
     over: Transport, headers: Mapping[str, str], exclude: list[str]
 ) -> None:
     """It is nobody's logout: the session of the cookies beside it lives on, so they must

@@ -236,7 +236,7 @@ async def test_a_client_that_left_is_not_closed_again(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("failure", [OSError, ConnectionResetError, RuntimeError])
-async def test_a_client_that_was_faster_is_no_error(
+async def test_a_client_that_closed_first_is_no_error(
     engine: Engine, failure: type[Exception]
 ) -> None:
     """The close finds the connection gone: nothing raises, no exception is left behind."""
@@ -370,7 +370,7 @@ async def forge(engine: Engine, record: Record) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", [relisten, forge], ids=lambda way: way.__name__)
-async def test_a_handshake_in_doubt_is_looked_at_and_not_closed(
+async def test_a_doubted_handshake_is_checked_and_not_closed(
     meanwhile: Callable[[Engine, Record], Awaitable[object]],
 ) -> None:
     """Anything may have ended since the read, and the table says that nothing did."""
@@ -395,7 +395,7 @@ async def test_a_session_ended_elsewhere_during_the_handshake_closes_its_socket(
         assert await socket.next() == CLOSE
 
 
-async def test_a_handshake_that_nothing_disturbed_asks_nothing_more() -> None:
+async def test_an_undisturbed_handshake_costs_no_further_query() -> None:
     """One query for the session, and none for its socket."""
 
     async def nothing(engine: Engine, record: Record) -> None:
@@ -457,7 +457,7 @@ async def came_back(engine: Engine, issued: Issued) -> Answer:
     return await engine.ask(issued, session=False)
 
 
-async def test_a_thief_who_only_opens_sockets_is_found_out(engine: Engine) -> None:
+async def test_a_thief_who_only_opens_sockets_is_detected(engine: Engine) -> None:
     """The first frame shows that the handshake's cookies arrived: the old token is a
     replay from then on, and the socket is closed."""
     issued, socket = await rotated_by_socket(engine, echoing)
@@ -469,7 +469,7 @@ async def test_a_thief_who_only_opens_sockets_is_found_out(engine: Engine) -> No
     await socket.served()
 
 
-async def test_a_thief_who_opens_one_socket_after_another_is_found_out(
+async def test_a_thief_who_opens_one_socket_after_another_is_detected(
     engine: Engine,
 ) -> None:
     """Each handshake presents the token of the one before, whether a frame came or not."""
@@ -499,7 +499,7 @@ async def test_a_frame_after_a_repeated_pair_counts_too(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["silent", "left"])
-async def test_p7_a_socket_of_which_nothing_is_heard_proves_nothing(
+async def test_p7_a_socket_without_a_frame_proves_nothing(
     engine: Engine, left: bool
 ) -> None:
     """Its answer may have been lost on the way, and the end of a connection is no frame."""
@@ -513,7 +513,7 @@ async def test_p7_a_socket_of_which_nothing_is_heard_proves_nothing(
     await socket.served()
 
 
-async def test_p7_a_frame_proves_no_cookies_that_did_not_leave(engine: Engine) -> None:
+async def test_p7_a_frame_proves_no_cookies_that_were_not_sent(engine: Engine) -> None:
     """The handshake was accepted after grace, hence without cookies: the old token goes
     on."""
 
@@ -535,7 +535,7 @@ async def test_p7_a_frame_proves_no_cookies_that_did_not_leave(engine: Engine) -
     [{}, {"version": "3.0"}, {"spec_version": "2.0"}, {"spec_version": "two"}],
     ids=str,
 )
-async def test_a_handshake_whose_answer_takes_no_headers_rotates_nothing(
+async def test_a_handshake_whose_response_cannot_have_headers_rotates_nothing(
     engine: Engine, asgi: dict[str, str]
 ) -> None:
     """A server of ASGI 2.0 would drop the cookies: the refresh token counts as it
@@ -556,7 +556,7 @@ async def test_a_handshake_whose_answer_takes_no_headers_rotates_nothing(
 @pytest.mark.parametrize(
     "header", [(b"x-passive-request", b"1"), (b"sec-purpose", b"prefetch")]
 )
-async def test_a_handshake_is_never_passive_by_its_client_s_word(
+async def test_a_client_cannot_declare_a_handshake_passive(
     engine: Engine, header: tuple[bytes, bytes]
 ) -> None:
     """It is judged as a write."""
@@ -577,7 +577,7 @@ async def test_a_session_can_be_ended_from_another_thread(engine: Engine) -> Non
     await socket.served()
 
 
-async def test_an_anonymous_socket_is_the_servers_own(engine: Engine) -> None:
+async def test_an_anonymous_socket_is_not_wrapped(engine: Engine) -> None:
     """Nothing stands between it and the app but the headers of its accept."""
     given: list[Receive] = []
 

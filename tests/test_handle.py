@@ -49,7 +49,7 @@ ASKING: list[Callable[[Handle], object]] = [
 ]
 
 
-async def test_a_handle_with_a_session_says_whose(engine: Engine) -> None:
+async def test_a_handle_with_a_session_has_its_user(engine: Engine) -> None:
     """And requiring it gives it."""
     issued = await engine.login()
     made = holding(engine, issued)
@@ -57,7 +57,7 @@ async def test_a_handle_with_a_session_says_whose(engine: Engine) -> None:
     assert made.require() == issued.session
 
 
-async def test_a_handle_without_one_says_nobody(engine: Engine) -> None:
+async def test_a_handle_without_a_session_is_anonymous(engine: Engine) -> None:
     """And requiring one raises a 401."""
     for made in (handle(engine), handle(engine, Invalid(Reason.EXPIRED))):
         assert [ask(made) for ask in ASKING] == [None, None, False]
@@ -67,7 +67,7 @@ async def test_a_handle_without_one_says_nobody(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("ask", [*ASKING, lambda h: h.require()])
-async def test_p5_an_unresolved_handle_raises(
+async def test_p5_an_unknown_handle_raises(
     engine: Engine, ask: Callable[[Handle], object]
 ) -> None:
     """Whatever is asked of it, again and again."""
@@ -87,7 +87,7 @@ async def test_p5_an_unresolved_handle_raises(
         lambda h: h.revoke_others(),
     ],
 )
-async def test_p5_no_verb_of_an_unresolved_handle_pretends(
+async def test_p5_no_method_of_an_unknown_handle_reports_success(
     engine: Engine, verb: Callable[[Handle], Any]
 ) -> None:
     """Nothing is done, and no cookie is cleared."""
@@ -97,14 +97,14 @@ async def test_p5_no_verb_of_an_unresolved_handle_pretends(
     assert made.response_headers([]) == [(b"vary", b"Cookie")]
 
 
-async def test_a_login_resolves_a_handle(engine: Engine) -> None:
+async def test_a_login_gives_an_unknown_handle_a_session(engine: Engine) -> None:
     """The database answered meanwhile, and the new session counts."""
     made = handle(engine, Unknown("frozen"))
     await made.login("bob")
     assert made.user_id == "bob"
 
 
-async def test_a_fresh_sign_in_is_counted_from_the_login(engine: Engine) -> None:
+async def test_a_fresh_login_is_counted_from_the_login(engine: Engine) -> None:
     """On the database's clock; a refresh is no sign-in."""
     issued = await engine.login()
     engine.clock.advance(timedelta(minutes=5))
@@ -159,7 +159,7 @@ async def test_revoking_the_others_keeps_this_one(engine: Engine) -> None:
     assert engine.row(issued.session.id).is_active
 
 
-async def test_nobody_has_no_sessions_to_end(engine: Engine) -> None:
+async def test_an_anonymous_user_has_no_sessions_to_end(engine: Engine) -> None:
     """Every verb that needs a session says so."""
     made = handle(engine)
     for verb in (made.list_sessions(), made.revoke("x"), made.revoke_others()):
@@ -190,7 +190,7 @@ async def test_p12_a_handle_shows_nothing(engine: Engine) -> None:
     assert repr(made) == "Handle()"
 
 
-async def test_the_client_is_read_when_asked(engine: Engine) -> None:
+async def test_the_client_is_parsed_only_when_it_is_read(engine: Engine) -> None:
     """Once, and goes into the row of a login."""
     made = handle(engine)
     assert made.client is made.client

@@ -156,7 +156,7 @@ def test_c136_a_child_shares_no_loop_and_no_connection(
     assert set(held(sessions)) >= set(before)
 
 
-def test_c136_a_child_that_frees_everything_disturbs_nobody(
+def test_c136_a_child_that_frees_everything_does_not_disturb_its_parent(
     dsn: str, sessions: Sessions
 ) -> None:
     """It collects garbage, closes what it has and ends as interpreters end."""
@@ -214,7 +214,7 @@ def test_a_childs_graceful_end_writes_its_activity(dsn: str, sessions: Sessions)
     assert len(rows(dsn, seen)) == 1
 
 
-def test_c136_what_the_parent_believed_the_child_reads_again(
+def test_c136_a_child_reads_again_what_its_parent_had_cached(
     dsn: str, sessions: Sessions
 ) -> None:
     """It hears nothing yet, so it takes nothing of the parent's cache on trust."""
@@ -340,7 +340,7 @@ def test_c136_many_children_at_once_while_the_parent_serves(
     assert wrong == []
 
 
-def test_a_fork_that_nobody_told_python_of_is_noticed(
+def test_a_fork_without_pythons_hook_is_detected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As under uWSGI: the next crossing looks at the process id and starts over."""
@@ -356,7 +356,7 @@ def test_a_fork_that_nobody_told_python_of_is_noticed(
     call(engine.sessions.close)
 
 
-def test_under_uwsgi_even_a_hit_looks_whether_there_was_a_fork(
+def test_under_uwsgi_a_hit_detects_a_fork_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The parent's cache is not believed for a single request."""

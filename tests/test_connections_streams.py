@@ -84,7 +84,7 @@ async def test_a_stream_that_ends_by_itself_is_whole() -> None:
         assert len(engine.sessions.connections) == 0
 
 
-async def test_a_fault_of_the_source_passes_through() -> None:
+async def test_an_exception_of_the_source_passes_through() -> None:
     """It is the application's own."""
 
     async def faulty() -> AsyncIterator[int]:
