@@ -25,10 +25,10 @@ def test_the_database_clock_is_counted_on_from_its_last_answer() -> None:
     """From its last answer on; a later answer corrects it, back as well."""
     clock = FakeClock()
     database = DatabaseClock(clock)
-    database.saw(NOW, clock())
+    database.update(NOW, clock())
     clock.advance(10)
     assert database.now() == NOW + timedelta(seconds=10)
-    database.saw(NOW, clock())
+    database.update(NOW, clock())
     assert database.now() == NOW
 
 

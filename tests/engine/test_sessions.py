@@ -358,7 +358,7 @@ async def test_a_subscriber_that_never_ends_is_cancelled_at_the_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is cancelled when the time for it is over, and the store is closed."""
-    monkeypatch.setattr(dispatch, "DRAIN_BUDGET", 0.01)
+    monkeypatch.setattr(dispatch, "DRAIN_TIMEOUT", 0.01)
     cancelled = asyncio.Event()
 
     async def hang(event: LoggedIn) -> None:

@@ -263,7 +263,7 @@ class Authenticator:
             records = await self._loader.load(list(keys))
         read = Read(before, self._clock())
         if records:
-            self._database_clock.saw(records[0].read_at, read.after)
+            self._database_clock.update(records[0].read_at, read.after)
         known_digests = {record.token_digest for record in records}
         for text, key in keys.items():
             if text not in known_digests:

@@ -1,9 +1,9 @@
-"""The clock that deadlines are counted down on.
+"""Two clocks: the one that deadlines are counted on, and the database's.
 
-It never jumps when somebody sets the time, and it counts while the machine is suspended:
-a laptop that slept for an hour wakes to a cache that is an hour old.
+The first never jumps when the time is set, and it counts while the machine is suspended: a
+laptop that slept for an hour wakes up with a cache that is an hour old.
 
-The database's clock, as far as its answers let us know it.
+The second is what the last answer of the database said, counted on with the first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 Clock = Callable[[], float]
-"""Seconds since a fixed moment, as a float."""
+"""Returns seconds since a fixed moment."""
 
 
 uptime: Clock = (
@@ -26,31 +26,28 @@ uptime: Clock = (
 
 
 FRESH = 60.0
-"""Seconds for which an answer may be counted on."""
+"""Seconds for which an answer is relied on: the database's clock can be set at any time."""
 
 
 class DatabaseClock:
-    """The database's clock between its answers, counted on ours.
-
-    Before the first answer it is the system's, for want of anything better.
-    """
+    """The database's clock between two answers. Before the first one, the system's."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._seen: tuple[datetime, float] | None = None
+        self._answer: tuple[datetime, float] | None = None
 
-    def saw(self, read_at: datetime, after: float) -> None:
-        """An answer arrived when ours showed ``after``, and bore this time."""
-        self._seen = read_at, after
+    def update(self, read_at: datetime, received_at: float) -> None:
+        """An answer with the time ``read_at`` arrived at ``received_at`` on our clock."""
+        self._answer = read_at, received_at
 
     @property
     def is_fresh(self) -> bool:
-        """Whether an answer came lately: a clock may be put right at any time."""
-        return self._seen is not None and self._clock() - self._seen[1] < FRESH
+        """Whether the last answer is at most ``FRESH`` seconds old."""
+        return self._answer is not None and self._clock() - self._answer[1] < FRESH
 
     def now(self) -> datetime:
         """The database's clock now, at most a round trip behind."""
-        if self._seen is None:
+        if self._answer is None:
             return datetime.now(UTC)
-        read_at, after = self._seen
-        return read_at + timedelta(seconds=self._clock() - after)
+        read_at, received_at = self._answer
+        return read_at + timedelta(seconds=self._clock() - received_at)

@@ -1,11 +1,11 @@
-"""States.
+"""Events to subscribers, the log and the counters; and the figures of one process.
 
-Figures of one process, for metrics and health pages.
-
-Who is told what happened: subscribers, the log, the counters.
-
-An event is published after its change is committed. A subscriber that fails is logged
-and contained; it can neither undo the change nor break the request.
+Rule 1. An event is published after its change was committed. A subscriber that fails is
+logged: it can neither undo the change nor break the request.
+Rule 2. An asynchronous subscriber runs beside the request. The number of calls that run is
+limited for each kind of event, and what is dropped beyond it is counted.
+Rule 3. A kind of event that a client without any genuine token can cause is logged once a
+second, with the number of lines that were left out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,19 @@ from typing import TypeVar
 from handstamp.core.models import Client
 from handstamp.engine.clocks import Clock, uptime
 from handstamp.events import Event
+
+logger = logging.getLogger("handstamp")
+
+MOST_RUNNING = 1000
+"""Calls of asynchronous subscribers that may run at once, for each kind of event: a kind
+that a client can cause again and again takes nothing from the others."""
+LOG_INTERVAL = 1.0
+"""Seconds between two log lines of one kind of event (rule 3)."""
+DRAIN_TIMEOUT = 2.0
+"""Seconds that subscribers may delay a graceful stop."""
+
+E = TypeVar("E", bound=Event)
+Subscriber = Callable[[E], Awaitable[None] | None]
 
 
 class ListenerState(StrEnum):
@@ -64,23 +77,8 @@ class Stats:
     events: Mapping[str, int]
 
 
-logger = logging.getLogger("handstamp")
-
-MOST_RUNNING = 1000
-"""Calls of asynchronous subscribers that may be under way, for each kind of event: one kind
-that a client can cause again and again takes nothing from the others."""
-LOG_INTERVAL = 1.0
-"""Seconds between log lines of one kind of event that a client without any genuine token
-can cause."""
-DRAIN_BUDGET = 2.0
-"""Seconds that subscribers may hold up a graceful stop."""
-
-E = TypeVar("E", bound=Event)
-Subscriber = Callable[[E], Awaitable[None] | None]
-
-
 class EventDispatcher:
-    """Publishes events to whoever subscribed to their class or a parent of it."""
+    """Publishes each event to the subscribers of its class and of the classes above it."""
 
     def __init__(self, clock: Clock = uptime) -> None:
         self.counts: Counter[str] = Counter()
@@ -92,23 +90,35 @@ class EventDispatcher:
         self._dropping: set[str] = set()
 
     def on(self, kind: type[E], subscriber: Subscriber[E]) -> None:
-        """Call ``subscriber`` with every event of this kind."""
+        """Call ``subscriber`` with every event of this class or a subclass."""
         self._subscribers.append((kind, subscriber))  # type: ignore[arg-type]
 
     def publish(self, event: Event) -> None:
-        """Count the event, log it and tell the subscribers. Never raises."""
+        """Count the event, log it and call its subscribers. Never raises."""
         self.counts[event.action] += 1
         level = logging.WARNING if event.alarming else logging.INFO
         if logger.isEnabledFor(level):
             self._log(level, event)
         for kind, subscriber in self._subscribers:
-            if isinstance(event, kind):
-                self._tell(subscriber, event)
+            if not isinstance(event, kind):
+                continue
+            try:
+                result = subscriber(event)
+            except Exception:
+                _log_failure(event)
+                continue
+            if inspect.isawaitable(result):
+                self._run(result, event)
 
     def _log(self, level: int, event: Event) -> None:
-        """One line; of what anybody can cause, one for each interval and kind, with the
-        number of those that were left out before it."""
-        action, facts = event.action, _facts(event)
+        """Log one line, or leave it out (rule 3). Its fields are the event's, with clients
+        shown by their network."""
+        action = event.action
+        values = {f.name: getattr(event, f.name) for f in fields(event)}
+        facts: dict[str, object] = {
+            f"handstamp_{name}": repr(value) if isinstance(value, Client) else value
+            for name, value in values.items()
+        }
         if event.unauthenticated:
             now = self._clock()
             if now < self._next_line.get(action, now):
@@ -120,40 +130,31 @@ class EventDispatcher:
                 facts["handstamp_suppressed"] = suppressed
         logger.log(level, action, extra={"action": action, **facts})
 
-    def _tell(self, subscriber: Subscriber[Event], event: Event) -> None:
-        try:
-            answer = subscriber(event)
-        except Exception:
-            _complain(event)
-            return
-        if inspect.isawaitable(answer):
-            self._run(answer, event)
-
-    def _run(self, answer: Awaitable[None], event: Event) -> None:
-        """Have a subscriber work beside the request, unless too many of its kind do."""
+    def _run(self, result: Awaitable[None], event: Event) -> None:
+        """Run a subscriber beside the request, or drop the call (rule 2)."""
         action, loop = event.action, asyncio.get_running_loop()
         tasks = self._tasks[action]
-        if len(tasks) >= MOST_RUNNING:  # those of a loop that is gone are never done
+        if len(tasks) >= MOST_RUNNING:  # tasks of a closed loop are never done
             tasks -= {task for task in tasks if task.get_loop() is not loop}
         if len(tasks) >= MOST_RUNNING:
-            self._drop(answer, action)
+            self._drop(result, action)
             return
-        task = asyncio.ensure_future(_contained(answer, event))
+
+        def done(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not tasks:
+                self._dropping.discard(action)
+
+        task = asyncio.ensure_future(_contained(result, event))
         tasks.add(task)
-        task.add_done_callback(lambda done: self._done(done, action))
+        task.add_done_callback(done)
 
-    def _done(self, task: asyncio.Task[None], action: str) -> None:
-        tasks = self._tasks[action]
-        tasks.discard(task)
-        if not tasks:
-            self._dropping.discard(action)
-
-    def _drop(self, answer: Awaitable[None], action: str) -> None:
-        if inspect.iscoroutine(answer):
-            answer.close()
+    def _drop(self, result: Awaitable[None], action: str) -> None:
+        if inspect.iscoroutine(result):
+            result.close()
         self.counts["subscriber_dropped"] += 1
         if action not in self._dropping:
-            self._dropping.add(action)  # said once, until all of them are done
+            self._dropping.add(action)  # one line, until all of them are done
             logger.error(
                 "subscribers are too slow: events %s are dropped",
                 action,
@@ -161,39 +162,30 @@ class EventDispatcher:
             )
 
     async def drain(self) -> None:
-        """Wait for subscribers that are still at work, but not for ever."""
+        """Wait for the subscribers that still run, for at most ``DRAIN_TIMEOUT``."""
         loop = asyncio.get_running_loop()
-        working = [
+        running = [
             task
             for tasks in self._tasks.values()
             for task in tasks
             if task.get_loop() is loop
         ]
         self._tasks.clear()
-        if not working:
+        if not running:
             return
-        _, late = await asyncio.wait(working, timeout=DRAIN_BUDGET)
+        _, late = await asyncio.wait(running, timeout=DRAIN_TIMEOUT)
         for task in late:
             task.cancel()
 
 
-async def _contained(answer: Awaitable[None], event: Event) -> None:
+async def _contained(result: Awaitable[None], event: Event) -> None:
     try:
-        await answer
+        await result
     except Exception:
-        _complain(event)
+        _log_failure(event)
 
 
-def _complain(event: Event) -> None:
+def _log_failure(event: Event) -> None:
     logger.exception(
         "a subscriber failed on %s", event.action, extra={"action": "subscriber_failed"}
     )
-
-
-def _facts(event: Event) -> dict[str, object]:
-    """What a log line may hold of an event; the ids, and clients by their network."""
-    values = {f.name: getattr(event, f.name) for f in fields(event)}
-    return {
-        f"handstamp_{name}": repr(value) if isinstance(value, Client) else value
-        for name, value in values.items()
-    }

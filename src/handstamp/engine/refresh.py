@@ -238,7 +238,7 @@ class Refresher:
             self._negative_cache.meet(_key(token), self._clock())
             return None
         read = Read(before, self._clock())
-        self._database_clock.saw(record.read_at, read.after)
+        self._database_clock.update(record.read_at, read.after)
         verdict = self._judge(token, record)
         if isinstance(verdict, Refuse) and verdict.reason in FINAL:
             self._negative_cache.meet(_key(token), read.after, verdict.reason)

@@ -295,7 +295,7 @@ class Sessions:
             self._ended(ended, "replaced by a new login")
         record = replace(created.record, claim=claim)
         read = Read(before, self.clock())
-        self._state.database_clock.saw(record.read_at, read.after)
+        self._state.database_clock.update(record.read_at, read.after)
         key = bytes.fromhex(record.token_digest)
         self._state.negative_cache.forget(key)
         entry = make_entry(record, self.policy, key, read)

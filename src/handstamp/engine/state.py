@@ -21,7 +21,7 @@ from handstamp.stores.base import Capabilities, CreatingStore, Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineState:
-    """One store, one policy, one cache, one clock: of one process."""
+    """The store, the policy, the cache and the clock of one engine in one process."""
 
     store: Store
     tokens: Tokens
@@ -36,7 +36,7 @@ class EngineState:
     connections: Connections = field(default_factory=Connections)
 
     def reset_after_fork(self) -> None:
-        """Forget what was learned, in a forked child; what stands in the table is there."""
+        """In a forked child: forget everything; the table has it."""
         self.cache.reset_after_fork()
         self.negative_cache.reset_after_fork()
         self.activity.reset_after_fork()
@@ -45,8 +45,8 @@ class EngineState:
 
 
 async def new_id(store: CreatingStore, make: Callable[[], str], able: Capabilities) -> str:
-    """An id for a new row, in the form of its column; from ``make`` where the table gives
-    none.
+    """Returns an id for a new row, in the form of its column; from ``make`` if the table
+    makes none.
 
     Raises :class:`ConfigError` for an id that the column does not take.
     """

@@ -183,7 +183,7 @@ class SupabaseSessions(Sessions):
             self._ended(ended, "replaced by a new login")
         issued = await self._issue(created, before)
         session = created.session
-        self._state.database_clock.saw(session.read_at, self.clock())
+        self._state.database_clock.update(session.read_at, self.clock())
         self.publish(
             LoggedIn(
                 session_id=session.id,

@@ -251,7 +251,7 @@ class SupabaseAuthenticator(Authenticator):
             if isinstance(verdict, Invalid):
                 self._negative_cache.meet(session_id.encode(), after, verdict.reason)
             if row is not None:
-                self._database_clock.saw(row.read_at, after)
+                self._database_clock.update(row.read_at, after)
             found[session_id] = verdict
         return found
 
@@ -364,7 +364,7 @@ class SupabaseAuthenticator(Authenticator):
             self._report_refusal(outcome, client)
             return None
         session = outcome.session
-        self._database_clock.saw(session.read_at, self._clock())
+        self._database_clock.update(session.read_at, self._clock())
         self._report_refresh(outcome, session, client)
         return self._issuer.issue(outcome, before + DELIVERY)
 
