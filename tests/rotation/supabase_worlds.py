@@ -1,4 +1,4 @@
-"""Several processes on one database of Supabase Auth, and a look into its tables."""
+"""Several processes on one database of Supabase Auth, and queries of its tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 from handstamp import Policy
 from handstamp.core.cookies import Credentials
@@ -28,7 +29,7 @@ USERS = (
     "a11ce000-0000-4000-8000-000000000001",
     "b0b00000-0000-4000-8000-000000000002",
 )
-# A busy machine must not make a refresh "no answer", which nobody foretells.
+# A busy machine must not make a refresh "no answer", which is not predicted.
 PATIENCE = timedelta(seconds=60)
 POLICY = Policy(max_staleness=STALENESS, time_budget=PATIENCE)
 
@@ -60,7 +61,7 @@ _LOOK = f"""
 
 @dataclass(frozen=True)
 class AuthTables:
-    """The rows that the machine foretells, and a digest of all there are."""
+    """The rows that the machine predicts, and a digest of all there are."""
 
     sessions: Mapping[str, Mapping[str, Any]] = field(repr=False)
     tokens: Mapping[str, list[Mapping[str, Any]]] = field(repr=False)
@@ -170,11 +171,12 @@ class AuthProcess:
         self.version, self.upgrade = store.rules.algorithm_version, store.rules.upgrade
         self.upgrades = store.rules.upgrades
         self.events: list[Event] = []
-        self.sessions = sessions = SupabaseSessions(
-            dsn, url=URL, jwt_secret=JWT_SECRET, policy=POLICY, clock=clock
-        )
-        sessions.store.auth = store  # type: ignore[attr-defined]
-        # The bus keeps a time of its own: what others end is heard of by reading.
+        # Several processes share a store, whose connections stay open.
+        with patch("handstamp.supabase.SupabaseStore", lambda *_, **__: store):
+            self.sessions = sessions = SupabaseSessions(
+                dsn, url=URL, jwt_secret=JWT_SECRET, policy=POLICY, clock=clock
+            )
+        # The listener has a clock of its own, so these processes do not listen.
         sessions._listener._channel = None
         # Before the first answer it would go by the system's clock, which is elsewhere.
         sessions._state.database_clock.saw(clock.now(), clock())
