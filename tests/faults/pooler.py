@@ -68,7 +68,7 @@ def _start(config: Path) -> subprocess.Popen[bytes]:
 
 
 def _ordinary_account(config: Path) -> str | None:
-    """It refuses to run as root; then give its folder to somebody else."""
+    """PgBouncer refuses to run as root: then its folder belongs to another user."""
     if os.geteuid() != 0:
         return None
     account = pwd.getpwnam("nobody")

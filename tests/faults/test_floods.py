@@ -1,4 +1,4 @@
-"""P2 against floods: neither forged nor unknown tokens reach what live sessions live on."""
+"""P2 under floods: forged and unknown tokens cost live sessions nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Hourglass:
 
 @pytest.fixture
 def clock() -> Hourglass:
-    """The engine's clock; it stands still unless it is turned."""
+    """The engine's clock, which only the test moves."""
     return Hourglass()
 
 
@@ -83,7 +83,7 @@ def _genuine(number: int) -> list[bytes]:
 
 
 def _forged(number: int) -> list[bytes]:
-    """Session tokens as ours look, signed by somebody else."""
+    """Session tokens in our format, signed with another key."""
     tokens = Tokens([SECRET[::-1]])
     pairs = (
         tokens.mint("x", os.urandom(2 * ENTROPY), remember=True) for _ in range(number)

@@ -1,5 +1,5 @@
-"""P10 under signals: what a worker that ends has noted is written, but for the last moment
-of one that is killed.
+"""P10 under signals: a worker that ends writes its buffered activity; one that is killed
+loses at most one interval.
 """
 
 from __future__ import annotations

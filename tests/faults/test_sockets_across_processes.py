@@ -1,5 +1,5 @@
-"""P4 for open connections: a WebSocket lives no longer than its session, whichever process
-it is in and whoever ends the session.
+"""P4 for open connections: a WebSocket ends with its session, in every process and by
+every writer.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FORGERIES = [
 async def test_C68_forged_notices_close_no_socket_and_hide_no_revocation(
     prompt: Fleet,
 ) -> None:
-    """A stranger who may connect sends everything handstamp sends, and a flood of junk.
+    """Another role that may connect sends everything that handstamp sends, and a flood.
     Every process asks the table and keeps its sockets; what then ends is closed."""
     session, other = await prompt.sign_in(), await prompt.sign_in()
     async with AsyncExitStack() as stack:
@@ -97,7 +97,7 @@ async def short_lived(short_lived_workers: Fleet) -> AsyncIterator[Fleet]:
 async def test_C59_a_socket_closes_when_the_sessions_own_limit_has_passed(
     short_lived: Fleet,
 ) -> None:
-    """Nobody ends the session and nobody says a word: the socket closes all the same,
+    """No process ends the session or notifies: the socket closes all the same,
     after the limit and not before it."""
     session = await short_lived.sign_in()
     async with AsyncExitStack() as stack:

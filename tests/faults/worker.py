@@ -1,6 +1,6 @@
-"""The application of the fault tests: one process of it is one worker.
+"""The application of the fault tests: each of its processes is one worker.
 
-It says what the engine knows without asking the database: ``/stats``.
+``/stats`` returns the figures of the engine, without a query.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the machine knows of a session from outside: a plain restatement of the rules.
+"""The model of a session in the state machine: a second, simple statement of the rules.
 
-Nothing here is shared with the code under test. A family learns its chain of tokens from
-what was handed out, counts its generations, and says what must become of a token that is
-presented; where two answers are right (a cache that may still believe) it says so.
+It shares nothing with the code under test. A family records the chain of tokens that were
+handed out, counts its generations, and predicts the result for a token that is presented.
+Where two results are right (an entry may still be in a cache) it returns both.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Family:
         """The absolute limit of this session."""
         return self.policy.lifetime(remember=self.remember)
 
-    def stands(self, now: datetime) -> bool:
+    def is_live(self, now: datetime) -> bool:
         """Whether the table says that this session lives."""
         if self.revoked_at is not None or self.disabled_at is not None:
             return False
@@ -91,7 +91,7 @@ class Family:
 
     def fate(self, generation: int, now: datetime) -> Fate:
         """What the refresh token of this generation is worth now."""
-        if not self.stands(now):
+        if not self.is_live(now):
             return Fate.DEAD
         if generation == self.generation:
             return Fate.ROTATE
@@ -131,7 +131,7 @@ class Family:
         return (
             generation == self.generation
             and now < self.expires_at - BLUR
-            and self.stands(now)
+            and self.is_live(now)
         )
 
     def rotate(self, pair: Pair, now: datetime) -> None:

@@ -1,8 +1,8 @@
-"""The machine: browsers, thieves and processes that die, against one or two worlds.
+"""The state machine: browsers, thieves and processes that die, in one or two worlds.
 
-Every operation is done in each world, in lock step under one clock, and must end the
-same. What it ends in is also foretold by :mod:`tests.rotation.families`, which restates
-the rules from outside, so that a single world is enough to catch a broken rule.
+Every operation runs in each world, under one clock, and must have the same result. The
+model in :mod:`tests.rotation.families` predicts the result as well, so a single world is
+enough to find a broken rule.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RotationMachine(RuleBasedStateMachine):
         self.pending: list[dict[tuple[str, int], tuple[datetime | None, bool]]] = [
             {} for _ in range(PROCESSES)
         ]
-        self.vouched: dict[tuple[int, str], datetime] = {}
+        self.cached_pairs: dict[tuple[int, str], datetime] = {}
         self.disabled: set[str] = set()
         self.rows: dict[str, Row] = {}
         self.numbers = itertools.count()
@@ -151,7 +151,7 @@ class RotationMachine(RuleBasedStateMachine):
     # -- what must hold after every operation ----------------------------------------
 
     def _look(self) -> None:
-        """Read every table; compare them with each other and with what is foretold."""
+        """Read every table; compare them with each other and with what is predicted."""
         before, tables = self.rows, self._each(lambda world: world.base.rows())
         blind = {f.id for f in self.families.values() if f.blind}
         first = {k: v for k, v in tables[0].items() if k not in blind}
@@ -233,7 +233,7 @@ class RotationMachine(RuleBasedStateMachine):
         elif not by_session:
             self._judge_refresh(family, pair, process, by, passive, outcome, replays)
         if not outcome.ok and family.honest and part != "session":
-            assert not family.stands(now), f"an honest client was refused: {outcome}"
+            assert not family.is_live(now), f"an honest client was refused: {outcome}"
         self._look()
         return outcome
 
@@ -273,7 +273,7 @@ class RotationMachine(RuleBasedStateMachine):
         replays: list[int],
     ) -> None:
         fate = family.fate(pair.generation, self.now)
-        if passive and self._was_vouched(pair, process) and outcome.ok:
+        if passive and self._may_be_cached(pair, process) and outcome.ok:
             return
         if fate is Fate.EITHER:
             fate = Fate.REDATE if outcome.ok else Fate.REPLAY
@@ -286,8 +286,8 @@ class RotationMachine(RuleBasedStateMachine):
             case Fate.LATE | Fate.DEAD:
                 assert not outcome.ok, f"{fate} was believed: {outcome}"
 
-    def _was_vouched(self, pair: Pair, process: int) -> bool:
-        at = self.vouched.get((process, pair.refresh))
+    def _may_be_cached(self, pair: Pair, process: int) -> bool:
+        at = self.cached_pairs.get((process, pair.refresh))
         return at is not None and self.now < at + self.policy.max_staleness
 
     def _judge_reissue(
@@ -303,9 +303,9 @@ class RotationMachine(RuleBasedStateMachine):
         assert outcome.session_id == family.id, "another session's identity"
         if passive:
             assert outcome.tokens is None, "a passive request rotated"
-            self.vouched[process, pair.refresh] = self.now
+            self.cached_pairs[process, pair.refresh] = self.now
             if fate is Fate.ROTATE:
-                self._proven(family, process)  # whoever has it got its answer
+                self._proven(family, process)  # its holder received the response
             return
         assert outcome.tokens is not None, f"{fate} handed out nothing"
         if fate is Fate.ROTATE:
@@ -340,9 +340,9 @@ class RotationMachine(RuleBasedStateMachine):
             signed_in, presented = client(family.opened_by), client(by)
             assert new[0].presented_by == presented, "the wrong presenter"
             assert new[0].signed_in_by.address == signed_in.address
-            told = new[0].signed_in_by.fingerprint
-            if "fingerprint" not in world.base.names.forgets or told is not None:
-                assert told == signed_in.fingerprint
+            reported = new[0].signed_in_by.fingerprint
+            if "fingerprint" not in world.base.names.forgets or reported is not None:
+                assert reported == signed_in.fingerprint
 
     def _answered(self, browser: Browser, outcome: Outcome, response: str) -> None:
         if outcome.tokens is None or outcome.deliver_until is None:
@@ -355,7 +355,7 @@ class RotationMachine(RuleBasedStateMachine):
     # -- rules: signing in, using, losing --------------------------------------------
 
     def _living(self) -> list[Family]:
-        return [f for f in self.families.values() if f.stands(self.now)]
+        return [f for f in self.families.values() if f.is_live(self.now)]
 
     def _jars(self) -> list[Browser]:
         """Who has cookies; of those only the ones that are worth something, if any."""
@@ -573,7 +573,7 @@ class RotationMachine(RuleBasedStateMachine):
         outcome = self._same(exchange)
         self._judge_refresh(family, pair, process, browser.number, False, outcome, replays)
         if not outcome.ok and family.honest:
-            assert not family.stands(self.now), "an honest program was refused"
+            assert not family.is_live(self.now), "an honest program was refused"
         self._look()
         self._answered(browser, outcome, response)
 
@@ -613,7 +613,7 @@ class RotationMachine(RuleBasedStateMachine):
             return _issued(answer.issued)
 
         outcome = self._same(raise_level)
-        assert outcome.ok is family.stands(now), f"step-up: {outcome}"
+        assert outcome.ok is family.is_live(now), f"step-up: {outcome}"
         if not outcome.ok:
             return
         assert (outcome.tokens is None) is reached, "new tokens, or none"
@@ -634,8 +634,8 @@ class RotationMachine(RuleBasedStateMachine):
         family.step_up(pair, self.now, process)
         family.level = level
         old = {p.refresh for p in family.chain[:-1]}
-        self.vouched = {
-            k: v for k, v in self.vouched.items() if k[0] != process or k[1] not in old
+        self.cached_pairs = {
+            k: v for k, v in self.cached_pairs.items() if k[0] != process or k[1] not in old
         }
 
     @precondition(lambda self: any(b.coming for b in self.browsers))
@@ -699,7 +699,7 @@ class RotationMachine(RuleBasedStateMachine):
         for world in self.worlds:
             self._run(world.kill(process))
         self.pending[process] = {}
-        self.vouched = {k: v for k, v in self.vouched.items() if k[0] != process}
+        self.cached_pairs = {k: v for k, v in self.cached_pairs.items() if k[0] != process}
         self._look()
 
     @rule(by=small | whole)
@@ -720,7 +720,7 @@ class RotationMachine(RuleBasedStateMachine):
     @precondition(_has_jar)
     @rule(by=long, really=seldom)
     def sleep(self, by: timedelta, really: bool) -> None:
-        """Hours and days pass; not too often, for nobody lives for ever."""
+        """Hours and days pass, but rarely: sessions must not all end."""
         if really:
             self.clock.advance(by)
 
@@ -788,7 +788,7 @@ class RotationMachine(RuleBasedStateMachine):
     ) -> None:
         """Somebody shows a token of one to three generations ago."""
         aged = [f for f in self.families.values() if f.generation]
-        living = [f for f in aged if f.stands(self.now)]
+        living = [f for f in aged if f.is_live(self.now)]
         family = data.draw(st.sampled_from(living or aged))
         pair = family.chain[max(0, family.generation - back)]
         family.honest = False
@@ -865,13 +865,15 @@ class RotationMachine(RuleBasedStateMachine):
         jars[0].jar = jars[0].coming = None
 
     def _revoke(self, family: Family, process: int, *, own: bool) -> None:
-        stranger = next(u for u in self.bases[0].names.users if u != family.user_id)
+        other_user = next(u for u in self.bases[0].names.users if u != family.user_id)
         ids = {"user_id": family.user_id} if own else {}
 
         async def revoke(world: World) -> tuple[bool, bool]:
             engine = world.processes[process]
-            stolen = await engine.revoke(family.id, user_id=stranger)
-            return stolen, await engine.revoke(family.id, reason="told to", **ids)
+            stolen = await engine.revoke(family.id, user_id=other_user)
+            return stolen, await engine.revoke(
+                family.id, reason="by an administrator", **ids
+            )
 
         was_live = family.revoked_at is None
         assert self._same(revoke) == (False, was_live), "ended by the wrong user"
@@ -890,7 +892,7 @@ class RotationMachine(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.disabled))
     @rule()
     def enable(self) -> None:
-        """An administrator lets everybody in again."""
+        """An administrator enables every user again."""
         for user_id in self.disabled:
             self._each(lambda world, u=user_id: world.base.enable(u, True))
         self.disabled.clear()

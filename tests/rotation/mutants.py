@@ -1,4 +1,4 @@
-"""Planted bugs: each breaks one rule of rotation the way real software has broken it.
+"""Planted bugs: each breaks one rule of rotation, as real software has done.
 
 A bug is a store for :class:`~tests.rotation.worlds.MemoryBase`, and a context in which
 one function of the engine is replaced.
@@ -28,7 +28,7 @@ from tests.rotation.worlds import patched
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """A planted bug and what it stands for."""
+    """A planted bug, and the symptom in real software."""
 
     name: str
     story: str
@@ -188,7 +188,7 @@ MUTANTS = (
     ),
     Mutant(
         name="no_grace",
-        story="a second tab signs everybody out",
+        story="a second tab signs the user out",
         patch=lambda: patched(rotation, "_in_grace", lambda record, policy: False),
     ),
     Mutant(
@@ -203,7 +203,7 @@ MUTANTS = (
     ),
     Mutant(
         name="no_replay_detection",
-        story="a replay is refused and nobody is told",
+        story="a replay is refused without an event",
         patch=lambda: patched(Refresher, "_revoke", _no_revocation),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""A process of the races: it connects, says "ready", takes orders, and starts on "go"."""
+"""A process of the races: it connects, writes "ready", reads orders, starts at "go"."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ async def main() -> None:
         await asyncio.gather(*(sessions.ping() for _ in range(CONNECTIONS)))
         connection = await asyncpg.connect(dsn)
         say("ready")
-        while line := await hear():
+        while line := await read_line():
             order = json.loads(line)
             say("set")
-            await hear()
+            await read_line()
             say(await carry_out(order, sessions, connection))
 
 
@@ -76,13 +76,13 @@ def outcome_of(answer: str, pair: tuple[str, str] | None = None) -> Outcome:
 
 
 def say(value: object) -> None:
-    """One line to whoever started us."""
+    """Write one line to the parent."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
-async def hear() -> str:
-    """One line from whoever started us; empty when they are gone."""
+async def read_line() -> str:
+    """The next line from the parent; empty when the parent has ended."""
     return await asyncio.to_thread(sys.stdin.readline)
 
 

@@ -1,8 +1,8 @@
-"""What the machine knows of a session of Supabase Auth: GoTrue's rules, told once more.
+"""The model of a session of Supabase Auth: a second, simple statement of GoTrue's rules.
 
-Nothing here is shared with the code under test. A family keeps the rows or the counter
-that its tables must hold, learns the texts that were handed out, and says what must become
-of one that is presented.
+It shares nothing with the code under test. A family holds the rows or the counter that the
+tables must have, records the tokens that were handed out, and predicts the result for a
+token that is presented.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(kw_only=True)
 class TokenRow:
-    """One row of refresh_tokens; of one that was never handed out nobody knows the text."""
+    """One row of refresh_tokens; the text of one that was never handed out is unknown."""
 
     text: str | None = field(repr=False)
     parent: str | None = field(repr=False)
@@ -74,7 +74,7 @@ class AuthFamily:
     key: str | None = None
     gone: bool = False
     honest: bool = True
-    """Whether nobody but one browser with its newest answer ever showed a token."""
+    """Whether only one browser, with its newest tokens, ever presented a token."""
     forked: bool = False
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class AuthFamily:
         return ends + ([] if inactivity is None else [self.last_refreshed_at + inactivity])
 
     def is_over(self, now: datetime) -> bool:
-        """Whether time or somebody has ended it."""
+        """Whether it has expired or was ended."""
         return self.gone or any(now > end for end in self.limits())
 
     def was_upgraded(self, text: str) -> bool:
@@ -141,7 +141,7 @@ class AuthFamily:
         return next(row for row in self.rows if row.text == text)
 
     def step(self, text: str, given: str, now: datetime, upgrades: bool) -> None:
-        """``text`` was answered with a token that nobody had before."""
+        """``text`` was answered with a new token."""
         assert given not in self.chain, "a token was handed out for a second time"
         self.chain.append(given)
         if is_row(text):
@@ -172,7 +172,7 @@ class AuthFamily:
 
 
 def is_row(text: str) -> bool:
-    """Whether a token is one of those that stand in a row."""
+    """Whether a token is of version 1, which is stored in a row."""
     return len(text) == 12
 
 

@@ -1,7 +1,6 @@
-"""Supabase's machine: browsers that lose answers, thieves, processes that die or change.
+"""The state machine of Supabase: browsers that lose responses, thieves, dying processes.
 
-Whatever is done, every answer, event and row is foretold; see
-:mod:`tests.rotation.supabase_stage`.
+Every response, event and row is predicted: see :mod:`tests.rotation.supabase_stage`.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class SupabaseMachine(SupabaseStage):
     """Everybody who has a token of one Supabase Auth, and everything they do."""
 
     def _living(self) -> list[AuthFamily]:
-        return [f for f in self.families.values() if self.stands(f)]
+        return [f for f in self.families.values() if self.is_live(f)]
 
     def _jars(self) -> list[AuthBrowser]:
         """Who has a cookie; of those only the ones that are worth something, if any."""
@@ -202,7 +201,7 @@ class SupabaseMachine(SupabaseStage):
 
     @rule(by=ages, really=seldom)
     def sleep(self, by: timedelta, really: bool) -> None:
-        """Hours and days pass; not too often, for nobody lives for ever."""
+        """Hours and days pass, but rarely: sessions must not all end."""
         if really:
             self.clock.advance(by)
 
@@ -264,7 +263,7 @@ class SupabaseMachine(SupabaseStage):
         way=st.sampled_from(["no row", "signature", "other session", "malformed"]),
     )
     def forge(self, data: st.DataObject, process: int, way: str) -> None:
-        """Somebody makes a token up: nothing comes of it, and nobody is told."""
+        """A forged token is presented: it is refused, without an event."""
         families = list(self.families.values())
         text = data.draw(st.sampled_from(families)).chain[-1]
         other = data.draw(st.sampled_from(families)).id
@@ -303,7 +302,7 @@ class SupabaseMachine(SupabaseStage):
             self.run(self.base.delete(family.id))
             family.gone = True
         self.look()
-        if not self.stands(family):
+        if not self.is_live(family):
             self._come_back(family, process)
 
     def _come_back(self, family: AuthFamily, process: int) -> None:
@@ -332,7 +331,7 @@ class SupabaseMachine(SupabaseStage):
             self._pardon()
 
     def _pardon(self) -> None:
-        """Let everybody in again, at once."""
+        """Enable every user again, at once."""
         for user in self.banned:
             self.run(self.base.ban(user, None))
         self.banned.clear()
@@ -346,7 +345,7 @@ class SupabaseMachine(SupabaseStage):
         """Processes of one deployment refresh one token at once, twice each: in whatever
         order they come, it ends as if they had come one after the other."""
         browser, jar, family = self._draw(data)
-        if not self.stands(family):
+        if not self.is_live(family):
             return
         text = jar.text if not back else family.chain[max(0, len(family.chain) - 3)]
         browser.coming.clear()
@@ -354,10 +353,10 @@ class SupabaseMachine(SupabaseStage):
         racers = self._alike(process)
         given = self._race(text, racers, browser.number)
         fates = [self.settle(family, text, process, browser.number, i) for i in given]
-        told = Counter(kind for fate in fates for kind in TOLD[fate])
-        told[Revoked] += sum(fate is Fate.ENDS for fate in fates) * (not is_row(text))
+        reported = Counter(kind for fate in fates for kind in TOLD[fate])
+        reported[Revoked] += sum(fate is Fate.ENDS for fate in fates) * (not is_row(text))
         events = [event for racer in racers for event in self.processes[racer].events]
-        assert Counter(map(type, events)) == +told, f"{fates}, and what was told: {events}"
+        assert Counter(map(type, events)) == +reported, f"{fates}, but events {events}"
         family.honest = family.honest and not (back or family.was_upgraded(text))
         assert all(given) or not promised, "an honest browser was signed out"
         for racer in racers:
@@ -382,7 +381,7 @@ class SupabaseMachine(SupabaseStage):
     @precondition(lambda self: self._jars())
     @rule(data=st.data(), process=some_process, really=st.booleans())
     def race_logout(self, data: st.DataObject, process: int, really: bool) -> None:
-        """A refresh races the end of its session: whoever wins, nothing is left."""
+        """A refresh races the end of its session: the session has ended in either case."""
         browser, jar, family = self._draw(data)
         if not really or family.gone:
             return

@@ -29,7 +29,7 @@ LIMITED = BY_NAME["limited"], 2, 0
 
 @dataclass(frozen=True, kw_only=True)
 class SupabaseMutant:
-    """A planted bug, what it stands for, and where it bites: looked for nowhere else."""
+    """A planted bug, its symptom, and the operations that can find it."""
 
     name: str
     story: str
@@ -74,8 +74,8 @@ def _endless_v2(session: Any, counter: int, rules: Any, now: Any) -> Any:
 
 
 def _counting_anew(work: Any, session: Any) -> Any:
-    sealed, _, told = _upgraded(work, replace(session, key=None, counter=None))
-    return sealed, 0, told
+    sealed, _, rest = _upgraded(work, replace(session, key=None, counter=None))
+    return sealed, 0, rest
 
 
 def _statement(name: str, old: str, new: str) -> Callable[[], AbstractContextManager[None]]:
@@ -140,7 +140,7 @@ SUPABASE_MUTANTS = (
     SupabaseMutant(
         name="no_timebox",
         deployment=LIMITED,
-        story="whoever refreshes in time stays for ever",
+        story="a session that refreshes in time never ends",
         patch=_rule(supabase_rules, "_limits", _no_timebox),
     ),
     SupabaseMutant(

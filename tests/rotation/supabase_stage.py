@@ -1,7 +1,7 @@
-"""The stage of Supabase's machine: processes, a clock, and what is held against them.
+"""The environment of Supabase's state machine: processes, a clock, and the checks.
 
-Every answer, every event and every row is foretold by
-:mod:`tests.rotation.supabase_families`; nothing that an operation does is left unjudged.
+Every response, every event and every row is compared with the prediction of
+:mod:`tests.rotation.supabase_families`.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class SupabaseStage(RuleBasedStateMachine):
         """Whether this user may not come in; at the instant it is over, it is over."""
         return user_id in self.banned and self.now < self.banned[user_id]
 
-    def stands(self, family: AuthFamily) -> bool:
+    def is_live(self, family: AuthFamily) -> bool:
         """Whether this session is anybody's way in."""
         return not family.is_over(self.now) and not self.is_banned(family.user_id)
 
@@ -174,12 +174,12 @@ class SupabaseStage(RuleBasedStateMachine):
         GoTrue promises nothing to one that lost the answer by which a row became a
         counter: no active row has that parent.
         """
-        return family.honest and self.stands(family) and not family.was_upgraded(text)
+        return family.honest and self.is_live(family) and not family.was_upgraded(text)
 
     # -- what must be in the tables ----------------------------------------------------
 
     def look(self) -> None:
-        """Read the tables, and compare them with what is foretold."""
+        """Read the tables, and compare them with what is predicted."""
         self.tables: AuthTables = self.run(self.base.tables())
         living = {f.id: f for f in self.families.values() if not f.gone}
         assert self.tables.sessions.keys() == living.keys(), "a session more, or less"
@@ -293,7 +293,7 @@ class SupabaseStage(RuleBasedStateMachine):
         fate = self.settle(family, text, process, by, issued)
         kinds = [type(event) for event in events]
         ended = [Revoked] if fate is Fate.ENDS and not is_row(text) else []
-        assert kinds == TOLD[fate] + ended, f"{fate}, and what was told: {kinds}"
+        assert kinds == TOLD[fate] + ended, f"{fate}, and these events: {kinds}"
         for event in events:
             if isinstance(event, Replayed):
                 assert event.session_id == family.id
@@ -341,7 +341,7 @@ class SupabaseStage(RuleBasedStateMachine):
         believed = self.believed.setdefault((process, family.id), {})
         at = believed.get(jar.cookie)
         hit = at is not None and self.now < at + STALENESS and left > MARGIN
-        if self.stands(family):
+        if self.is_live(family):
             # A refresh may still be in time at the very end, a look no more.
             assert ok or self.now in family.limits(), "a live access token was refused"
         else:

@@ -1,8 +1,8 @@
-"""Two-day lives of a browser over the real engine: nobody honest is ever signed out.
+"""Two days of a browser, simulated on the real engine: no honest user is signed out.
 
 Bursts of requests from several tabs and long pauses, four processes, answers that are
 lost or come minutes late, activity written every few seconds. In half of the lives a
-thief copies the jar once and goes on with it beside its owner.
+thief copies the cookies once and uses them at the same time as the owner.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Life:
         self.replays = 0
 
     async def live(self) -> Life:
-        """Play it to its end, or to where somebody is signed out."""
+        """Run it to its end, or until a user is signed out."""
         base = MemoryBase()
         self._world = World(base, self._clock, self._policy, PROCESSES)
         await self._world.follow_clock()
@@ -215,7 +215,7 @@ def test_no_honest_life_ends_in_a_sign_out(name: str) -> None:
         for seed, life in enumerate(lives(HONEST_LIVES, POLICIES[name]))
         if life.signed_out_at is not None or life.replays
     ]
-    print(  # noqa: T201 - a figure for whoever runs it with -s
+    print(  # noqa: T201 - a figure, shown with -s
         f"\n{name}: {len(ended)} of {HONEST_LIVES} honest lives ended in a sign-out"
     )
     assert ended == []

@@ -1,4 +1,4 @@
-"""Rotation, proved: a machine of browsers, thieves and dying processes."""
+"""Rotation, checked by a state machine of browsers, thieves and dying processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine is tested too: it must catch every bug that is planted for it."""
+"""The state machine is tested as well: it must find every planted bug."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEARCH = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    phases=[Phase.generate],  # found is enough: nobody reads a planted bug's sequence
+    phases=[Phase.generate],  # to find it is enough: the sequence is not shown
     verbosity=Verbosity.quiet,
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),

@@ -1,7 +1,7 @@
 """Races between real processes for one row of a real PostgreSQL.
 
 The processes share nothing but the database and the secret. Each waits until it has
-connected everything it needs, says so, and starts when it is told: all at once.
+connected everything it needs, reports that, and starts at the parent's signal: all at once.
 """
 
 from __future__ import annotations
@@ -285,12 +285,12 @@ class Hesitant(TableStore):
         self.arrived, self.proceed = asyncio.Event(), asyncio.Event()
 
     async def rotate(self, step: Rotation) -> Record | None:
-        """As the table store, once it is told to proceed."""
+        """As the table store, after the signal to proceed."""
         await self._hesitate()
         return await super().rotate(step)
 
     async def redate(self, step: Rotation) -> Record | None:
-        """As the table store, once it is told to proceed."""
+        """As the table store, after the signal to proceed."""
         await self._hesitate()
         return await super().redate(step)
 
@@ -398,7 +398,7 @@ def _pair(answers: list[Any]) -> tuple[str, str]:
 async def test_c97_a_rotation_whose_answer_was_lost_is_repeated_by_another_process(
     dsn: str,
 ) -> None:
-    """C-97: the process that rotated is killed before anyone hears of it; days later the
+    """C-97: the process that rotated is killed before it answers; days later the
     old token gets the very successor that is in the row, and no second step is made."""
     async with engine(dsn) as (sessions, connection):
         issued = await expired(sessions, connection)
@@ -418,7 +418,7 @@ async def test_c97_a_rotation_whose_answer_was_lost_is_repeated_by_another_proce
 
 
 async def test_c99_a_flood_with_one_expired_token_costs_one_rotation(dsn: str) -> None:
-    """C-99: a thousand requests of one process with one expired token share one flight:
+    """C-99: a thousand requests of one process with one expired token share one call:
     one write, and far fewer queries than requests."""
     async with engine(dsn) as (sessions, connection):
         issued = await expired(sessions, connection)

@@ -1,4 +1,4 @@
-"""Rotation by GoTrue's rules, proved: the machine over the tables of Supabase Auth."""
+"""Rotation by GoTrue's rules, checked by the state machine on Supabase Auth's tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SEARCH = settings(
     max_examples=500,
     stateful_step_count=50,
     derandomize=True,
-    phases=[Phase.generate],  # found is enough: nobody reads a planted bug's sequence
+    phases=[Phase.generate],  # to find it is enough: the sequence is not shown
     verbosity=Verbosity.quiet,
     report_multiple_bugs=False,
 )
@@ -67,7 +67,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.timeout(7200 if NIGHTLY else 1800)  # a failure is made small for minutes
 def test_supabase_rotates_as_the_rules_of_gotrue_foretell(supabase_dsn: str) -> None:
     """Whatever browsers, thieves, crashes and an upgrade do: every answer, event and row
-    is the one foretold, and no honest browser is signed out."""
+    is the one predicted, and no honest browser is signed out."""
     with machine(supabase_dsn) as run:
         run(SETTINGS)
 

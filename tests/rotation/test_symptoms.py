@@ -1,4 +1,4 @@
-"""Faults that the machine has found, each by its symptom."""
+"""Defects that the state machine has found, each named after its symptom."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Two worlds under one clock: engines over plain Python, engines over PostgreSQL.
+"""Two worlds under one clock: engines on the memory store, engines on PostgreSQL.
 
-A world is one table with several processes on it. Both get the same secrets, the same
-entropy and the same ids, so what the same operations hand out must be the same texts.
+A world is one table with several processes on it. Both have the same secrets, entropy and
+ids, so the same operations must return the same tokens.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class Base(Protocol):
 
 
 def silent(store: type[S]) -> type[S]:
-    """The same store without a bus, whose heartbeat keeps a time of its own: whatever
-    one process ends, another hears of by reading."""
+    """The same store without notifications, whose heartbeat has a clock of its own: a
+    process notices what another one ends when it reads."""
     return type(f"Silent{store.__name__}", (store,), {"channel": None})
 
 
@@ -226,7 +226,7 @@ class PostgresBase:
 
 
 class IntegersBase(PostgresBase):
-    """The same with a table of somebody's own, whose ids are integers and which ends a
+    """The same with an application's own table, whose ids are integers and which ends a
     session by a time."""
 
     names = INTEGERS
@@ -250,7 +250,7 @@ class IntegersBase(PostgresBase):
 
 
 class Wire:
-    """One process's way to its database: slow as told, and cut when it is killed."""
+    """The connection of one process to its database, with delays, lost at a kill."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
@@ -282,7 +282,7 @@ class Wire:
         return through
 
     def reset_after_fork(self) -> None:
-        """No question, so it takes no time: every engine that is left is told of a fork."""
+        """Reset every remaining engine after a fork, without any delay."""
         self._store.reset_after_fork()
 
     async def new_id(self, make: Callable[[], str]) -> str:
