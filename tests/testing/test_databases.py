@@ -28,7 +28,7 @@ async def names(dsn: str) -> set[str]:
 
 
 def test_a_database_has_the_tables(handstamp_dsn: str) -> None:
-    """A user, a session, and the engine on them."""
+    """A user and a session can be added, and an engine works on it."""
     sessions = Sessions(handstamp_dsn, secret=SECRET)
     user = add_user(handstamp_dsn, "alice")
     issued = call(sessions.create, user)
@@ -37,7 +37,7 @@ def test_a_database_has_the_tables(handstamp_dsn: str) -> None:
 
 
 def test_each_test_starts_empty(handstamp_template_dsn: str) -> None:
-    """What one wrote, the next does not find."""
+    """A copy does not contain what was written to another copy."""
     with database_like(handstamp_template_dsn) as one:
         add_user(one, "alice")
     with database_like(handstamp_template_dsn) as other:
@@ -45,7 +45,7 @@ def test_each_test_starts_empty(handstamp_template_dsn: str) -> None:
 
 
 async def test_a_template_may_be_empty(handstamp_postgres: str) -> None:
-    """For tables that are all one's own, or of another server's making."""
+    """With shape=None it has no tables."""
     with template_database(handstamp_postgres, shape=None) as dsn:
         connection = await asyncpg.connect(dsn)
         sql = "select count(*) from pg_tables where schemaname = 'public'"
@@ -53,8 +53,8 @@ async def test_a_template_may_be_empty(handstamp_postgres: str) -> None:
         await connection.close()
 
 
-async def test_only_what_was_made_is_dropped(handstamp_postgres: str) -> None:
-    """Also with somebody connected to it."""
+async def test_only_created_databases_are_dropped(handstamp_postgres: str) -> None:
+    """Also if a client is still connected to one."""
     before = await names(handstamp_postgres)
     with (
         template_database(handstamp_postgres) as template,
@@ -71,8 +71,8 @@ async def test_only_what_was_made_is_dropped(handstamp_postgres: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_is_started_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An embedded one, which has ended afterwards."""
+def test_a_server_is_started_if_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is embedded, and has ended afterwards."""
     monkeypatch.delenv(SERVER_VARIABLE, raising=False)
     with postgres_server() as server, template_database(server) as dsn:
         assert add_user(dsn, "alice")
@@ -83,16 +83,16 @@ def test_a_server_is_started_where_none_is_given(monkeypatch: pytest.MonkeyPatch
 def test_a_server_may_be_given(
     handstamp_postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a variable of its own: an application's DATABASE_URL is never used for it."""
+    """By a variable of its own: the application's DATABASE_URL is never used."""
     monkeypatch.setenv(SERVER_VARIABLE, handstamp_postgres)
     monkeypatch.setenv("DATABASE_URL", "postgresql://production.example/app")
     with postgres_server() as dsn:
         assert dsn == handstamp_postgres
 
 
-async def test_databases_are_made_inside_a_running_loop_too(
+async def test_databases_are_created_inside_a_running_loop(
     handstamp_template_dsn: str,
 ) -> None:
-    """A fixture may be asked for at any time."""
+    """A fixture may be requested by an async test."""
     with database_like(handstamp_template_dsn) as dsn:
         assert await names(dsn)

@@ -16,20 +16,20 @@ from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import browser
 
 
-def test_an_engine_that_is_open_nowhere_is_left_as_it_was(
+def test_an_engine_that_is_not_open_is_closed_again(
     handstamp_sessions: Sessions,
 ) -> None:
-    """Opened for one call and closed again."""
+    """It is opened for one call, on a loop of its own."""
     issued = call(handstamp_sessions.create, "alice")
     assert handstamp_sessions._loop is None
     listed = call(handstamp_sessions.list_for_user, "alice")
     assert [session.id for session in listed] == [issued.session.id]
 
 
-def test_an_engine_on_a_test_client_s_loop_is_asked_there(
+def test_an_engine_is_called_on_the_loop_of_a_test_client(
     handstamp_sessions: Sessions,
 ) -> None:
-    """And stays open on it."""
+    """It stays open on that loop."""
     with browser(over_asgi(handstamp_sessions)) as client:
         loop = handstamp_sessions._loop
         call(handstamp_sessions.create, "alice")
@@ -38,10 +38,10 @@ def test_an_engine_on_a_test_client_s_loop_is_asked_there(
         assert client.get("/me").text == "alice"
 
 
-def test_an_engine_on_the_loop_of_a_wsgi_process_is_asked_there(
+def test_an_engine_is_called_on_the_loop_of_a_wsgi_process(
     handstamp_sessions: Sessions,
 ) -> None:
-    """Where its requests are answered."""
+    """It stays open on that loop, in which WSGI answers a miss."""
     client = WerkzeugClient(over_wsgi(handstamp_sessions))
     login_as(client, "alice", sessions=handstamp_sessions)
     handstamp_sessions._state.cache.doubt()
@@ -52,10 +52,10 @@ def test_an_engine_on_the_loop_of_a_wsgi_process_is_asked_there(
     assert client.get("/me").status_code == 401
 
 
-async def test_an_async_test_has_its_own_engine_awaited(
+async def test_an_async_test_opens_the_engine_on_its_own_loop(
     handstamp_sessions: Sessions,
 ) -> None:
-    """On this loop, opened if it is not."""
+    """`acall` opens it and leaves it open."""
     issued = await acall(handstamp_sessions.create, "alice")
     assert handstamp_sessions._loop is asyncio.get_running_loop()
     assert await acall(handstamp_sessions.revoke, issued.session.id) is True
@@ -65,22 +65,24 @@ async def test_an_async_test_has_its_own_engine_awaited(
 async def test_an_async_test_reaches_an_engine_on_another_loop(
     handstamp_sessions: Sessions,
 ) -> None:
-    """One that a client of its own loop opened."""
+    """`acall` works if a client's own loop opened the engine."""
     with browser(over_asgi(handstamp_sessions)) as client:
         issued = await acall(handstamp_sessions.create, "alice")
         login_as(client, "bob", sessions=handstamp_sessions)
         assert await acall(handstamp_sessions.revoke, issued.session.id) is True
 
 
-async def test_waiting_for_one_s_own_loop_is_an_error(handstamp_sessions: Sessions) -> None:
-    """It would be for ever."""
+async def test_call_on_the_engine_s_own_loop_is_an_error(
+    handstamp_sessions: Sessions,
+) -> None:
+    """It would wait for ever, so it raises."""
     async with handstamp_sessions:
         with pytest.raises(ConfigError, match="await"):
             call(handstamp_sessions.ping)
 
 
-def test_what_the_engine_raises_comes_through(handstamp_sessions: Sessions) -> None:
-    """From a loop of its own as from another's."""
+def test_call_raises_what_the_engine_raises(handstamp_sessions: Sessions) -> None:
+    """On a loop of its own and on a client's."""
     wrong: Any = 7
     with pytest.raises(TypeError):
         call(handstamp_sessions.revoke, wrong)
@@ -88,8 +90,8 @@ def test_what_the_engine_raises_comes_through(handstamp_sessions: Sessions) -> N
         call(handstamp_sessions.revoke, wrong)
 
 
-def test_only_an_engine_is_called() -> None:
-    """Anything else is a mistake, and said to be one."""
+def test_call_takes_methods_of_an_engine_only() -> None:
+    """Any other function is an error, which says what to give."""
 
     async def other() -> Session | None:
         return None
@@ -101,7 +103,7 @@ def test_only_an_engine_is_called() -> None:
 def test_two_threads_never_share_a_loop_that_one_of_them_closes(
     handstamp_sessions: Sessions,
 ) -> None:
-    """The second waits for its turn, or its work would end with the first one's loop."""
+    """The second call waits, because its work would end with the loop of the first."""
     begun, second_ran = threading.Event(), threading.Event()
 
     async def first() -> asyncio.AbstractEventLoop:
@@ -116,7 +118,7 @@ def test_two_threads_never_share_a_loop_that_one_of_them_closes(
     def one(number: int) -> asyncio.AbstractEventLoop:
         if number == 0:
             return run(handstamp_sessions, first)
-        begun.wait(10)
+        begun.wait(60)
         return run(handstamp_sessions, second)
 
     loops = concurrently(2, one)

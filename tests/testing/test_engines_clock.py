@@ -25,15 +25,15 @@ DAY = timedelta(days=1)
 
 
 def holders(sessions: Sessions, clock: object) -> list[str]:
-    """The kinds of handstamp's own objects around ``sessions`` that go by ``clock``."""
-    met: set[int] = set()
+    """The kinds of handstamp's own objects around ``sessions`` that hold ``clock``."""
+    seen: set[int] = set()
     waiting: list[object] = [sessions]
     found = []
     while waiting:
         thing = waiting.pop()
-        if id(thing) in met or not type(thing).__module__.startswith("handstamp"):
+        if id(thing) in seen or not type(thing).__module__.startswith("handstamp"):
             continue
-        met.add(id(thing))
+        seen.add(id(thing))
         for held in gc.get_referents(thing):
             if held is clock:
                 found.append(type(thing).__name__)
@@ -44,14 +44,14 @@ def holders(sessions: Sessions, clock: object) -> list[str]:
 
 
 def test_both_readings_move_together() -> None:
-    """The engine's seconds and the database's date."""
+    """`advance` moves the engine's seconds and the database's date by the same step."""
     clock = FrozenClock(datetime(2026, 1, 1, tzinfo=UTC), uptime=5.0)
     clock.advance(DAY)
     assert (clock(), clock.now()) == (86_405.0, datetime(2026, 1, 2, tzinfo=UTC))
 
 
 def test_time_does_not_go_back() -> None:
-    """A step below zero is refused, and nothing moved."""
+    """A negative step is refused, and nothing moves."""
     clock = FrozenClock()
     before = clock(), clock.now()
     with pytest.raises(ValueError, match="back"):
@@ -59,10 +59,10 @@ def test_time_does_not_go_back() -> None:
     assert (clock(), clock.now()) == before
 
 
-def test_a_session_expires_when_the_clock_says_so(
+def test_a_session_expires_by_the_frozen_clock(
     handstamp_sessions: Sessions, handstamp_clock: FrozenClock
 ) -> None:
-    """The refresh limit ends it, and not a second sooner."""
+    """The refresh limit ends it, and not an hour sooner."""
     with browser(over_asgi(handstamp_sessions)) as client:
         login_as(client, "alice", sessions=handstamp_sessions)
         handstamp_clock.advance(handstamp_sessions.policy.browser_ttl - DAY / 24)
@@ -71,8 +71,8 @@ def test_a_session_expires_when_the_clock_says_so(
         assert client.get("/me").status_code == 401
 
 
-def test_an_engine_that_runs_already_is_stopped() -> None:
-    """Its cache and its store in memory then go by the new clock."""
+def test_the_clock_of_a_running_engine_is_replaced() -> None:
+    """Its cache and its store in memory then use the frozen clock."""
     sessions = memory_sessions()
     with browser(over_asgi(sessions)) as client:
         login_as(client, "alice", remember=True, sessions=sessions)
@@ -83,7 +83,7 @@ def test_an_engine_that_runs_already_is_stopped() -> None:
 
 
 def test_time_runs_again_at_the_end() -> None:
-    """With the clocks the engine and the store had, and a session as it was."""
+    """The engine and the store have their clocks again, and the session is as it was."""
     sessions = memory_sessions()
     store = sessions.store
     assert isinstance(store, MemoryStore)
@@ -98,8 +98,8 @@ def test_time_runs_again_at_the_end() -> None:
     assert holders(sessions, clock) == []
 
 
-def test_no_part_of_the_engine_is_forgotten() -> None:
-    """Whatever keeps the clock keeps the frozen one, in every part there is."""
+def test_every_part_of_the_engine_gets_the_frozen_clock() -> None:
+    """Every object that holds the real clock holds the frozen one instead."""
     sessions = Sessions(MemoryStore(), secret=SECRET)
     keepers = holders(sessions, uptime)
     assert {"Sessions", "EngineState", "NotificationListener", "DatabaseClock"} <= set(
@@ -111,7 +111,7 @@ def test_no_part_of_the_engine_is_forgotten() -> None:
 
 
 def test_a_frozen_engine_keeps_its_clock() -> None:
-    """Asking for its clock is no second clock."""
+    """`frozen_clock` yields the clock that the engine has already."""
     clock = FrozenClock()
     with frozen_clock(memory_sessions(clock=clock)) as same:
         assert same is clock
@@ -120,7 +120,7 @@ def test_a_frozen_engine_keeps_its_clock() -> None:
 async def test_on_a_real_table_the_engine_s_time_moves_alone(
     handstamp_dsn: str,
 ) -> None:
-    """A sign-in grows old there, and the table's own dates stay in force."""
+    """A login gets older, and the dates in the table are judged by the database's clock."""
     user = await to_thread(add_user, handstamp_dsn, "alice")
     async with Sessions(handstamp_dsn, secret=SECRET) as sessions:
         with frozen_clock(sessions) as clock:

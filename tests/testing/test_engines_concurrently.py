@@ -23,19 +23,19 @@ from tests.support.apps import over_asgi
 from tests.support.browsers import TestClient, browser
 
 
-def test_all_threads_are_there_before_one_goes_on() -> None:
-    """Each of them can meet all the others, which one after the other never could."""
-    meeting = threading.Barrier(8, timeout=10)
+def test_all_threads_run_at_the_same_time() -> None:
+    """Eight threads pass one barrier, which would fail if they ran one after the other."""
+    meeting = threading.Barrier(8, timeout=60)
     concurrently(8, lambda: meeting.wait())
 
 
-def test_no_thread_begins_before_the_last_is_there() -> None:
-    """However quick a call is: none of the threads is free to make two of them."""
+def test_no_thread_starts_before_the_last_is_ready() -> None:
+    """No thread makes two of the calls, however short a call is."""
     assert len(set(concurrently(32, lambda: threading.get_ident()))) == 32
 
 
-async def test_no_task_begins_before_the_last_is_there() -> None:
-    """Not even where a task runs as soon as it is made, as it can since Python 3.12."""
+async def test_no_task_starts_before_the_last_is_ready() -> None:
+    """Not even if a task runs as soon as it is made, as it can since Python 3.12."""
     made: list[object] = []
     make: Any = getattr(asyncio, "eager_task_factory", None) or (
         lambda loop, work, **options: asyncio.Task(work, loop=loop, **options)
@@ -56,22 +56,22 @@ async def test_no_task_begins_before_the_last_is_there() -> None:
         loop.set_task_factory(None)
 
 
-async def test_all_tasks_are_there_before_one_goes_on() -> None:
-    """The same on one event loop."""
+async def test_all_tasks_run_at_the_same_time() -> None:
+    """Eight tasks pass one barrier."""
     meeting = asyncio.Barrier(8)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await aconcurrently(8, lambda: meeting.wait())
 
 
-def test_threads_come_back_in_order_with_what_they_raised() -> None:
-    """A result for each number, or the exception itself."""
+def test_results_of_threads_are_in_order() -> None:
+    """Each is the result of its number, or the exception that was raised."""
     one, zero, half = concurrently(3, lambda number: 1 / (1 - number))
     assert (one, half) == (1.0, -1.0)
     assert isinstance(zero, ZeroDivisionError)
 
 
-async def test_tasks_come_back_in_order_with_what_they_raised() -> None:
-    """One that fails ends none of the others."""
+async def test_results_of_tasks_are_in_order() -> None:
+    """A task that fails ends none of the others."""
 
     async def work(number: int) -> float:
         await asyncio.sleep(0)
@@ -89,12 +89,12 @@ async def test_tasks_come_back_in_order_with_what_they_raised() -> None:
 def test_a_function_gets_its_number_if_it_takes_one(
     function: Any, expected: list[object]
 ) -> None:
-    """And is called with nothing otherwise."""
+    """A function without parameters is called without arguments."""
     assert concurrently(2, function) == expected
 
 
-def test_a_mistake_inside_is_not_taken_for_a_missing_argument() -> None:
-    """A TypeError of the function's own comes back as its result."""
+def test_a_type_error_of_the_function_is_its_result() -> None:
+    """It is not taken for a missing parameter."""
 
     def wrong(number: int) -> int:
         raise TypeError("its own")
@@ -105,7 +105,7 @@ def test_a_mistake_inside_is_not_taken_for_a_missing_argument() -> None:
 async def test_many_tabs_share_one_refresh(
     handstamp_sessions: Sessions, handstamp_events: Recorded, handstamp_clock: FrozenClock
 ) -> None:
-    """What the helper is for: all tabs are signed in, and the token was replaced once."""
+    """All twelve requests are authenticated, and the token was rotated once."""
     transport = httpx.ASGITransport(over_asgi(handstamp_sessions))
     base_url = "https://testserver.local"
     async with (
@@ -120,7 +120,7 @@ async def test_many_tabs_share_one_refresh(
 
 
 def test_many_threads_sign_in_at_once(handstamp_sessions: Sessions) -> None:
-    """Each of them its own client, on one engine that is open nowhere yet."""
+    """Each signs in its own client, on one engine that is not open yet."""
     app = over_asgi(handstamp_sessions)
 
     def sign_in(number: int) -> str:

@@ -26,8 +26,8 @@ from tests.support.engines import LAPTOP, SECRET, shown
 from tests.support.waiting import until
 
 
-def test_who_asks_gets_a_503(handstamp_sessions: Sessions) -> None:
-    """Also for a session that was cached a moment ago; afterwards all is as before."""
+def test_a_request_that_needs_the_session_gets_a_503(handstamp_sessions: Sessions) -> None:
+    """Also for a session that is cached. After the outage all is as before."""
     with browser(over_asgi(handstamp_sessions)) as client:
         login_as(client, "alice", sessions=handstamp_sessions)
         assert client.get("/me").text == "alice"
@@ -37,10 +37,10 @@ def test_who_asks_gets_a_503(handstamp_sessions: Sessions) -> None:
         assert client.get("/me").text == "alice"
 
 
-def test_an_outage_that_has_just_begun_leaves_the_cache_believed(
+def test_with_just_begun_the_cache_is_trusted(
     handstamp_sessions: Sessions, handstamp_clock: FrozenClock
 ) -> None:
-    """For as long as the policy says, and no longer."""
+    """For `max_staleness`, and no longer."""
     with browser(over_asgi(handstamp_sessions)) as client:
         login_as(client, "alice", sessions=handstamp_sessions)
         assert client.get("/me").text == "alice"
@@ -50,10 +50,10 @@ def test_an_outage_that_has_just_begun_leaves_the_cache_believed(
             assert client.get("/me").status_code == 503
 
 
-def test_nobody_logs_in_and_nobody_is_revoked(
+def test_logins_and_revocations_raise(
     handstamp_sessions: Sessions, handstamp_events: Recorded
 ) -> None:
-    """And no event says otherwise."""
+    """No event is published, and the session stays valid."""
     with browser(over_asgi(handstamp_sessions)) as client:
         alice = login_as(client, "alice", sessions=handstamp_sessions)
         handstamp_events.clear()
@@ -66,8 +66,8 @@ def test_nobody_logs_in_and_nobody_is_revoked(
         assert client.get("/me").text == "alice"
 
 
-def test_a_wsgi_application_notices_it_too(handstamp_sessions: Sessions) -> None:
-    """Across the thread that its engine runs in."""
+def test_a_wsgi_application_has_the_outage_too(handstamp_sessions: Sessions) -> None:
+    """Although its engine runs in another thread."""
     client = WerkzeugClient(over_wsgi(handstamp_sessions))
     login_as(client, "alice", sessions=handstamp_sessions)
     assert client.get("/me").text == "alice"
@@ -77,7 +77,7 @@ def test_a_wsgi_application_notices_it_too(handstamp_sessions: Sessions) -> None
 
 
 def test_outages_may_be_nested(handstamp_sessions: Sessions) -> None:
-    """The outer one lasts until its own end."""
+    """The outer outage lasts until its own end."""
     with outage(handstamp_sessions):
         with outage(handstamp_sessions):
             pass
@@ -86,8 +86,8 @@ def test_outages_may_be_nested(handstamp_sessions: Sessions) -> None:
     call(handstamp_sessions.ping)
 
 
-async def test_a_real_table_gives_no_answer_either(handstamp_dsn: str) -> None:
-    """No look-up, no write and no heartbeat; afterwards it does, and is heard again."""
+async def test_a_real_table_does_not_answer(handstamp_dsn: str) -> None:
+    """No read, no write and no heartbeat. Afterwards the engine listens again."""
     user = await to_thread(add_user, handstamp_dsn, "alice")
     async with Sessions(handstamp_dsn, secret=SECRET) as sessions:
         transport = httpx.ASGITransport(over_asgi(sessions))
@@ -104,8 +104,8 @@ async def test_a_real_table_gives_no_answer_either(handstamp_dsn: str) -> None:
             await until(lambda: sessions.stats().listener == "listening")
 
 
-async def test_a_real_table_is_down_on_any_loop(handstamp_dsn: str) -> None:
-    """A client that makes a loop for every request cannot get around it."""
+async def test_a_real_table_does_not_answer_on_any_loop(handstamp_dsn: str) -> None:
+    """Also for a client that makes an event loop for every request."""
     sessions = Sessions(handstamp_dsn, secret=SECRET)
     user = await to_thread(add_user, handstamp_dsn, "alice")
     issued = await to_thread(call, sessions.create, user)
@@ -116,7 +116,7 @@ async def test_a_real_table_is_down_on_any_loop(handstamp_dsn: str) -> None:
 
 
 def test_outages_of_a_real_table_may_be_nested(handstamp_dsn: str) -> None:
-    """The same there."""
+    """The same with a real table."""
     sessions = Sessions(handstamp_dsn, secret=SECRET)
     with outage(sessions):
         with outage(sessions):
@@ -126,8 +126,8 @@ def test_outages_of_a_real_table_may_be_nested(handstamp_dsn: str) -> None:
     call(sessions.ping)
 
 
-def test_a_store_of_another_kind_is_an_error() -> None:
-    """Better no outage than one that is none."""
+def test_an_outage_of_an_unknown_store_is_an_error() -> None:
+    """A test must not believe in an outage that does not happen."""
 
     class Other:
         def __init__(self) -> None:

@@ -30,7 +30,7 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 
 
 def test_importing_it_imports_nothing_else() -> None:
-    """Neither handstamp itself, nor the driver, nor a framework."""
+    """Neither handstamp, nor the driver, nor a framework."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", COLD]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
@@ -47,8 +47,8 @@ def test_pytest_finds_it_by_its_entry_point() -> None:
     assert f"src/{entry[1]}.py" in packages
 
 
-def test_every_name_says_whose_it_is() -> None:
-    """No fixture of an application is hidden by one of ours."""
+def test_every_fixture_has_the_prefix() -> None:
+    """So no fixture of an application is hidden."""
     imported = {"Iterator", "TYPE_CHECKING", "annotations", "pytest"}
     own = {n for n in vars(handstamp_pytest) if not n.startswith("_")} - imported
     assert len(own) == 7
@@ -86,7 +86,7 @@ class TestWithAPolicyOfTheirOwn:
 
 @pytest.fixture
 def ended(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Looks at the engine after its own fixture has ended."""
+    """Checks the engine after its own fixture has ended."""
     held: list[Sessions] = []
     request.node.held = held
     yield
@@ -96,7 +96,7 @@ def ended(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_an_engine_in_the_thread_of_wsgi_is_closed_at_the_end(
     ended: None, handstamp_sessions: Sessions, request: pytest.FixtureRequest
 ) -> None:
-    """It would otherwise listen and flush until the end of the whole run."""
+    """Otherwise it would listen and flush until the end of the run."""
     client = WerkzeugClient(over_wsgi(handstamp_sessions))
     login_as(client, "alice", sessions=handstamp_sessions)
     handstamp_sessions._state.cache.doubt()

@@ -36,12 +36,12 @@ def asynchronous(app: Any, base_url: str = HTTPS) -> httpx.AsyncClient:
 
 
 def plain(app: Any, base_url: str = HTTPS) -> httpx.Client:
-    """Its twin for WSGI."""
+    """The same client for WSGI."""
     return httpx.Client(transport=httpx.WSGITransport(app), base_url=base_url)
 
 
-def test_the_client_is_that_user(handstamp_sessions: Sessions) -> None:
-    """From its next request on, with a row in the store."""
+def test_the_client_is_signed_in(handstamp_sessions: Sessions) -> None:
+    """Its next request has the session, whose row is in the store."""
     with browser(over_asgi(handstamp_sessions)) as client:
         assert client.get("/me").status_code == 401
         alice = login_as(client, "alice", sessions=handstamp_sessions)
@@ -58,26 +58,26 @@ def test_a_client_without_a_lifespan_is_signed_in_too(handstamp_sessions: Sessio
     assert [client.get("/me").text for _ in range(2)] == ["alice", "alice"]
 
 
-async def test_inside_a_running_loop_it_works_all_the_same(
+async def test_a_sync_client_is_signed_in_inside_a_running_loop(
     handstamp_sessions: Sessions,
 ) -> None:
-    """A sync client in an async test."""
+    """An async test may have a sync client."""
     client = plain(over_wsgi(handstamp_sessions))
     login_as(client, "alice", sessions=handstamp_sessions)
     assert client.get("/me").text == "alice"
 
 
 async def test_an_async_client_is_signed_in(handstamp_sessions: Sessions) -> None:
-    """With await, on the loop of the test."""
+    """With `await`, on the loop of the test."""
     async with handstamp_sessions, asynchronous(over_asgi(handstamp_sessions)) as client:
         await alogin_as(client, "alice", sessions=handstamp_sessions)
         assert (await client.get("/me")).text == "alice"
 
 
-async def test_an_async_client_is_signed_in_before_anything_is_open(
+async def test_an_async_client_is_signed_in_before_the_engine_is_open(
     handstamp_sessions: Sessions,
 ) -> None:
-    """The engine is then open as after a first request."""
+    """The engine is then open, as after a first request."""
     async with asynchronous(over_asgi(handstamp_sessions)) as client:
         await alogin_as(client, "alice", sessions=handstamp_sessions)
         assert (await client.get("/me")).text == "alice"
@@ -86,7 +86,7 @@ async def test_an_async_client_is_signed_in_before_anything_is_open(
 
 @pytest.mark.parametrize("make", [plain, WerkzeugClient])
 def test_a_wsgi_client_is_signed_in(handstamp_sessions: Sessions, make: Any) -> None:
-    """The engine then runs in the thread of its own, as in production."""
+    """The engine runs in a thread of its own, as in production."""
     client = make(over_wsgi(handstamp_sessions))
     login_as(client, "alice", sessions=handstamp_sessions)
     assert client.get("/me").text == "alice"
@@ -97,7 +97,7 @@ def test_a_wsgi_client_is_signed_in(handstamp_sessions: Sessions, make: Any) -> 
 def test_a_rotation_replaces_both_cookies_in_the_jar(
     handstamp_sessions: Sessions, handstamp_clock: FrozenClock
 ) -> None:
-    """One cookie of each name, before and after."""
+    """There is one cookie of each name before and after."""
     with browser(over_asgi(handstamp_sessions)) as client:
         login_as(client, "alice", sessions=handstamp_sessions)
         before = sorted((c.name, c.value) for c in client.cookies.jar)
@@ -109,7 +109,7 @@ def test_a_rotation_replaces_both_cookies_in_the_jar(
 
 
 def test_a_logout_clears_the_jar(handstamp_sessions: Sessions) -> None:
-    """The cookies are where the application's own would be."""
+    """Because the cookies have the domain and path of a response."""
     with browser(over_asgi(handstamp_sessions)) as client:
         login_as(client, "alice", sessions=handstamp_sessions)
         client.post("/logout")
@@ -117,7 +117,7 @@ def test_a_logout_clears_the_jar(handstamp_sessions: Sessions) -> None:
 
 
 def test_signing_in_again_replaces_the_user(handstamp_sessions: Sessions) -> None:
-    """One client is one user at a time; the first session lives on elsewhere."""
+    """The jar has the cookies of the second session only."""
     with browser(over_asgi(handstamp_sessions)) as client:
         login_as(client, "alice", sessions=handstamp_sessions)
         login_as(client, "bob", sessions=handstamp_sessions)
@@ -126,7 +126,7 @@ def test_signing_in_again_replaces_the_user(handstamp_sessions: Sessions) -> Non
 
 
 def test_the_cookies_of_the_application_are_used() -> None:
-    """Their names, their path, and no Secure where it has none."""
+    """Their names, their path, and no Secure if they have none."""
     cookies = Cookies(
         session_name="sid",
         refresh_name="rid",
@@ -144,7 +144,7 @@ def test_the_cookies_of_the_application_are_used() -> None:
 
 
 def test_remembered_cookies_outlive_the_browser(handstamp_sessions: Sessions) -> None:
-    """And others do not, as after a real sign-in."""
+    """Others end with the browser, as after a login form."""
     with browser(over_asgi(handstamp_sessions)) as client:
         assert login_as(client, "alice", sessions=handstamp_sessions).remember is False
         assert {c.discard for c in client.cookies.jar} == {True}
@@ -155,10 +155,10 @@ def test_remembered_cookies_outlive_the_browser(handstamp_sessions: Sessions) ->
         assert {c.discard for c in client.cookies.jar} == {False}
 
 
-def test_what_the_row_remembers_can_be_said(
+def test_the_client_of_the_login_can_be_given(
     handstamp_sessions: Sessions, handstamp_events: Recorded
 ) -> None:
-    """An address for the list of sessions; the event is that of any sign-in."""
+    """The row keeps its address, and the event has it."""
     with browser(over_asgi(handstamp_sessions)) as client:
         phone = Client(address="203.0.113.9")
         alice = login_as(client, "alice", signed_in_from=phone, sessions=handstamp_sessions)
@@ -166,7 +166,7 @@ def test_what_the_row_remembers_can_be_said(
     assert [e.client for e in handstamp_events.of(LoggedIn)] == [phone]
 
 
-def test_a_socket_is_that_user_s_too(handstamp_sessions: Sessions) -> None:
+def test_a_websocket_is_signed_in_too(handstamp_sessions: Sessions) -> None:
     """With its whole address: the client's default is a plain ws, which gets no Secure
     cookie."""
     with browser(over_asgi(handstamp_sessions)) as client:
@@ -176,7 +176,7 @@ def test_a_socket_is_that_user_s_too(handstamp_sessions: Sessions) -> None:
 
 
 def test_a_disabled_user_is_not_signed_in(handstamp_sessions: Sessions) -> None:
-    """The refusal of the store comes through, and the jar stays empty."""
+    """The error of the store is raised, and the jar stays empty."""
     store = handstamp_sessions.store
     assert isinstance(store, MemoryStore)
     store.users["mallory"] = MemoryUser(is_active=False)
@@ -187,7 +187,7 @@ def test_a_disabled_user_is_not_signed_in(handstamp_sessions: Sessions) -> None:
 
 
 def test_secure_cookies_over_plain_http_are_an_error(handstamp_sessions: Sessions) -> None:
-    """It says how to make the client, and no session was made."""
+    """The error says how to make the client, and no session was created."""
     client = TestClient(over_asgi(handstamp_sessions))
     with pytest.raises(ConfigError, match=r"base_url='https://testserver\.local'"):
         login_as(client, "alice", sessions=handstamp_sessions)
@@ -208,15 +208,17 @@ def test_cookies_of_another_domain_are_an_error() -> None:
     assert client.get("/me").text == "alice"
 
 
-async def test_a_client_for_no_host_is_an_error(handstamp_sessions: Sessions) -> None:
-    """Nobody can say where its cookies belong."""
+async def test_a_client_without_a_host_is_an_error(handstamp_sessions: Sessions) -> None:
+    """A cookie needs the domain of a host."""
     client = asynchronous(over_asgi(handstamp_sessions), base_url="")
     with pytest.raises(ConfigError, match="no host"):
         await alogin_as(client, "alice", sessions=handstamp_sessions)
 
 
-async def test_the_wrong_one_of_the_two_is_an_error(handstamp_sessions: Sessions) -> None:
-    """It names the other."""
+async def test_login_as_and_alogin_as_are_not_interchangeable(
+    handstamp_sessions: Sessions,
+) -> None:
+    """The error names the other one."""
     with pytest.raises(ConfigError, match="await alogin_as"):
         login_as(
             asynchronous(over_asgi(handstamp_sessions)),
@@ -229,14 +231,16 @@ async def test_the_wrong_one_of_the_two_is_an_error(handstamp_sessions: Sessions
         )
 
 
-def test_what_is_no_test_client_is_an_error(handstamp_sessions: Sessions) -> None:
-    """With what it was instead."""
+def test_an_object_that_is_not_a_test_client_is_an_error(
+    handstamp_sessions: Sessions,
+) -> None:
+    """The error names its type."""
     with pytest.raises(ConfigError, match="object is not a test client"):
         login_as(object(), "alice", sessions=handstamp_sessions)
 
 
 def test_the_middleware_names_the_engine_and_the_cookies() -> None:
-    """Both middlewares do; cookies that are given count first."""
+    """For ASGI and for WSGI; `cookies=` replaces those of the middleware."""
     cookies = Cookies(session_name="sid", refresh_name="rid")
     sessions = memory_sessions()
     for app in (over_wsgi(sessions, cookies=cookies), over_asgi(sessions, cookies=cookies)):
@@ -248,8 +252,8 @@ def test_the_middleware_names_the_engine_and_the_cookies() -> None:
             steal(client, sessions=app, cookies=Cookies())
 
 
-def test_its_session_can_be_revoked(handstamp_sessions: Sessions) -> None:
-    """In one line, by what signing in returned."""
+def test_the_session_can_be_revoked(handstamp_sessions: Sessions) -> None:
+    """By the object that `login_as` returned."""
     with browser(over_asgi(handstamp_sessions)) as client:
         alice = login_as(client, "alice", sessions=handstamp_sessions)
         assert alice.revoke(reason="lost phone") is True
@@ -257,7 +261,7 @@ def test_its_session_can_be_revoked(handstamp_sessions: Sessions) -> None:
         assert_revoked(alice, reason="lost phone")
 
 
-async def test_its_session_can_be_revoked_with_await(handstamp_sessions: Sessions) -> None:
+async def test_the_session_can_be_revoked_with_await(handstamp_sessions: Sessions) -> None:
     """The same for an async test."""
     async with handstamp_sessions, asynchronous(over_asgi(handstamp_sessions)) as client:
         alice = await alogin_as(client, "alice", sessions=handstamp_sessions)
@@ -265,8 +269,8 @@ async def test_its_session_can_be_revoked_with_await(handstamp_sessions: Session
         assert (await client.get("/me")).status_code == 401
 
 
-def test_no_token_shows(handstamp_sessions: Sessions) -> None:
-    """Not in what a failing assertion prints."""
+def test_no_token_is_in_the_repr(handstamp_sessions: Sessions) -> None:
+    """A failing assertion prints it."""
     with browser(over_asgi(handstamp_sessions)) as client:
         alice = login_as(client, "alice", sessions=handstamp_sessions)
     assert alice.session_token not in repr(alice)

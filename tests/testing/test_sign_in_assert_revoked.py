@@ -26,7 +26,7 @@ from tests.support.engines import SECRET
 
 @pytest.fixture
 def client(handstamp_sessions: Sessions) -> Iterator[TestClient]:
-    """A browser with nobody in it."""
+    """A client that is not signed in."""
     with browser(over_asgi(handstamp_sessions)) as client:
         yield client
 
@@ -35,12 +35,12 @@ def client(handstamp_sessions: Sessions) -> Iterator[TestClient]:
 def alice(
     handstamp_events: Recorded, client: TestClient, handstamp_sessions: Sessions
 ) -> SignedIn:
-    """Somebody in it, of whom everything is recorded."""
+    """A signed-in user, whose events are recorded."""
     return login_as(client, "alice", sessions=handstamp_sessions)
 
 
 def test_a_live_session_is_not_revoked(alice: SignedIn, handstamp_events: Recorded) -> None:
-    """The assertion fails, by the row and by the events."""
+    """The assertion fails, for the row and for the events."""
     with pytest.raises(AssertionError, match="is not revoked"):
         assert_revoked(alice)
     with pytest.raises(AssertionError, match="no event"):
@@ -50,7 +50,7 @@ def test_a_live_session_is_not_revoked(alice: SignedIn, handstamp_events: Record
 def test_an_expired_session_is_not_revoked(
     alice: SignedIn, handstamp_clock: FrozenClock, client: TestClient
 ) -> None:
-    """Nobody ended it: time did."""
+    """The assertion fails."""
     handstamp_clock.advance(alice.sessions.policy.absolute_ttl)
     assert client.get("/me").status_code == 401
     with pytest.raises(AssertionError, match="is not revoked"):
@@ -60,7 +60,7 @@ def test_an_expired_session_is_not_revoked(
 def test_the_reason_counts(
     alice: SignedIn, client: TestClient, handstamp_events: Recorded
 ) -> None:
-    """Another one fails and is named."""
+    """Another reason fails, and the message names it."""
     client.post("/logout")
     assert_revoked(alice)
     assert_revoked(alice, reason="logout")
@@ -70,10 +70,10 @@ def test_the_reason_counts(
             assert_revoked(alice, reason="theft", events=events)
 
 
-def test_a_session_or_an_id_will_do(
+def test_a_session_or_an_id_is_accepted(
     alice: SignedIn, handstamp_sessions: Sessions, handstamp_events: Recorded
 ) -> None:
-    """With the engine, or with the events."""
+    """Together with the engine or the events."""
     alice.revoke(reason="gone")
     for named in (alice.session, alice.session.id):
         assert_revoked(named, reason="gone", sessions=handstamp_sessions)
@@ -82,7 +82,7 @@ def test_a_session_or_an_id_will_do(
             assert_revoked(named)
 
 
-def test_another_session_of_the_same_user_proves_nothing(
+def test_the_end_of_another_session_is_not_enough(
     alice: SignedIn,
     client: TestClient,
     handstamp_events: Recorded,
@@ -97,8 +97,8 @@ def test_another_session_of_the_same_user_proves_nothing(
         assert_revoked(other, events=handstamp_events)
 
 
-def test_a_deleted_row_is_a_revoked_one_without_a_reason(alice: SignedIn) -> None:
-    """For the reason, the message points to the events."""
+def test_a_deleted_row_is_revoked_without_a_reason(alice: SignedIn) -> None:
+    """If a reason is asked for, the message points to the events."""
     store = alice.sessions.store
     assert isinstance(store, MemoryStore)
     store.rows.clear()
@@ -107,8 +107,8 @@ def test_a_deleted_row_is_a_revoked_one_without_a_reason(alice: SignedIn) -> Non
         assert_revoked(alice, reason="logout")
 
 
-async def test_a_real_table_is_asked(handstamp_dsn: str) -> None:
-    """With await, and from a thread without."""
+async def test_the_row_of_a_real_table_decides(handstamp_dsn: str) -> None:
+    """With `await`, and from a thread without it."""
     user = await to_thread(add_user, handstamp_dsn, "alice")
     async with Sessions(handstamp_dsn, secret=SECRET) as sessions:
         session = (await sessions.create(user)).session
@@ -122,7 +122,7 @@ async def test_a_real_table_is_asked(handstamp_dsn: str) -> None:
 def test_events_are_kept_in_order_and_by_kind(
     alice: SignedIn, handstamp_events: Recorded
 ) -> None:
-    """Until they are cleared; a kind includes those below it."""
+    """Until they are cleared. A kind includes the kinds below it."""
     alice.revoke()
     kinds: list[type[Event]] = [type(event) for event in handstamp_events]
     assert kinds == [LoggedIn, Revoked]
@@ -133,8 +133,8 @@ def test_events_are_kept_in_order_and_by_kind(
     assert list(handstamp_events) == []
 
 
-def test_the_user_s_sessions_can_all_be_ended(alice: SignedIn, client: TestClient) -> None:
-    """By any method of the engine, from a test without await."""
+def test_all_sessions_of_a_user_can_be_revoked(alice: SignedIn, client: TestClient) -> None:
+    """`call` runs any method of the engine."""
     assert call(alice.sessions.revoke_user, "alice", reason="left") == 1
     assert client.get("/me").status_code == 401
     assert_revoked(alice, reason="left")

@@ -1,4 +1,4 @@
-"""Every framework's own test client is signed in, refreshed, robbed and signed out.
+"""Every framework's own test client is signed in, refreshed, stolen from and signed out.
 
 Each application here answers `/me` with the user's id or a 401. Django's clients are in
 `test_testing_page.py`: its settings are those of a whole process.
@@ -59,7 +59,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 def test_a_client_is_signed_in_refreshed_and_signed_out(
     client: Any, handstamp_sessions: Sessions, handstamp_clock: FrozenClock
 ) -> None:
-    """A whole life of a session, by the framework's own means."""
+    """One session from its login to its revocation, with each test client."""
     assert get(client).status == 401
     alice = login_as(client, "alice", sessions=handstamp_sessions)
     assert get(client) == Seen(200, "alice")
@@ -75,7 +75,7 @@ def test_a_client_is_signed_in_refreshed_and_signed_out(
 async def test_an_async_client_is_signed_in_refreshed_and_signed_out(
     make: Make, handstamp_sessions: Sessions, handstamp_clock: FrozenClock
 ) -> None:
-    """The same with await."""
+    """The same with `await`."""
     async with (
         make(handstamp_sessions)
         if make is not quart
@@ -96,7 +96,7 @@ async def test_an_async_client_is_signed_in_refreshed_and_signed_out(
 def test_a_client_s_cookies_can_be_stolen(
     client: Any, handstamp_sessions: Sessions
 ) -> None:
-    """Both, as they are in its own kind of jar, and put into another of the kind."""
+    """Both are read from the client's own kind of jar, and put back into one."""
     alice = login_as(client, "alice", sessions=handstamp_sessions)
     stolen = steal(client, sessions=handstamp_sessions)
     assert stolen.session_token == alice.session_token
@@ -110,7 +110,7 @@ def test_a_client_s_cookies_can_be_stolen(
 def test_p5_a_client_sees_an_outage_as_a_503(
     client: Any, handstamp_sessions: Sessions
 ) -> None:
-    """The framework's own answer, and everything as before at its end."""
+    """It is the framework's own answer. After the outage all is as before."""
     login_as(client, "alice", sessions=handstamp_sessions)
     assert get(client).status == 200
     with outage(handstamp_sessions):
@@ -119,7 +119,7 @@ def test_p5_a_client_sees_an_outage_as_a_503(
 
 
 def test_two_users_at_once_are_two_clients(handstamp_sessions: Sessions) -> None:
-    """On one application."""
+    """Each client of one application keeps its own user."""
     flask_client = flask(handstamp_sessions)
     other = flask_client.application.test_client()
     login_as(flask_client, "alice", sessions=handstamp_sessions)
@@ -131,10 +131,10 @@ def test_two_users_at_once_are_two_clients(handstamp_sessions: Sessions) -> None
     ]
 
 
-def test_a_server_name_is_where_flask_s_cookies_belong(
+def test_flask_s_cookies_are_set_for_the_server_name(
     handstamp_sessions: Sessions,
 ) -> None:
-    """A host of the application's own, with a port."""
+    """The name has a host and a port."""
     client = flask(handstamp_sessions)
     client.application.config["SERVER_NAME"] = "shop.example:8443"
     login_as(client, "alice", sessions=handstamp_sessions)
@@ -144,15 +144,15 @@ def test_a_server_name_is_where_flask_s_cookies_belong(
 async def test_litestar_s_async_client_is_signed_in_without_a_lifespan(
     handstamp_sessions: Sessions,
 ) -> None:
-    """Each of its requests has a loop of its own, and none of them is the test's."""
+    """Each of its requests has an event loop of its own, not that of the test."""
     client = litestar_async(handstamp_sessions)
     await alogin_as(client, "alice", sessions=handstamp_sessions)
     handstamp_sessions._state.cache.doubt()  # so that the engine has to open
     assert await aget(client) == Seen(200, "alice")
 
 
-def test_flask_s_cookies_keep_to_their_path(handstamp_sessions: Sessions) -> None:
-    """As those of the application would."""
+def test_flask_s_cookies_are_set_for_their_path(handstamp_sessions: Sessions) -> None:
+    """The jar finds them under that path only."""
     flask = pytest.importorskip("flask")
     from handstamp.flask import SessionAuth
 
@@ -165,10 +165,10 @@ def test_flask_s_cookies_keep_to_their_path(handstamp_sessions: Sessions) -> Non
     assert client.get_cookie("s") is None
 
 
-async def test_a_server_name_is_where_quart_s_cookies_belong(
+async def test_quart_s_cookies_are_set_for_the_server_name(
     handstamp_sessions: Sessions, handstamp_clock: FrozenClock
 ) -> None:
-    """Else a rotation would put new ones beside the old."""
+    """Otherwise a rotation would add cookies beside them."""
     async with quarted(handstamp_sessions) as client:
         client.app.config["SERVER_NAME"] = "shop.example"
         await alogin_as(client, "alice", sessions=handstamp_sessions)
@@ -178,7 +178,7 @@ async def test_a_server_name_is_where_quart_s_cookies_belong(
 
 
 def test_a_client_without_a_jar_is_an_error(handstamp_sessions: Sessions) -> None:
-    """Flask's, told to keep no cookies."""
+    """For example the client of Flask with use_cookies=False."""
     client = flask(handstamp_sessions)
     cookieless = client.application.test_client(use_cookies=False)
     with pytest.raises((ConfigError, TypeError), match="ookies"):
@@ -186,7 +186,7 @@ def test_a_client_without_a_jar_is_an_error(handstamp_sessions: Sessions) -> Non
 
 
 def test_webtest_over_plain_http_is_an_error(handstamp_sessions: Sessions) -> None:
-    """Its jar keeps Secure cookies back, so it says how to make the client."""
+    """Its jar does not send Secure cookies; the error says how to make the client."""
     webtest = pytest.importorskip("webtest")
     client = webtest.TestApp(over_wsgi(handstamp_sessions))
     with pytest.raises(ConfigError, match=r"wsgi\.url_scheme"):
@@ -219,7 +219,7 @@ ADVICE = {
 async def test_without_an_engine_the_error_says_what_to_write(
     make: Make, given: Any, handstamp_sessions: Sessions
 ) -> None:
-    """For the framework at hand, and for everything that signs in or steals."""
+    """For the framework of the client, in each function that needs the engine."""
     client, advice = make(handstamp_sessions), ADVICE[make.__name__]
     with pytest.raises(ConfigError, match=advice):
         steal(client, sessions=given)
@@ -232,7 +232,7 @@ async def test_without_an_engine_the_error_says_what_to_write(
 def test_what_the_error_says_to_write_works(
     make: Make, handstamp_sessions: Sessions
 ) -> None:
-    """The middleware names the engine, and is public where the framework keeps it."""
+    """The middleware is public where these frameworks keep it."""
     client = make(handstamp_sessions)
     where = {
         flask: lambda: client.application.wsgi_app,

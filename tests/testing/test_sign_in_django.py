@@ -42,7 +42,7 @@ def site(handstamp_sessions: Sessions) -> Iterator[None]:
 def test_the_client_is_signed_in_refreshed_and_signed_out(
     path: str, handstamp_sessions: Sessions, handstamp_clock: FrozenClock
 ) -> None:
-    """Over plain http too: this client sends whatever it holds."""
+    """Over plain http too, because this client sends every cookie."""
     client = Client()
     assert client.get(path).status_code == 401
     alice = login_as(client, "alice")
@@ -71,14 +71,14 @@ async def test_the_async_client_is_signed_in_refreshed_and_signed_out(
 
 
 def test_the_client_of_django_rest_framework_is_signed_in() -> None:
-    """By the authentication class, with the application's own user."""
+    """Its authentication class returns the application's own user."""
     client = APIClient()
     assert client.get("/api").status_code == 401
     login_as(client, "alice")
     assert client.get("/api").json() == ["alice", "alice"]
 
 
-def test_its_cookies_can_be_stolen() -> None:
+def test_django_s_cookies_can_be_stolen() -> None:
     """And put into another client."""
     client, thief = Client(), Client()
     alice = login_as(client, "alice")
@@ -89,7 +89,7 @@ def test_its_cookies_can_be_stolen() -> None:
 
 
 def test_p5_an_outage_is_a_503(handstamp_sessions: Sessions) -> None:
-    """For whoever asks; afterwards all is as before."""
+    """For a request that needs the session. After the outage all is as before."""
     client = Client()
     login_as(client, "alice")
     with outage(handstamp_sessions):
@@ -99,7 +99,7 @@ def test_p5_an_outage_is_a_503(handstamp_sessions: Sessions) -> None:
 
 
 def test_the_cookies_are_those_of_the_settings(handstamp_sessions: Sessions) -> None:
-    """Names and attributes, as a response sets them."""
+    """They have the names and attributes that a response would give them."""
     given: dict[str, Any] = {
         "SESSIONS": handstamp_sessions,
         "COOKIES": Cookies(session_name="sid", refresh_name="rid", same_site="Strict"),
@@ -114,6 +114,6 @@ def test_the_cookies_are_those_of_the_settings(handstamp_sessions: Sessions) -> 
 
 
 def test_settings_without_handstamp_are_an_error() -> None:
-    """Django's client goes through them and nothing else."""
+    """Django's client gets its engine from the settings."""
     with override_settings(HANDSTAMP=None), pytest.raises(ConfigError, match="HANDSTAMP"):
         login_as(Client(), "alice")

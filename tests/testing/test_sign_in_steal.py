@@ -30,7 +30,7 @@ from tests.support.engines import SECRET
 def victim(
     handstamp_sessions: Sessions, handstamp_events: Recorded
 ) -> Iterator[TestClient]:
-    """A browser, with everything recorded that happens to it."""
+    """A client whose events are recorded."""
     with browser(over_asgi(handstamp_sessions)) as client:
         yield client
 
@@ -41,7 +41,7 @@ def test_a_replay_ends_the_session_and_is_reported(
     handstamp_clock: FrozenClock,
     handstamp_events: Recorded,
 ) -> None:
-    """P8: after the victim was refreshed, came back, and grace is over."""
+    """P8: the victim was refreshed, used the new cookies, and grace is over."""
     alice = login_as(victim, "alice", sessions=handstamp_sessions)
     stolen = steal(victim, sessions=handstamp_sessions)
     handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
@@ -59,7 +59,7 @@ def test_the_event_names_the_thief(
     handstamp_clock: FrozenClock,
     handstamp_events: Recorded,
 ) -> None:
-    """By an address that is nobody's."""
+    """By an address that is reserved for examples."""
     login_as(victim, "alice", sessions=handstamp_sessions)
     stolen = steal(victim, sessions=handstamp_sessions)
     handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
@@ -78,7 +78,7 @@ def test_a_thief_s_browser_is_signed_out_too(
     handstamp_clock: FrozenClock,
     handstamp_events: Recorded,
 ) -> None:
-    """The copy in another client: it works until it gives itself away."""
+    """The copy works in another client until the replay is detected."""
     login_as(victim, "alice", sessions=handstamp_sessions)
     thief = TestClient(victim.app, base_url="https://testserver.local")
     thief.portal = victim.portal  # the same server: one event loop
@@ -93,13 +93,13 @@ def test_a_thief_s_browser_is_signed_out_too(
     assert victim.get("/me").status_code == 401
 
 
-def test_a_lost_answer_is_no_theft(
+def test_a_lost_response_is_no_theft(
     victim: TestClient,
     handstamp_sessions: Sessions,
     handstamp_clock: FrozenClock,
     handstamp_events: Recorded,
 ) -> None:
-    """P7: while nobody has shown the new token, the old one gets it again."""
+    """P7: while the new token was not used, the old one returns the same successor."""
     login_as(victim, "alice", sessions=handstamp_sessions)
     stolen = steal(victim, sessions=handstamp_sessions)
     handstamp_clock.advance(handstamp_sessions.policy.session_ttl)
@@ -134,7 +134,7 @@ async def test_a_replay_with_await(
 def test_the_victim_keeps_what_was_copied(
     victim: TestClient, handstamp_sessions: Sessions
 ) -> None:
-    """Stealing changes nothing in the jar, and no token shows."""
+    """`steal` does not change the jar, and its repr has no token."""
     login_as(victim, "alice", sessions=handstamp_sessions)
     before = dict(victim.cookies)
     stolen = steal(victim, sessions=handstamp_sessions)
@@ -143,16 +143,16 @@ def test_the_victim_keeps_what_was_copied(
     assert not any(token in repr(stolen) for token in before.values())
 
 
-def test_nobody_steals_from_nobody(
+def test_a_client_that_is_not_signed_in_has_nothing_to_steal(
     victim: TestClient, handstamp_sessions: Sessions
 ) -> None:
-    """A client that is not signed in has nothing to copy."""
+    """The error says to sign it in first."""
     with pytest.raises(ConfigError, match="sign it in"):
         steal(victim, sessions=handstamp_sessions)
 
 
 def test_without_refresh_tokens_there_is_a_copy_and_no_replay(uuid_dsn: str) -> None:
-    """A table that has none: the one cookie is copied, and the rest is said."""
+    """The one cookie is copied. `replay` is an error that says what to do instead."""
     sessions = Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN)
     app = over_wsgi(sessions)
     victim, thief = WerkzeugClient(app), WerkzeugClient(app)

@@ -72,7 +72,7 @@ def supabase_dsn(supabase_template_dsn: str) -> Iterator[str]:
 
 @pytest.fixture
 def ending() -> Iterator[ExitStack]:
-    """What is left when a test ends."""
+    """Is closed when the test ends."""
     with ExitStack() as stack:
         yield stack
 
@@ -107,11 +107,11 @@ def client(
 
 
 def is_falcon(client: object) -> bool:
-    """Whether it has no jar, but a header that stays."""
+    """Whether the client has a default Cookie header instead of a jar."""
     return hasattr(client, "_default_headers")
 
 
-def test_a_client_is_signed_in_refreshed_robbed_and_signed_out(
+def test_a_client_is_signed_in_refreshed_stolen_from_and_signed_out(
     client: Any, alice: str, bob: str, sessions: SupabaseSessions
 ) -> None:
     """Whole or in pieces, nothing of the cookie before is left in its own kind of jar."""
@@ -138,7 +138,7 @@ def test_a_client_is_signed_in_refreshed_robbed_and_signed_out(
 
 
 @pytest.mark.parametrize("make", ASYNC, ids=lambda make: make.__name__)
-async def test_an_async_client_is_signed_in_refreshed_robbed_and_signed_out(
+async def test_an_async_client_is_signed_in_refreshed_stolen_from_and_signed_out(
     make: Make, supabase_dsn: str
 ) -> None:
     """The same with await."""
@@ -175,10 +175,10 @@ def victim(sessions: SupabaseSessions, ending: ExitStack) -> TestClient:
     return ending.enter_context(browser(over_asgi(sessions)))
 
 
-def test_a_sign_in_is_gotrue_s(
+def test_a_login_is_like_gotrue_s(
     victim: TestClient, alice: str, supabase_dsn: str, sessions: SupabaseSessions
 ) -> None:
-    """With its answer, its AMR row, its audit entry; and no token shows."""
+    """It has its response, its AMR row and its audit entry; no token is in a repr."""
     signed_in = login_as(victim, alice, sessions=sessions)
     assert signed_in.body is not None
     assert signed_in.body["access_token"] == signed_in.session_token
@@ -194,10 +194,10 @@ def test_a_sign_in_is_gotrue_s(
         assert victim.cookies[NAME] not in shown
 
 
-def test_the_cookie_is_where_the_application_s_own_would_be(
+def test_the_cookie_has_the_attributes_of_the_project_s_cookie(
     supabase_dsn: str, alice: str, ending: ExitStack
 ) -> None:
-    """With the attributes of the project's cookie, which are checked before a sign-in."""
+    """The client is checked before a session is created."""
     cookie = SupabaseCookie(name=NAME, path="/app", domain="example.org")
     sessions = sessions_on(supabase_dsn, cookie=cookie)
     app = over_asgi(sessions)
@@ -213,7 +213,7 @@ def test_the_cookie_is_where_the_application_s_own_would_be(
 def test_plain_http_needs_insecure_cookies(
     supabase_dsn: str, alice: str, ending: ExitStack
 ) -> None:
-    """It says so, and no session was made; and then it works."""
+    """The error says so and no session was created. With them it works."""
     sessions = sessions_on(supabase_dsn)
     base_url = "http://testserver"
     with pytest.raises(ConfigError, match=r"cookies=Cookies\.insecure\(\)"):
@@ -231,7 +231,7 @@ def test_plain_http_needs_insecure_cookies(
 def test_a_replay_ends_a_v2_session(
     victim: TestClient, sessions: SupabaseSessions, alice: str
 ) -> None:
-    """Two steps behind and no reuse interval; the reason is in the events alone."""
+    """Two steps behind, without a reuse interval. Only the events have the reason."""
     events = Recorded(sessions)
     signed_in = login_as(victim, alice, sessions=sessions)
     stolen = steal(victim, sessions=sessions)
@@ -246,10 +246,10 @@ def test_a_replay_ends_a_v2_session(
     assert get(victim).status == 401
 
 
-def test_a_lost_answer_is_no_theft(
+def test_a_lost_response_is_no_theft(
     victim: TestClient, sessions: SupabaseSessions, alice: str
 ) -> None:
-    """One step behind, the old token gets the current one again."""
+    """One step behind, the old token returns the current one again."""
     events = Recorded(sessions)
     login_as(victim, alice, sessions=sessions)
     stolen = steal(victim, sessions=sessions)
@@ -263,7 +263,7 @@ def test_a_lost_answer_is_no_theft(
 def test_a_replay_of_a_v1_token_ends_its_family(
     supabase_dsn: str, alice: str, ending: ExitStack
 ) -> None:
-    """The row stays, as GoTrue has it, and so it is not said to be revoked."""
+    """As in GoTrue the row stays, so `assert_revoked` fails."""
     sessions = sessions_on(supabase_dsn, version=1)
     events = Recorded(sessions)
     victim = ending.enter_context(browser(over_asgi(sessions)))
@@ -278,7 +278,7 @@ def test_a_replay_of_a_v1_token_ends_its_family(
 
 
 def test_eight_tabs_have_one_successor(supabase_dsn: str, alice: str) -> None:
-    """The thief's copies are those of eight tabs, here on WSGI."""
+    """Copies of one cookie stand for eight tabs, here under WSGI."""
     sessions = sessions_on(supabase_dsn)
     app = over_wsgi(sessions)
     tabs = [WerkzeugClient(app) for _ in range(8)]
@@ -295,14 +295,14 @@ def test_eight_tabs_have_one_successor(supabase_dsn: str, alice: str) -> None:
 def test_p5_an_outage_is_a_503(
     victim: TestClient, sessions: SupabaseSessions, alice: str
 ) -> None:
-    """And everything as before at its end."""
+    """After the outage all is as before."""
     login_as(victim, alice, sessions=sessions)
     with outage(sessions):
         assert get(victim).status == 503
     assert get(victim) == Seen(200, alice)
 
 
-def test_an_access_token_runs_out_by_the_frozen_clock(
+def test_an_access_token_expires_by_the_frozen_clock(
     supabase_dsn: str, alice: str, ending: ExitStack
 ) -> None:
     """It is then replaced, although the database's own clock has not moved. Each look at
@@ -320,7 +320,7 @@ def test_an_access_token_runs_out_by_the_frozen_clock(
 
 
 async def test_cookies_may_be_given(supabase_dsn: str) -> None:
-    """Beside an engine whose middleware has others than the project's."""
+    """For a middleware whose cookies are not the project's."""
     alice = await asyncio.to_thread(add, supabase_dsn, "alice@example.org")
     async with sessions_on(supabase_dsn) as sessions:
         app = over_asgi(sessions, cookies=Cookies.insecure())
@@ -335,7 +335,7 @@ async def test_cookies_may_be_given(supabase_dsn: str) -> None:
 def test_a_thief_takes_the_session_s_cookies_and_no_others(
     victim: TestClient, sessions: SupabaseSessions, alice: str, bob: str
 ) -> None:
-    """What else is in either jar stays where it is."""
+    """Other cookies in both jars stay as they are."""
     login_as(victim, bob, sessions=sessions)
     victim.cookies.set("theme", "dark")
     thief = WerkzeugClient(over_wsgi(sessions))
@@ -348,26 +348,26 @@ def test_a_thief_takes_the_session_s_cookies_and_no_others(
         steal(victim, sessions=sessions).into(plain)
 
 
-def test_nobody_steals_from_nobody(victim: TestClient, sessions: SupabaseSessions) -> None:
-    """A cookie of the name in which there is no session is none."""
+def test_a_client_that_is_not_signed_in_has_nothing_to_steal(
+    victim: TestClient, sessions: SupabaseSessions
+) -> None:
+    """Nor has one whose cookie holds no session."""
     victim.cookies.set(NAME, "base64-e30")
     with pytest.raises(ConfigError, match="sign it in"):
         steal(victim, sessions=sessions)
 
 
-def test_who_is_no_user_is_not_signed_in(
+def test_an_unknown_user_is_not_signed_in(
     victim: TestClient, sessions: SupabaseSessions
 ) -> None:
-    """The refusal comes through, and the jar stays empty."""
+    """The refusal is raised, and the jar stays empty."""
     with pytest.raises(LoginRefused):
         login_as(victim, str(UUID(int=7)), sessions=sessions)
     assert held(victim) == {}
 
 
-def test_without_a_key_that_signs_nobody_is_signed_in(
-    supabase_dsn: str, alice: str
-) -> None:
-    """It says what to give, and no session was made."""
+def test_a_login_needs_a_key_that_signs(supabase_dsn: str, alice: str) -> None:
+    """The error says what to give, and no session was created."""
     sessions = sessions_on(supabase_dsn, jwt_secret=None, jwt_keys=[public_key("ES256")])
     client = WerkzeugClient(over_wsgi(sessions))
     with pytest.raises(ConfigError, match="jwt_secret="):
@@ -376,8 +376,8 @@ def test_without_a_key_that_signs_nobody_is_signed_in(
     assert fetch(supabase_dsn, sql, UUID(alice)) == 0
 
 
-def test_a_user_is_added_as_gotrue_keeps_one(supabase_dsn: str, alice: str) -> None:
-    """It looks for the instance, and its types take no NULL in these."""
+def test_add_user_writes_a_row_as_gotrue_does(supabase_dsn: str, alice: str) -> None:
+    """GoTrue looks for the instance, and its types take no NULL in these columns."""
     sql = """select count(*) from auth.users where id = $1 and instance_id = $2
         and (aud, role) = ('authenticated', 'authenticated')
         and (confirmation_token, recovery_token, email_change_token_new, email_change)
@@ -386,8 +386,8 @@ def test_a_user_is_added_as_gotrue_keeps_one(supabase_dsn: str, alice: str) -> N
     assert fetch(supabase_dsn, sql, UUID(alice), UUID(int=0)) == 1
 
 
-def test_what_makes_no_sense_there_is_an_error() -> None:
-    """Nothing in memory stands in for these tables, and nobody but GoTrue makes them."""
+def test_what_supabase_does_not_support_is_an_error() -> None:
+    """There are no such tables in memory, and only GoTrue creates them."""
     with pytest.raises(ConfigError, match="for SupabaseSessions") as raised:
         memory_sessions(url=URL, jwt_secret=JWT_SECRET)
     assert JWT_SECRET not in str(raised.value)

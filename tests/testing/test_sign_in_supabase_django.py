@@ -51,7 +51,9 @@ def site(sessions: SupabaseSessions) -> Iterator[None]:
         yield
 
 
-def test_the_client_is_signed_in_refreshed_robbed_and_signed_out(supabase_dsn: str) -> None:
+def test_the_client_is_signed_in_refreshed_stolen_from_and_signed_out(
+    supabase_dsn: str,
+) -> None:
     """Whole or in pieces, nothing of the cookie before is left."""
     alice = add(supabase_dsn, "alice@example.org")
     bob = add(supabase_dsn, "bob@example.org", 4000)
@@ -97,7 +99,7 @@ async def test_the_async_client_is_signed_in_refreshed_and_signed_out(
 def test_the_cookie_has_the_attributes_of_the_project_s(
     supabase_dsn: str, sessions: SupabaseSessions
 ) -> None:
-    """Settings without COOKIES leave them as they are; given ones count."""
+    """Without COOKIES in the settings. Given COOKIES replace them."""
     alice = add(supabase_dsn, "alice@example.org")
     cookie = SupabaseCookie(name=NAME, same_site="Strict", secure=False)
     strict = sessions_on(supabase_dsn, cookie=cookie)
@@ -111,8 +113,8 @@ def test_the_cookie_has_the_attributes_of_the_project_s(
     close(strict)
 
 
-def test_every_line_and_header_of_a_refresh_leaves(supabase_dsn: str) -> None:
-    """Those against caches too, and both removals of a cookie with a domain."""
+def test_every_header_of_a_refresh_is_sent(supabase_dsn: str) -> None:
+    """Also those against caches, and both removals of a cookie with a domain."""
     alice = add(supabase_dsn, "alice@example.org")
     sessions = sessions_on(supabase_dsn, cookie=SupabaseCookie(name=NAME, domain="a.test"))
     with override_settings(HANDSTAMP={"SESSIONS": sessions, "GET_USER": user}):

@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "supabase.md").read_text("utf-8")
 
 
 def test_the_test_on_the_page_passes(supabase_dsn: str) -> None:
-    """With an application that answers who it is."""
+    """With an application that returns the id of its user."""
     section = PAGE.partition("\n## Testing\n")[2].partition("\n## ")[0]
     (block,) = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
     app = wrap(site, sessions_on(supabase_dsn))

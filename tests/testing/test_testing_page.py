@@ -99,8 +99,8 @@ def test_a_block_is_a_test_that_passes(name: str, outcomes: Outcomes) -> None:
     missing = sorted(p for p in wanted(BLOCKS[name]) if not find_spec(p))
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
-    outcome, said = outcomes[0][name], outcomes[1]
-    assert outcome["passed"] == sum(outcome.values()) > 0, said
+    outcome, output = outcomes[0][name], outcomes[1]
+    assert outcome["passed"] == sum(outcome.values()) > 0, output
 
 
 def test_every_framework_has_a_block() -> None:
@@ -119,5 +119,5 @@ def test_every_helper_is_on_the_page() -> None:
     import handstamp.testing
 
     page = PAGE.read_text(encoding="utf-8")
-    unnamed = {"SignedIn", "Stolen"}  # met as what a helper returns
+    unnamed = {"SignedIn", "Stolen"}  # what a function returns
     assert [n for n in handstamp.testing.__all__ if n not in page] == sorted(unnamed)
