@@ -121,7 +121,7 @@ def browser(app: Bottle) -> Browser:
 
 
 def outage(engine: Engine) -> None:
-    """From now on nobody can say whether a session is valid."""
+    """From now on the database does not answer."""
     engine.clock.advance(engine.policy.session_ttl)
     engine.store.down = True
 
@@ -143,7 +143,7 @@ def test_a_user_logs_in_and_out(browser: Browser) -> None:
 
 @pytest.mark.parametrize("path", [*ASKING, "/generator"])
 def test_who_is_not_signed_in_gets_401(browser: Browser, path: str) -> None:
-    """Bottle's own page, with our text, whichever way is asked."""
+    """Bottle's own page, with our text, however the session is read."""
     refused = browser.get(path)
     assert (refused.status_code, set_cookies(refused)) == (401, [])
     assert refused.content_type == "text/html"
@@ -165,7 +165,7 @@ def test_an_old_sign_in_is_not_fresh(browser: Browser, engine: Engine, path: str
 
 
 def test_p5_asking_in_an_outage_is_a_503(browser: Browser, engine: Engine) -> None:
-    """With Retry-After, whichever way is asked, and the cookies stay."""
+    """With Retry-After, however the session is read, and the cookies are not changed."""
     browser.post("/login")
     jar = browser.jar()
     outage(engine)
@@ -179,7 +179,7 @@ def test_p5_asking_in_an_outage_is_a_503(browser: Browser, engine: Engine) -> No
 
 
 def test_p5_not_asking_in_an_outage_is_a_200(browser: Browser, engine: Engine) -> None:
-    """Login and logout are refused then, and nobody is signed out."""
+    """Login and logout are refused then, and no user is logged out."""
     browser.post("/login")
     outage(engine)
     public = browser.get("/public")
@@ -190,8 +190,8 @@ def test_p5_not_asking_in_an_outage_is_a_200(browser: Browser, engine: Engine) -
 
 
 def test_c102_public_pages_stay_cacheable(browser: Browser) -> None:
-    """No Vary for somebody without our cookie on a page that does not ask; to be given
-    the handle is not to ask."""
+    """Without our cookies, a page that does not read the session has no Vary; to get
+    the handle is not to read it."""
     assert "vary" not in browser.get("/public").headers
     assert browser.get("/me").headers["vary"] == "Cookie"
     browser.post("/login")
@@ -199,7 +199,7 @@ def test_c102_public_pages_stay_cacheable(browser: Browser) -> None:
 
 
 def test_an_expired_session_is_refreshed(browser: Browser, engine: Engine) -> None:
-    """On any page, whether it asks or not; the browser's jar holds the new pair."""
+    """On any page, whether it reads the session or not; the browser has the new pair."""
     browser.post("/login")
     old = browser.jar()
     engine.clock.advance(engine.policy.session_ttl)
@@ -212,7 +212,7 @@ def test_an_expired_session_is_refreshed(browser: Browser, engine: Engine) -> No
 
 
 def test_a_parameter_of_the_url_is_not_replaced(app: Bottle, browser: Browser) -> None:
-    """What the URL calls `session` stays what the URL says."""
+    """A part of the URL that is called `session` is not replaced."""
     assert browser.get("/hello/you").text == "you None"
 
     @app.get("/talks/<session>")
@@ -225,14 +225,14 @@ def test_a_parameter_of_the_url_is_not_replaced(app: Bottle, browser: Browser) -
 def test_the_keywords_can_be_chosen(engine: Engine) -> None:
     """Then `auth` and `session` mean nothing any more; one name for both is refused."""
     plugin = SessionAuthPlugin(
-        engine.sessions, auth_keyword="door", session_keyword="visitor"
+        engine.sessions, auth_keyword="handle", session_keyword="visitor"
     )
     app = Bottle()
     app.install(plugin)
 
     @app.get("/")
-    def view(door: Any, visitor: Any, auth: int = 1, session: int = 2) -> str:
-        return f"{door.is_authenticated} {visitor} {auth} {session}"
+    def view(handle: Any, visitor: Any, auth: int = 1, session: int = 2) -> str:
+        return f"{handle.is_authenticated} {visitor} {auth} {session}"
 
     assert Browser(app).get("/").text == "False None 1 2"
     with pytest.raises(ConfigError, match="two names"):
@@ -242,7 +242,7 @@ def test_the_keywords_can_be_chosen(engine: Engine) -> None:
 def test_a_method_and_a_decorated_callback_are_injected_too(
     app: Bottle, browser: Browser
 ) -> None:
-    """As long as the decorator says what it wraps."""
+    """If the decorator sets `__wrapped__`."""
 
     class Page:
         def show(self, auth: Any) -> str:
@@ -320,7 +320,7 @@ def test_an_error_of_the_operator_s_is_bottle_s_500(engine: Engine) -> None:
 
 
 def test_without_catchall_the_middleware_answers(app: Bottle, browser: Browser) -> None:
-    """Where a hook of another plugin asks, and Bottle is told to catch nothing."""
+    """Where a hook of another plugin reads the session, and Bottle catches nothing."""
     app.config["catchall"] = False
     app.get("/skipping", skip=True, callback=lambda: session_auth().require())
     refused = browser.get("/skipping")
@@ -415,7 +415,7 @@ def test_a_skipped_route_is_left_alone(app: Bottle, browser: Browser) -> None:
 
 
 def test_a_whole_application_may_require_a_login(app: Bottle, browser: Browser) -> None:
-    """By its configuration; a route says otherwise for itself."""
+    """By its configuration; a route can have another value."""
     app.config["login"] = True
     app.get("/open", login=False, callback=lambda: "open")
     app.get("/closed", callback=lambda: "closed")
@@ -423,7 +423,7 @@ def test_a_whole_application_may_require_a_login(app: Bottle, browser: Browser) 
 
 
 @pytest.mark.parametrize("config", [{"login": "yes"}, {"fresh_within": 600}], ids=str)
-def test_a_requirement_that_means_nothing_lets_nobody_in(
+def test_a_requirement_that_cannot_be_read_is_refused(
     app: Bottle, browser: Browser, config: dict[str, Any]
 ) -> None:
     """A 500, with the reason in the log: better than an open route."""
@@ -434,7 +434,7 @@ def test_a_requirement_that_means_nothing_lets_nobody_in(
 
 
 def test_a_write_from_another_site_is_refused(browser: Browser, engine: Engine) -> None:
-    """With our cookies at the door, without them in the route."""
+    """With our cookies by the middleware, without them by the route."""
     foreign = {"Sec-Fetch-Site": "cross-site"}
     refused = browser.post("/logout", headers=foreign)
     assert (refused.status_code, set_cookies(refused)) == (403, [])
@@ -469,8 +469,8 @@ def test_a_mounted_application_has_the_session(engine: Engine) -> None:
         assert browser.get(f"{prefix}/declared").status_code == 401
 
 
-def test_a_forgotten_plugin_is_noticed(engine: Engine) -> None:
-    """Where only the mounted application has one, and where nobody has."""
+def test_a_forgotten_plugin_is_an_error(engine: Engine) -> None:
+    """Where only the mounted application has one, and where none has."""
     child, parent = Bottle(), Bottle()
     child.install(SessionAuthPlugin(engine.sessions))
     parent.mount("/child/", routes(child))
@@ -511,7 +511,7 @@ def test_c147_requests_in_many_threads_are_never_mixed(app: Bottle) -> None:
     both = threading.Barrier(8)
 
     @app.get("/meet")
-    def meet(session: Any, auth: Any) -> dict[str, str]:
+    def greet(session: Any, auth: Any) -> dict[str, str]:
         both.wait(30)
         return {"session": session.user_id, "asked": session_auth().user_id}
 
@@ -534,7 +534,7 @@ def test_c147_requests_in_many_threads_are_never_mixed(app: Bottle) -> None:
 
 
 def test_bottle_s_own_signed_cookies_stay_theirs(app: Bottle, browser: Browser) -> None:
-    """They count on, whoever logs in."""
+    """They count on, whichever user logs in."""
 
     @app.get("/count")
     def count(session: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ DURATIONS = [f.name for f in fields(Policy) if "timedelta" in str(f.type)]
 
 
 def test_the_defaults_are_those_of_the_documentation() -> None:
-    """What a policy is if nobody says anything."""
+    """The policy without any argument."""
     expected = Policy(
         session_ttl=timedelta(minutes=15),
         refresh_ttl=timedelta(days=30),
@@ -55,7 +55,7 @@ def test_a_duration_is_a_timedelta_above_zero_and_below_a_century(
 
 @pytest.mark.parametrize("name", [name for name in DURATIONS if name != "idle_ttl"])
 def test_only_the_idle_limit_may_be_none(name: str) -> None:
-    """None means no limit for the one duration that says so."""
+    """None means no limit, for this one duration."""
     settings: dict[str, Any] = {name: None}
     with pytest.raises(ConfigError, match=rf"^{name} must be a timedelta"):
         Policy(**settings)
@@ -130,7 +130,7 @@ def test_touches_are_fine_enough_for_the_idle_limit() -> None:
 
 
 def test_an_empty_environment_is_the_default_policy() -> None:
-    """Nothing said, nothing changed."""
+    """Without a variable every field has its default."""
     assert Policy() == Policy.from_env({})
     assert Policy() == Policy.from_env({"SESSION_TTL": "1", "HANDSTAMP_SECRET": "x"})
 
@@ -155,8 +155,8 @@ def test_a_short_session_ttl_works_by_itself(ttl: int) -> None:
     assert policy.flush_every <= policy.grace / 2
 
 
-def test_what_is_said_of_grace_is_kept() -> None:
-    """Only what nobody said shrinks: a contradiction is refused."""
+def test_a_grace_that_is_given_is_kept() -> None:
+    """Only a field that is not given shrinks: a contradiction is refused."""
     with pytest.raises(ConfigError, match="2 × grace"):
         Policy.from_env({"HANDSTAMP_SESSION_TTL": "2", "HANDSTAMP_GRACE": "30"})
 
@@ -169,7 +169,7 @@ def test_a_long_staleness_bound_works_by_itself(staleness: int, longest: int) ->
 
 
 def test_the_longest_trust_can_come_from_the_environment() -> None:
-    """What is said is kept: a contradiction is refused."""
+    """A value that is given is kept: a contradiction is refused."""
     environ = {"HANDSTAMP_LONGEST_TRUST": "20"}
     assert timedelta(seconds=20) == Policy.from_env(environ).longest_trust
     with pytest.raises(ConfigError, match="longest_trust"):
@@ -178,7 +178,7 @@ def test_the_longest_trust_can_come_from_the_environment() -> None:
 
 @pytest.mark.parametrize("text", ["", "15m", "ten", "nan", "inf", "1e400", "0x10"])
 def test_a_bad_number_is_named(text: str) -> None:
-    """The operator reads which variable it is and what stands in it."""
+    """The operator reads which variable it is and its value."""
     named = re.escape(f"HANDSTAMP_SESSION_TTL must be a number of seconds, not {text!r}")
     with pytest.raises(ConfigError, match=named):
         Policy.from_env({"HANDSTAMP_SESSION_TTL": text})
@@ -274,7 +274,7 @@ def test_c155_a_prefixed_cookie_needs_secure(prefix: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["__Host-", "__host-", "__Host-Http-"])
 def test_a_host_prefix_allows_no_domain_and_no_path(prefix: str) -> None:
-    """In any spelling: browsers would drop the cookie."""
+    """In upper and lower case: browsers would drop the cookie."""
     for extra in ({"domain": "a.example"}, {"path": "/app"}):
         settings: dict[str, Any] = {
             "session_name": prefix + "s",
@@ -309,7 +309,7 @@ text = st.text(max_size=30)
 def test_c105_no_setting_breaks_out_of_its_attribute(
     name: str, path: str, domain: str | None
 ) -> None:
-    """Whatever is accepted leaves a line with the attributes we meant, and no others."""
+    """If it is accepted, the line has the attributes that we set, and no others."""
     try:
         cookies = Cookies(
             session_name="s" + name, refresh_name="r", path="/" + path, domain=domain
@@ -324,7 +324,7 @@ def test_c105_no_setting_breaks_out_of_its_attribute(
 
 @pytest.mark.parametrize("settings", [Policy(), Cookies()])
 def test_settings_are_frozen_and_keyword_only(settings: Policy | Cookies) -> None:
-    """Nobody changes a setting after it was checked, or gives one by position."""
+    """A setting cannot be changed after it was checked, or be given by position."""
     name = fields(settings)[0].name
     with pytest.raises(FrozenInstanceError):
         setattr(settings, name, getattr(settings, name))
@@ -356,7 +356,7 @@ def test_a_trusted_proxy_is_one_of_a_listed_network(address: str, is_trusted: bo
 
 
 def test_no_proxy_is_trusted_by_default() -> None:
-    """An empty list trusts nobody, and says so."""
+    """An empty list trusts no address."""
     assert not TrustedProxies()
     assert "127.0.0.1" not in TrustedProxies()
     assert repr(TrustedProxies("10.0.0.0/8")) == "TrustedProxies('10.0.0.0/8',)"

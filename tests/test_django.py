@@ -125,7 +125,7 @@ async def test_a_template_has_the_user(browser: Browser) -> None:
     assert (await browser.get("/hello")).text == "alice is in"
 
 
-async def test_an_inactive_user_is_nobody(browser: Browser, alice: str) -> None:
+async def test_an_inactive_user_is_anonymous(browser: Browser, alice: str) -> None:
     """As with Django's own backend; so is one who was deleted."""
     await browser.post("/login")
     users = site.User.objects.filter(pk=alice)
@@ -143,7 +143,7 @@ if django.VERSION >= (5, 0):  # before, it knows no range for the integers of SQ
 
 
 @pytest.mark.parametrize("id", IDS)
-async def test_an_id_that_no_user_has_is_nobody(
+async def test_an_id_that_no_user_has_is_anonymous(
     browser: Browser, engine: Engine, id: str
 ) -> None:
     """Also one that cannot be a key of this model."""
@@ -253,7 +253,7 @@ async def test_a_stream_is_streamed_under_asgi(engine: Engine) -> None:
     await engine.sessions.close()
 
 
-async def test_a_stream_that_has_begun_logs_nobody_in(engine: Engine) -> None:
+async def test_a_stream_that_has_begun_cannot_log_in(engine: Engine) -> None:
     """Its headers have left, so the cookies could not."""
     browser = Browser(wsgi())
     assert "before the response starts" in (await browser.get("/late")).text
@@ -267,7 +267,7 @@ async def expire(browser: Browser, engine: Engine) -> None:
 
 
 async def test_an_expired_session_is_refreshed(browser: Browser, engine: Engine) -> None:
-    """Both cookies leave intact, and nothing is stored."""
+    """Both cookies are delivered unchanged, and nothing is stored."""
     await expire(browser, engine)
     old = dict(browser.cookies)
     response = await browser.get("/public")
@@ -289,7 +289,7 @@ async def test_an_expired_session_is_refreshed(browser: Browser, engine: Engine)
 async def test_c157_a_cookie_on_an_unhandled_error(
     browser: Browser, engine: Engine, path: str
 ) -> None:
-    """Django's 500 and 404 carry the new pair."""
+    """Django's 500 and 404 have the new pair."""
     await expire(browser, engine)
     response = await browser.get(path)
     assert response.status_code in (404, 500)
@@ -301,7 +301,7 @@ async def test_c157_a_cookie_on_an_unhandled_error(
 async def test_cookies_of_the_application_are_kept(
     browser: Browser, engine: Engine
 ) -> None:
-    """All but one of our name, and what caches are told gives way."""
+    """All but one of our name; Cache-Control is replaced."""
     await expire(browser, engine)
     response = await browser.get("/cookies")
     lines = [line.strip() for line in response.headers.get_list("set-cookie")]
@@ -320,7 +320,7 @@ async def test_cookies_of_the_application_are_kept(
 
 @pytest.mark.parametrize("serve", [wsgi, asgi, wrapped])
 async def test_c102_djangos_cache_keeps_users_apart(engine: Engine, serve: Serve) -> None:
-    """It sees the Vary of a page that asked, so it never serves one to somebody else."""
+    """It sees the Vary of a page that read the session, so another user never gets it."""
     cached = "django.middleware.cache.UpdateCacheMiddleware", *setup.PLAIN
     cached = *cached, "django.middleware.cache.FetchFromCacheMiddleware"
     with override_settings(MIDDLEWARE=cached, CACHE_MIDDLEWARE_SECONDS=60):
@@ -338,7 +338,7 @@ async def test_c102_djangos_cache_keeps_users_apart(engine: Engine, serve: Serve
 
 
 async def test_c102_public_pages_stay_cacheable(browser: Browser) -> None:
-    """No Vary for somebody without our cookie on a page that does not ask."""
+    """Without our cookies, a page that does not read the session has no Vary."""
     response = await browser.get("/public")
     assert not {"vary", "set-cookie", "cache-control"} & response.headers.keys()
     assert (await browser.get("/me")).headers["vary"] == "Cookie"
@@ -359,7 +359,7 @@ ASKING = ["/me", "/ame", "/secret", "/mixed", "/hello", "/required", "/arequired
 async def test_p5_asking_in_an_outage_is_a_503(
     browser: Browser, engine: Engine, path: str
 ) -> None:
-    """With Retry-After, whichever way is asked, and the cookies stay."""
+    """With Retry-After, however the session is read, and the cookies are not changed."""
     await down(browser, engine)
     cookies = dict(browser.cookies)
     response = await browser.get(path)
@@ -374,7 +374,7 @@ async def test_p5_asking_in_an_outage_is_a_503(
 async def test_p5_not_asking_in_an_outage_is_a_200(
     browser: Browser, engine: Engine, path: str
 ) -> None:
-    """And nobody is signed out."""
+    """And no user is logged out."""
     await down(browser, engine)
     response = await browser.get(path)
     assert (response.status_code, "set-cookie" in response.headers) == (200, False)
@@ -414,7 +414,7 @@ async def test_a_handler_of_the_application_wins(engine: Engine, serve: Serve) -
 async def test_the_other_policies_for_an_outage(
     engine: Engine, serve: Serve, option: str
 ) -> None:
-    """Refused at the door, or treated as nobody."""
+    """Refused by the middleware, or treated as anonymous."""
     setting = {"SESSIONS": engine.sessions, "OUTAGE": option}
     with override_settings(HANDSTAMP=setting):
         browser = Browser(serve())
@@ -442,7 +442,7 @@ async def test_a_write_of_another_site_is_refused(browser: Browser, engine: Engi
 
 
 async def test_c156_djangos_own_sessions_stay_theirs(browser: Browser) -> None:
-    """No clash of cookies, and a sign-out leaves what the application keeps there."""
+    """The cookies differ, and a logout does not change what the application keeps there."""
     await browser.post("/login")
     assert [(await browser.get("/count")).json() for _ in range(2)] == [
         [1, "alice"],
@@ -468,7 +468,7 @@ async def test_c147_two_browsers_are_two_users(browser: Browser) -> None:
 
 @pytest.mark.parametrize("a", ["", "a"], ids=["sync", "async"])
 async def test_djangos_signals_are_sent(browser: Browser, alice: str, a: str) -> None:
-    """At sign-in and sign-out, with the user; nobody signs out as None."""
+    """At login and logout, with the user; without one it is None."""
     heard: list[tuple[str, Any]] = []
 
     def entered(*, sender: Any, request: Any, user: Any, **_: Any) -> None:
@@ -516,7 +516,7 @@ async def test_a_sign_in_replaces_the_csrf_token(
 async def test_login_required_middleware(
     engine: Engine, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every view needs a user unless it says otherwise, and an outage is a 503 without
+    """Every view needs a user unless it is exempted, and an outage is a 503 without
     a traceback in the log."""
     if django.VERSION < (5, 1):
         pytest.skip("there is none before Django 5.1")
@@ -537,7 +537,7 @@ async def test_login_required_middleware(
 
 
 async def test_rest_framework_knows_the_user(browser: Browser, alice: str) -> None:
-    """`request.auth` is the session; without one it is a 401 that says how."""
+    """`request.auth` is the session; without one the response is a 401 with the scheme."""
     response = await browser.get("/api")
     assert (response.status_code, response.headers["www-authenticate"]) == (401, "Session")
     await browser.post("/login")
@@ -567,7 +567,7 @@ async def test_rest_framework_asks_for_a_token_where_told_to(browser: Browser) -
 async def test_rest_framework_asks_for_a_token_where_nothing_else_protects(
     engine: Engine, serve: Serve
 ) -> None:
-    """With cross-site writes allowed at the door, its own check is on; a bearer token
+    """With cross-site writes allowed by the middleware, its own check is on; a bearer token
     needs none, for no browser attaches it."""
     setting = {"SESSIONS": engine.sessions, "CROSS_SITE": "allow", "BEARER": True}
     with override_settings(HANDSTAMP=setting):
@@ -689,7 +689,7 @@ async def test_a_sign_out_on_a_path_that_is_left_out_names_the_user(
 
 @pytest.mark.parametrize("serve", [wsgi, asgi, wrapped])
 async def test_paths_may_be_left_out(engine: Engine, serve: Serve) -> None:
-    """An excluded path is nobody's, whatever the cookie."""
+    """On an excluded path every request is anonymous."""
     setting = {"SESSIONS": engine.sessions, "EXCLUDE": ["/me"]}
     with override_settings(HANDSTAMP=setting):
         browser = Browser(serve())
@@ -738,7 +738,7 @@ async def test_djangos_async_test_client(engine: Engine, alice: str) -> None:
 
 
 async def test_both_test_clients_share_one_engine(engine: Engine, alice: str) -> None:
-    """Whoever comes second crosses to the loop of the first."""
+    """The second one runs on the loop of the first."""
     first, second = Client(), AsyncClient()
     await asyncio.to_thread(visited, first, "/login")
     second.cookies.update(first.cookies)

@@ -32,7 +32,7 @@ OURS = ["__Host-refresh", "__Host-session"]
 KEY = "the key of the framework's own signature"
 WORD = "word"
 VARY = ("Vary", "Accept-Language")
-"""What the application itself says of the page that shows both."""
+"""The Vary of the application itself."""
 
 
 def bottle_site(sessions: Sessions) -> AbstractContextManager[Any]:
@@ -248,10 +248,10 @@ def test_c156_what_happens_to_theirs_leaves_ours_as_it_was(browser: Browser) -> 
     assert (ours(browser), states(browser)) == (before, ("alice", None))
 
 
-def test_c156_both_cookies_leave_with_one_response(
+def test_c156_both_cookies_are_set_by_one_response(
     browser: Browser, engine: Engine
 ) -> None:
-    """Ours are rotated where theirs is set, and nobody is said to override anybody."""
+    """Ours are rotated where theirs is set, and no override is reported."""
     browser.post("/ours/in")
     before = ours(browser)
     engine.clock.advance(engine.policy.session_ttl)
@@ -265,7 +265,7 @@ def test_c156_both_cookies_leave_with_one_response(
 
 
 def test_a_step_up_replaces_ours_and_leaves_theirs(browser: Browser) -> None:
-    """Both new cookies leave with the response of the view; the old ones have neither the
+    """Both new cookies are on the response of the view; the old ones have neither the
     level nor the session any more."""
     browser.post("/ours/in")
     browser.post("/theirs/in")
@@ -283,10 +283,10 @@ def test_a_step_up_replaces_ours_and_leaves_theirs(browser: Browser) -> None:
     assert browser.post("/ours/needs").status_int == 401
 
 
-def test_c156_a_session_that_is_revoked_takes_nothing_of_theirs_along(
+def test_c156_a_revoked_session_changes_nothing_of_theirs(
     browser: Browser, engine: Engine
 ) -> None:
-    """Whoever is signed out by somebody else keeps the framework's own session."""
+    """A user whose session is revoked keeps the framework's own session."""
     browser.post("/theirs/in")
     browser.post("/ours/in")
     assert states(browser) == ("alice", "hello")
@@ -296,8 +296,8 @@ def test_c156_a_session_that_is_revoked_takes_nothing_of_theirs_along(
 
 
 def test_one_vary_that_names_the_cookie(browser: Browser) -> None:
-    """Whoever asks, signed in or not: one header, which names Cookie once,
-    beside what the application said."""
+    """With and without a session: one header, which names Cookie once,
+    beside what the application set."""
     answers = [browser.get("/")]
     for path in ("/theirs/in", "/ours/in"):
         browser.post(path)

@@ -142,7 +142,7 @@ def key(place: str, name: str) -> str:
 
 
 def read(place: str, given: Mapping[str, Any]) -> Settings[Sessions]:
-    """What a place says, with a database and a secret where those are not in question."""
+    """The settings of a place, with a database and a secret unless those are tested."""
     needed = dict(NEEDED)
     if place == "environment":
         needed = {"database_url": URL, "secret": "n" * 32}
@@ -265,7 +265,7 @@ def test_a_bad_secret_is_not_shown(place: str, name: str) -> None:
 
 @in_every_place
 def test_the_settings_show_no_secret(place: str) -> None:
-    """Whoever prints them."""
+    """In no repr."""
     secret = NEW if place != "environment" else "n" * 32
     found = read(place, {"secret": secret})
     assert not re.search(f"hunter2|{secret}", repr(found))
@@ -336,6 +336,8 @@ def test_a_policy_and_cookies_may_be_dicts_of_fields() -> None:
         ConfigError, match=r"policy\['ttl'\]: did you mean policy\['idle_ttl"
     ):
         read_options({**NEEDED, "policy": {"ttl": 5}}, plain, engine=Sessions)
+    with pytest.raises(ConfigError, match="grace: given twice"):
+        read_options({**given, "grace": 5}, plain, engine=Sessions)
 
 
 def test_sessions_given_in_code_leave_out_the_engine_of_the_configuration() -> None:
@@ -400,7 +402,7 @@ def test_the_page_has_the_default(name: str) -> None:
 
 @pytest.mark.parametrize("page", ["flask", "quart", "django", "pyramid"])
 def test_a_framework_s_page_leads_to_the_options(page: str) -> None:
-    """Where it says how a key is written there."""
+    """Where it shows how a key is written there."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     assert "(options.md)" in text
 

@@ -54,7 +54,7 @@ def test_all_is_a_sorted_tuple_of_what_is_there() -> None:
 
 
 def test_every_export_has_a_docstring() -> None:
-    """Whoever asks `help()` gets an answer."""
+    """`help()` has a text for it."""
     classes = [
         getattr(handstamp, name) for name in handstamp.__all__ if name != "ULID_HASHED"
     ]
@@ -86,7 +86,7 @@ def test_importing_starts_nothing() -> None:
 
 
 def test_the_package_is_typed() -> None:
-    """Type checkers are told to believe the annotations."""
+    """Type checkers use the annotations."""
     assert (files(handstamp) / "py.typed").is_file()
 
 

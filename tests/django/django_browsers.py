@@ -23,7 +23,7 @@ def in_thread(application: Any) -> httpx.BaseTransport:
 
 
 class Browser:
-    """A jar of cookies on one application, awaited under either transport."""
+    """A browser with cookies on one application, awaited under either transport."""
 
     def __init__(self, transport: Any) -> None:
         self._sync = isinstance(transport, httpx.BaseTransport)

@@ -109,7 +109,7 @@ def confirm(request: Any) -> HttpResponse:
 
 
 def login_without_hash(request: Any) -> HttpResponse:
-    """As every version did before the hash was carried."""
+    """As before tokens carried a hash."""
     user = User.objects.get(username=request.GET["user"])
     call_handle(request.handstamp, "login", str(user.pk))
     return HttpResponse("in")

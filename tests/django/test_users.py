@@ -46,7 +46,7 @@ def engine() -> Iterator[Engine]:
 async def test_a_function_of_the_settings_finds_users(
     engine: Engine, function: Callable[[str], Any]
 ) -> None:
-    """Sync or async, in views of either kind; None is nobody."""
+    """Sync or async, in views of either kind; None is the anonymous user."""
     setting = {"SESSIONS": engine.sessions, "GET_USER": function}
     with override_settings(HANDSTAMP=setting):
         for user in (await aload_user("alice"), await sync_to_async(load_user)("alice")):
@@ -69,8 +69,8 @@ def test_without_a_model_a_user_is_their_id(engine: Engine) -> None:
     assert user != SessionUser("bob")
 
 
-def test_without_contrib_auth_nobody_is_ours(engine: Engine) -> None:
-    """With the two attributes that everybody asks."""
+def test_without_contrib_auth_the_anonymous_user_is_ours(engine: Engine) -> None:
+    """With the two attributes that most code reads."""
     with override_settings(INSTALLED_APPS=["handstamp.django"]):
         user = load_user(None)
     assert isinstance(user, AnonymousSessionUser)
@@ -82,7 +82,7 @@ def test_without_contrib_auth_nobody_is_ours(engine: Engine) -> None:
 
 
 class Echo(AsyncWebsocketConsumer):
-    """A consumer of Channels for whoever is signed in."""
+    """A consumer of Channels for users who are logged in."""
 
     async def connect(self) -> None:
         """Ask the handle of the handshake."""

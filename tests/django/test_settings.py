@@ -1,4 +1,4 @@
-"""`HANDSTAMP` in the settings, and what `manage.py check` says of it."""
+"""`HANDSTAMP` in the settings, and what `manage.py check` reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CACHE = "django.middleware.cache.UpdateCacheMiddleware"
 
 
 def ids(deploy: bool = False) -> list[str]:
-    """What the checks of ours say."""
+    """The ids of what our checks report."""
     found = run_checks(tags=["handstamp"], include_deployment_checks=deploy)
     return sorted(message.id for message in found)
 
@@ -82,7 +82,7 @@ def test_ready_objects_are_taken_as_they_are() -> None:
 
 
 def test_one_engine_serves_the_process() -> None:
-    """However often it is asked for; other settings make another one."""
+    """However often it is read; other settings make another one."""
     assert get_sessions() is configuration().sessions is get_sessions()
     before = get_sessions()
     with override_settings(HANDSTAMP=GOOD):
@@ -95,19 +95,13 @@ BAD = {
     "no secret": {"DATABASE_URL": URL},
     "an empty secret": GOOD | {"SECRETS": []},
     "a short secret": GOOD | {"SECRETS": ["short"]},
-    "a secret that is no text": GOOD | {"SECRETS": [7]},
-    "secrets in two places": GOOD | {"SECRET": SECRET},
     "an unknown key": GOOD | {"SECERT": SECRET},
     "a key in lower case": GOOD | {"session_ttl": 600},
     "an unknown policy": GOOD | {"POLICY": {"ttl": 1}},
     "an impossible policy": GOOD | {"POLICY": {"session_ttl": 10, "grace": 9}},
-    "a policy in two places": GOOD | {"POLICY": Policy(), "GRACE": 5},
     "a field in two places": GOOD | {"POLICY": {"grace": 5}, "GRACE": 5},
-    "a text for a duration": GOOD | {"POLICY": {"session_ttl": "15m"}},
-    "an unknown cookie": GOOD | {"COOKIES": {"name": "x"}},
     "impossible cookies": GOOD | {"COOKIES": {"secure": False}},
     "a proxy that is none": GOOD | {"TRUSTED_PROXIES": ["nonsense"]},
-    "a path that is no text": GOOD | {"EXCLUDE": [7]},
     "a function of nobody's": GOOD | {"GET_USER": "nowhere.find"},
     "sqlite": {"DATABASE": "default", "SECRETS": [SECRET]},
     "an unknown alias": {"DATABASE": "other", "SECRETS": [SECRET]},

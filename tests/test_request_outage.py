@@ -1,4 +1,4 @@
-"""What becomes of a request while nobody can say whose it is."""
+"""What a request gets while the database does not answer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ async def lost(engine: Engine) -> tuple[bytes, bytes]:
     return cookie_header(issued.session_token, issued.refresh_token)
 
 
-async def say_who(scope: Scope, receive: Any, send: Any) -> None:
-    """An application that asks."""
+async def show_user(scope: Scope, receive: Any, send: Any) -> None:
+    """An application that reads the user."""
     body = repr(scope[SCOPE_KEY].user_id).encode()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
@@ -33,22 +33,22 @@ async def log_out(scope: Scope, receive: Any, send: Any) -> None:
     await scope[SCOPE_KEY].logout()
 
 
-async def test_refuse_answers_at_the_door() -> None:
-    """503 with Retry-After, also where the application would not have asked."""
+async def test_refuse_answers_before_the_application() -> None:
+    """503 with Retry-After, also where the application would not read the session."""
     async with running() as engine:
         cookies = await lost(engine)
         app = SessionAuthMiddleware(responding(), engine.sessions, outage="refuse")
         answer = await get(app, "/", cookies)
         assert (answer.status, answer.one(b"retry-after")) == (503, b"1")
         assert answer.all(b"set-cookie") == []
-        assert (await get(app)).status == 200  # nobody without a cookie is concerned
+        assert (await get(app)).status == 200  # a request without a cookie is not concerned
 
 
-async def test_anonymous_is_signed_out_for_the_time_being() -> None:
-    """The application sees nobody, and the cookies stay."""
+async def test_anonymous_is_signed_out_during_the_outage() -> None:
+    """The application sees an anonymous request, and the cookies are not changed."""
     async with running() as engine:
         cookies = await lost(engine)
-        app = SessionAuthMiddleware(say_who, engine.sessions, outage="anonymous")
+        app = SessionAuthMiddleware(show_user, engine.sessions, outage="anonymous")
         answer = await get(app, "/", cookies)
         assert (answer.status, answer.body) == (200, b"None")
         assert answer.all(b"set-cookie") == []

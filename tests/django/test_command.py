@@ -64,7 +64,7 @@ def test_one_session_is_revoked(sessions: Sessions) -> None:
 
 
 def test_all_sessions_of_a_user_are_revoked(sessions: Sessions) -> None:
-    """It says how many."""
+    """The output is the number of rows."""
     for _ in range(3):
         sign_in(sessions)
     assert run("revoke-user", ALICE) == "revoked 3\n"

@@ -116,7 +116,7 @@ async def name_of(browser: Browser) -> str:
 
 
 async def pages(browser: Browser) -> list[Any]:
-    """What a sync and an async view say of the user."""
+    """The user in a sync and in an async view."""
     return [(await browser.get(path)).json() for path in ("/me", "/ame")]
 
 
@@ -176,7 +176,7 @@ async def test_an_async_view_keeps_its_session(
 async def test_a_copy_of_the_old_cookies_is_dead_after_a_change(
     browsers: Browsers, engine: Engine, user: site.User
 ) -> None:
-    """The session that goes on has new tokens; who stole the old ones has nothing, and a
+    """The session that goes on has new tokens; stolen old ones are worthless, and a
     request that was on its way with them takes nothing from it."""
     here, thief = await signed_in(browsers(), user), browsers()
     thief.cookies.update(here.cookies)
@@ -326,11 +326,11 @@ def change_unseen(user: site.User, to: str | None = NEW) -> None:
 
 
 @pytest.mark.parametrize("to", [NEW, OLD, None])
-async def test_a_change_past_django_is_noticed_when_the_user_is_loaded(
+async def test_a_change_past_django_ends_sessions_when_the_user_is_loaded(
     browsers: Browsers, engine: Engine, user: site.User, to: str | None
 ) -> None:
     """Cached or not; to the same password with another salt; to none. And the session is
-    over, for those too who do not ask for the user."""
+    over, also for views that do not read the user."""
     for path in ("/me", "/ame"):
         here = await signed_in(browsers(), user)
         assert await name_of(here) == user.username
@@ -345,8 +345,8 @@ async def test_a_change_past_django_is_noticed_when_the_user_is_loaded(
 async def test_the_user_and_the_session_of_one_request_agree(
     browsers: Browsers, engine: Engine, user: site.User
 ) -> None:
-    """REST framework's `request.auth`, `session_auth` and `login_required` know of nobody
-    where `request.user` is nobody."""
+    """REST framework's `request.auth`, `session_auth` and `login_required` have no session
+    where `request.user` is anonymous."""
     for path, status in (("/api", 401), ("/secret", 302), ("/list", 401)):
         here = await signed_in(browsers(), user)
         await sync_to_async(change_unseen)(user)
@@ -370,8 +370,8 @@ async def test_a_refreshed_session_is_compared_too(
 def test_a_request_on_its_way_takes_nothing_from_the_session(
     engine: Engine, user: site.User
 ) -> None:
-    """It came with the old tokens before the password changed here, and asks for the user
-    after that: it is nobody, and the session that got new tokens goes on."""
+    """It has the old tokens of before the password changed here, and reads the user
+    after that: it is anonymous, and the session that got new tokens goes on."""
     client = signed_in_as(user)
     early = client.get("/public").wsgi_request
     assert client.post("/our-password", CHANGE).status_code == 302
@@ -440,7 +440,7 @@ async def test_a_hash_made_anew_by_a_confirmation_ends_no_session(
         assert len(live(engine, user)) == 2
 
 
-async def test_a_change_is_noticed_while_hashers_are_upgraded(
+async def test_a_change_ends_sessions_while_hashers_are_upgraded(
     browsers: Browsers, engine: Engine, user: site.User
 ) -> None:
     """A session of the new hasher notices any change; one of the old hasher notices those
@@ -473,7 +473,7 @@ async def test_keys_in_fallbacks_are_good(
         assert await name_of(here) == ""
 
 
-async def test_the_first_deploy_signs_nobody_out(
+async def test_the_first_deploy_ends_no_session(
     browsers: Browsers, engine: Engine, user: site.User
 ) -> None:
     """A session that carries no hash is not compared, and ends with a saved change."""
@@ -493,7 +493,7 @@ def saved(user: Any, password: str) -> None:
 
 
 def test_it_costs_no_query(engine: Engine, user: site.User) -> None:
-    """The user is loaded once, as before; a view that asks for nobody loads nobody."""
+    """The user is loaded once, as before, and only if a view reads it."""
     client = Client()
     client.post(f"/login?user={user.username}")
     for path, queries in (("/me", 1), ("/public", 0), ("/required", 0)):
@@ -525,7 +525,7 @@ def test_a_hash_of_the_application_s_own_counts_in_full(
     engine: Engine, change: str
 ) -> None:
     """Another address ends the sessions, saved or not; and so does a hash that is made
-    anew, for nobody can tell that from a change."""
+    anew, because that cannot be distinguished from a change."""
     user = Strict(name=f"strict{next(_numbers)}")
     saved(user, OLD)
     client = signed_in_as(user)
@@ -544,7 +544,7 @@ def test_a_hash_of_the_application_s_own_counts_in_full(
 
 @override_settings(AUTH_USER_MODEL="people.Plain")
 def test_a_model_without_the_hash_is_not_checked(engine: Engine) -> None:
-    """As in Django; `manage.py check` says so."""
+    """As in Django; `manage.py check` reports it."""
     user = Plain.objects.create(name=f"plain{next(_numbers)}", password=make_password(OLD))
     client = signed_in_as(user)
     user.password = make_password(NEW)
@@ -556,7 +556,7 @@ def test_a_model_without_the_hash_is_not_checked(engine: Engine) -> None:
 
 def test_ids_of_the_application_s_own_are_left_alone(user: site.User) -> None:
     """Where `GET_USER` finds users by another id than the primary key, a saved change ends
-    no session of whoever has that key as an id."""
+    no session of the user who has that key as an id."""
     engine = Engine()
     setting = {"SESSIONS": engine.sessions, "GET_USER": by_name}
     with override_settings(HANDSTAMP=setting):
@@ -575,7 +575,7 @@ def by_name(name: str) -> site.User | None:
 
 
 def test_a_change_in_an_outage_is_no_success(engine: Engine, user: site.User) -> None:
-    """The sessions could not be ended, so nobody is told that they were."""
+    """The sessions could not be ended, so no success is reported."""
     client = signed_in_as(user)
     assert is_known(client)
     engine.store.down = True
@@ -706,7 +706,7 @@ def test_a_damaged_password_is_like_none(user: site.User) -> None:
 
 
 def test_sessions_that_carry_no_claims_are_reported(engine: Engine) -> None:
-    """Those of Supabase: a change that no save tells is not noticed there."""
+    """Those of Supabase: a change without a save ends no session there."""
     dsn = "postgresql://postgres@localhost/none"
     sessions = SupabaseSessions(dsn, url="https://a.example", jwt_secret="x" * 32)
     with override_settings(HANDSTAMP={"SESSIONS": sessions}):
