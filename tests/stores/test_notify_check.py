@@ -58,7 +58,7 @@ OURS = """
 
 @dataclass
 class Place:
-    """A database with the tables, its owner at psql, and somebody who may make functions
+    """A database with the tables, its owner at psql, and a role that may make functions
     there and has no right on any table."""
 
     dsn: str
@@ -67,7 +67,7 @@ class Place:
     address: str
 
     async def plant(self, name: str, schema: str = "public") -> None:
-        """Mallory makes a function of our name."""
+        """Mallory creates a function with our name."""
         connection = await asyncpg.connect(self.address)
         try:
             sql = PLANTED.format(schema=schema, name=name, mallory=self.mallory)
@@ -76,7 +76,7 @@ class Place:
             await connection.close()
 
     async def update_as_superuser(self) -> bool:
-        """Change what the trigger watches; whether that made mallory a superuser."""
+        """Fire the trigger; returns whether that made mallory a superuser."""
         user = await self.psql.fetchval(
             "insert into users (username, password_hash) values ('x', '-')"
             " on conflict (username) do update set password_hash = '-' returning id"
@@ -133,18 +133,18 @@ async def problems(connection: asyncpg.Connection) -> list[str]:
 async def test_a_planted_function_is_refused_and_nothing_is_installed(
     place: Place, name: str
 ) -> None:
-    """Its owner would run code with the rights of whoever writes: of a superuser, too."""
+    """Its owner would run code with the rights of every writer, also of a superuser."""
     await place.plant(name)
     with pytest.raises(ConfigError) as caught:
         await install(place.psql, "ulid", trigger=True)
-    for said in (f"public.{name}()", place.mallory, "may not create triggers"):
-        assert said in str(caught.value)
+    for text in (f"public.{name}()", place.mallory, "may not create triggers"):
+        assert text in str(caught.value)
     assert f"drop function public.{name}() cascade" in str(caught.value)
     assert await place.psql.fetchval(OURS) == 0
     assert await place.update_as_superuser() is False
 
 
-async def test_what_the_refusal_says_is_enough(place: Place) -> None:
+async def test_the_refusal_names_the_next_step(place: Place) -> None:
     """Its next step, and init again."""
     await place.plant("handstamp_notify_all")
     with pytest.raises(ConfigError) as caught:
@@ -179,7 +179,7 @@ async def test_the_printed_script_calls_no_planted_function(
 
 
 async def test_a_trigger_on_a_planted_function_is_not_relied_on(place: Place) -> None:
-    """A database from before: it was made by hand, or by an init that did not look."""
+    """It was made by hand, or by an older init without this check."""
     for name in FUNCTIONS:
         await place.plant(name)
     for trigger in ULID:
@@ -189,7 +189,7 @@ async def test_a_trigger_on_a_planted_function_is_not_relied_on(place: Place) ->
         await install(place.psql, "ulid", trigger=True)
 
 
-async def test_the_same_body_of_a_stranger_is_not_ours(place: Place) -> None:
+async def test_the_same_body_with_another_owner_is_refused(place: Place) -> None:
     """It can be replaced at any time by its owner."""
     connection = await asyncpg.connect(place.address)
     await connection.execute(function_sql("handstamp_notify_session"))
@@ -215,7 +215,7 @@ async def test_an_overload_is_another_function(place: Place) -> None:
 async def test_a_function_elsewhere_in_the_search_path_is_not_called(
     place: Place, path: str
 ) -> None:
-    """Before ours it is refused; behind ours nobody finds it."""
+    """Before ours in the path it is refused; behind ours no call finds it."""
     await place.psql.execute(f"create schema evil authorization {place.mallory}")
     for name in FUNCTIONS:
         await place.plant(name, "evil")
@@ -256,7 +256,7 @@ async def test_a_planted_operator_is_in_no_condition(place: Place) -> None:
 
 
 async def test_a_function_runs_with_a_search_path_of_its_own(place: Place) -> None:
-    """Whoever writes with a schema of a stranger in front calls nothing of it."""
+    """A writer whose path begins with a foreign schema calls nothing in it."""
     await install(place.psql, "ulid", trigger=True)
     await place.psql.execute(f"create schema evil authorization {place.mallory}")
     for function in (
@@ -305,7 +305,7 @@ CHANGED: dict[str, str] = {
 
 @pytest.mark.parametrize("change", CHANGED)
 async def test_what_was_changed_is_relied_on_no_longer(place: Place, change: str) -> None:
-    """By a process that starts then, and by one that listens already."""
+    """By a process that starts then, and by one that is listening already."""
     await install(place.psql, "ulid", trigger=True)
     store, link = await listen(place.dsn)
     assert await link.all_writers_notify()
@@ -365,7 +365,7 @@ async def test_what_was_changed_and_changed_back_is_noticed(
     place: Place, away: str, back: str
 ) -> None:
     """In one transaction, so that no look falls in between: what was written then is in
-    doubt, because nobody said it."""
+    doubt, because nothing notified it."""
     await install(place.psql, "ulid", trigger=True)
     owner = await place.psql.fetchval("select current_user")
     store, link = await listen(place.dsn)
@@ -382,7 +382,7 @@ async def test_what_was_changed_and_changed_back_is_noticed(
 
 
 async def test_the_owner_of_the_table_may_own_the_functions(place: Place) -> None:
-    """And whoever may create triggers on it: they need no function for what they can do."""
+    """And any role that may create triggers on it: it could do as much without one."""
     await install(place.psql, "ulid", trigger=True)
     for name in FUNCTIONS:
         await place.psql.execute(f"alter function {name}() owner to {place.mallory}")
@@ -419,7 +419,7 @@ async def test_init_changes_no_trigger_that_is_not_ours(place: Place) -> None:
 def foreign(
     request: pytest.FixtureRequest, foreign_dsn: Callable[[str], str]
 ) -> tuple[str, TableShape]:
-    """The address and the shape of a table that somebody else made."""
+    """The address and the shape of a table of another product."""
     return foreign_dsn(request.param), FOREIGN[request.param].shape
 
 
@@ -457,7 +457,7 @@ async def test_names_and_types_of_columns_do_not_matter(each_dsn: str, id: str) 
     """Domains, character types, times without a zone, words of SQL and capitals; and an id
     is spelled as the column's text is, with the blanks at its end that belong to it."""
     connection = await asyncpg.connect(each_dsn)
-    said: list[str] = []
+    payloads: list[str] = []
     try:
         await connection.execute(
             "create domain domain_of_text as text;"
@@ -469,7 +469,7 @@ async def test_names_and_types_of_columns_do_not_matter(each_dsn: str, id: str) 
         )
         await install_trigger(connection, ODD)
         table = TableStore(each_dsn, shape=ODD)
-        link = await table.channel.listen(said.append, lambda: None)
+        link = await table.channel.listen(payloads.append, lambda: None)
         assert await link.all_writers_notify()
         await connection.execute(
             "insert into \"Odd\" values ('a b ', 'u', 't', now() + interval '1 day',"
@@ -483,8 +483,8 @@ async def test_names_and_types_of_columns_do_not_matter(each_dsn: str, id: str) 
         ):
             await connection.execute(f'update "Odd" set {change}')
             await link.prove()
-            assert said == [TYPES[id]], change
-            said.clear()
+            assert payloads == [TYPES[id]], change
+            payloads.clear()
         link.drop()
         await table.close()
     finally:
@@ -492,10 +492,10 @@ async def test_names_and_types_of_columns_do_not_matter(each_dsn: str, id: str) 
 
 
 @pytest.mark.parametrize("foreign", ["partitioned"], indirect=True)
-async def test_a_partition_without_the_trigger_is_told(
+async def test_a_partition_without_the_trigger_is_reported(
     foreign: tuple[str, TableShape],
 ) -> None:
-    """Rows are written there as anywhere: one that is switched off covers nobody."""
+    """Rows are written there too: disabled in one, not all writers notify."""
     dsn, shape = foreign
     connection = await asyncpg.connect(dsn)
     await install_trigger(connection, shape)

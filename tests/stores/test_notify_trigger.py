@@ -1,4 +1,4 @@
-"""The trigger: who makes it notify, and who never does."""
+"""The trigger: which changes fire it, and which never do."""
 
 from __future__ import annotations
 
@@ -25,33 +25,35 @@ from tests.support.waiting import until
 TTL = POLICY.session_ttl
 
 
-class Town:
-    """A table with the trigger, somebody who listens, and somebody at psql."""
+class Database:
+    """A table with the trigger, a listening connection, and one for plain SQL."""
 
     def __init__(self, store: TableStore, psql: asyncpg.Connection) -> None:
         self.store = store
         self.psql = psql
-        self._said: list[str] = []
+        self._received: list[str] = []
 
     async def listen(self) -> None:
-        self._link = await self.store.channel.listen(self._said.append, lambda: None)
+        self._connection = await self.store.channel.listen(
+            self._received.append, lambda: None
+        )
 
-    async def heard(self) -> list[str]:
-        """What was said since the last call."""
-        await self._link.prove()
-        said = list(self._said)
-        self._said.clear()
-        return said
+    async def received(self) -> list[str]:
+        """The payloads since the last call."""
+        await self._connection.prove()
+        payloads = list(self._received)
+        self._received.clear()
+        return payloads
 
     async def run(self, sql: str, *values: object) -> list[str]:
-        """Run what an administrator types; what was heard of it."""
-        await self.heard()
+        """Run one statement as an administrator; returns the payloads of it."""
+        await self.received()
         await self.psql.execute(sql, *values)
-        return await self.heard()
+        return await self.received()
 
-    async def covers(self) -> bool:
-        await self._link.all_writers_notify()  # False once after each change
-        return await self._link.all_writers_notify()
+    async def all_writers_notify(self) -> bool:
+        await self._connection.all_writers_notify()  # False once after each change
+        return await self._connection.all_writers_notify()
 
     async def add_user(self, user: str | None = None) -> str:
         user = user or str(ULID())
@@ -66,36 +68,36 @@ class Town:
     async def login(self, user: str) -> Record:
         return (await self.store.create(new_session(user), POLICY)).record
 
-    def leave(self) -> None:
-        self._link.drop()
+    def close(self) -> None:
+        self._connection.drop()
 
 
 @asynccontextmanager
-async def settled(dsn: str, *, trigger: bool = True) -> AsyncIterator[Town]:
+async def prepared(dsn: str, *, trigger: bool = True) -> AsyncIterator[Database]:
     psql = await asyncpg.connect(dsn)
     await install(psql, "ulid", trigger=trigger)
     store = TableStore(dsn, budget=timedelta(seconds=20))
-    town = Town(store, psql)
-    await town.listen()
+    database = Database(store, psql)
+    await database.listen()
     try:
-        yield town
+        yield database
     finally:
-        town.leave()
+        database.close()
         await store.close()
         await psql.close()
 
 
 @pytest.fixture
-async def town(dsn: str) -> AsyncIterator[Town]:
+async def database(dsn: str) -> AsyncIterator[Database]:
     """A table with the trigger."""
-    async with settled(dsn) as town:
-        yield town
+    async with prepared(dsn) as database:
+        yield database
 
 
 @pytest.fixture
-async def user(town: Town) -> str:
+async def user(database: Database) -> str:
     """A user who may sign in."""
-    return await town.add_user()
+    return await database.add_user()
 
 
 # It fires.
@@ -115,49 +117,53 @@ async def user(town: Town) -> str:
         "created_at = null",
     ],
 )
-async def test_whoever_ends_a_session_early_is_heard(
-    town: Town, user: str, change: str
+async def test_a_change_that_ends_a_session_early_is_notified(
+    database: Database, user: str, change: str
 ) -> None:
     """Once for each row that is changed, and for no other."""
-    one, two, _ = [await town.login(user) for _ in range(3)]
-    said = await town.run(
+    one, two, _ = [await database.login(user) for _ in range(3)]
+    payloads = await database.run(
         f"update user_sessions set {change} where id = any($1)", [one.id, two.id]
     )
-    assert sorted(said) == sorted([f"s:{one.id}", f"s:{two.id}"])
+    assert sorted(payloads) == sorted([f"s:{one.id}", f"s:{two.id}"])
 
 
-async def test_a_session_that_changes_hands_is_heard(town: Town, user: str) -> None:
-    """Whoever has it in a cache has it under the wrong user."""
-    record, other = await town.login(user), await town.add_user()
-    said = await town.run(
+async def test_a_session_with_another_user_is_notified(
+    database: Database, user: str
+) -> None:
+    """The caches have it under the wrong user."""
+    record, other = await database.login(user), await database.add_user()
+    payloads = await database.run(
         "update user_sessions set user_id = $2 where id = $1", record.id, other
     )
-    assert said == [f"s:{record.id}"]
+    assert payloads == [f"s:{record.id}"]
 
 
-async def test_a_session_with_another_id_is_heard(town: Town, user: str) -> None:
-    """Whoever has it in a cache would be told of the end of an id that it does not know."""
-    record = await town.login(user)
-    said = await town.run(
+async def test_a_session_with_another_id_is_notified(database: Database, user: str) -> None:
+    """Otherwise its end would be notified with an id that no cache has."""
+    record = await database.login(user)
+    payloads = await database.run(
         "update user_sessions set id = $2 where id = $1", record.id, str(ULID())
     )
-    assert said == [f"s:{record.id}"]
+    assert payloads == [f"s:{record.id}"]
 
 
-async def test_a_user_with_another_id_is_heard(town: Town, user: str) -> None:
-    """Without a foreign key that follows, the user's sessions are nobody's from then on."""
-    await town.login(user)
-    await town.psql.execute(
+async def test_a_user_with_another_id_is_notified(database: Database, user: str) -> None:
+    """Without a foreign key that cascades, the user's sessions belong to no user then."""
+    await database.login(user)
+    await database.psql.execute(
         "alter table user_sessions drop constraint user_sessions_user_id_fkey"
     )
     new = str(ULID())
-    said = await town.run("update users set id = $2 where id = $1", user, new)
-    assert sorted(said) == sorted([f"u:{user}", f"u:{new}"])
+    payloads = await database.run("update users set id = $2 where id = $1", user, new)
+    assert sorted(payloads) == sorted([f"u:{user}", f"u:{new}"])
 
 
-async def test_p4_what_a_before_trigger_changes_is_heard(town: Town, user: str) -> None:
+async def test_p4_what_a_before_trigger_changes_is_notified(
+    database: Database, user: str
+) -> None:
     """The statement names another column than the one that ends the session."""
-    await town.psql.execute(
+    await database.psql.execute(
         "create function lock_out() returns trigger language plpgsql as $$ begin"
         " if new.failed_login_attempts > 9 then new.is_active := false; end if;"
         " return new; end $$;"
@@ -169,95 +175,111 @@ async def test_p4_what_a_before_trigger_changes_is_heard(town: Town, user: str) 
         "create trigger unplug before update on user_sessions"
         " for each row execute function unplug()"
     )
-    record = await town.login(user)
-    said = await town.run("update users set failed_login_attempts = 10 where id = $1", user)
-    assert said == [f"u:{user}"]
-    said = await town.run("update user_sessions set device_fingerprint = 'stolen'")
-    assert said == [f"s:{record.id}"]
+    record = await database.login(user)
+    payloads = await database.run(
+        "update users set failed_login_attempts = 10 where id = $1", user
+    )
+    assert payloads == [f"u:{user}"]
+    payloads = await database.run("update user_sessions set device_fingerprint = 'stolen'")
+    assert payloads == [f"s:{record.id}"]
 
 
-async def test_what_on_conflict_and_merge_change_is_heard(town: Town, user: str) -> None:
+async def test_what_on_conflict_and_merge_change_is_notified(
+    database: Database, user: str
+) -> None:
     """An INSERT that becomes an UPDATE is one."""
-    record = await town.login(user)
+    record = await database.login(user)
     upsert = (
         "insert into user_sessions select * from user_sessions where id = $1"
         " on conflict (id) do update set is_active = false"
     )
-    assert await town.run(upsert, record.id) == [f"s:{record.id}"]
+    assert await database.run(upsert, record.id) == [f"s:{record.id}"]
     merge = (
         "merge into user_sessions s using (select $1::text as id) o on s.id = o.id"
         " when matched then update set is_active = true"
     )
-    assert await town.run(merge, record.id) == [f"s:{record.id}"]
+    assert await database.run(merge, record.id) == [f"s:{record.id}"]
 
 
-async def test_a_row_that_goes_is_heard_while_its_session_token_lives(
-    town: Town, user: str
+async def test_a_deleted_row_is_notified_while_its_session_token_is_valid(
+    database: Database, user: str
 ) -> None:
-    """Though its refresh token is over already."""
-    record = await town.login(user)
-    await town.run("update user_sessions set refresh_expires_at = now() - interval '1 s'")
-    said = await town.run("delete from user_sessions where id = $1", record.id)
-    assert said == [f"s:{record.id}"]
+    """Though its refresh token has expired."""
+    record = await database.login(user)
+    await database.run(
+        "update user_sessions set refresh_expires_at = now() - interval '1 s'"
+    )
+    payloads = await database.run("delete from user_sessions where id = $1", record.id)
+    assert payloads == [f"s:{record.id}"]
 
 
-async def test_a_session_that_comes_back_is_heard(town: Town, user: str) -> None:
-    """Reactivation is a change of validity like any other."""
-    record = await town.login(user)
-    await town.store.revoke(record.id, reason="x")
-    said = await town.run(
+async def test_a_reactivated_session_is_notified(database: Database, user: str) -> None:
+    """It is a change of validity too."""
+    record = await database.login(user)
+    await database.store.revoke(record.id, reason="x")
+    payloads = await database.run(
         "update user_sessions set is_active = true where id = $1", record.id
     )
-    assert said == [f"s:{record.id}"]
+    assert payloads == [f"s:{record.id}"]
 
 
-async def test_the_deletion_of_a_live_row_is_heard(town: Town, user: str) -> None:
-    """Each row that was alive, once."""
-    records = [await town.login(user) for _ in range(3)]
-    said = await town.run("delete from user_sessions")
-    assert sorted(said) == sorted(f"s:{record.id}" for record in records)
+async def test_the_deletion_of_a_live_row_is_notified(
+    database: Database, user: str
+) -> None:
+    """Each live row, once."""
+    records = [await database.login(user) for _ in range(3)]
+    payloads = await database.run("delete from user_sessions")
+    assert sorted(payloads) == sorted(f"s:{record.id}" for record in records)
 
 
-async def test_c69_the_deletion_of_a_user_is_heard(town: Town, user: str) -> None:
-    """The user, and each session that the cascade took along."""
-    records = [await town.login(user) for _ in range(2)]
-    said = await town.run("delete from users where id = $1", user)
-    assert sorted(said) == sorted([f"u:{user}", *(f"s:{record.id}" for record in records)])
+async def test_c69_the_deletion_of_a_user_is_notified(
+    database: Database, user: str
+) -> None:
+    """The user, and each session that the cascade deleted."""
+    records = [await database.login(user) for _ in range(2)]
+    payloads = await database.run("delete from users where id = $1", user)
+    assert sorted(payloads) == sorted(
+        [f"u:{user}", *(f"s:{record.id}" for record in records)]
+    )
 
 
 @pytest.mark.parametrize("change", ["is_active = false", "last_password_change = now()"])
-async def test_c69_a_change_of_a_user_is_heard(town: Town, user: str, change: str) -> None:
-    """One message, however many sessions the user has."""
+async def test_c69_a_change_of_a_user_is_notified(
+    database: Database, user: str, change: str
+) -> None:
+    """One notification, however many sessions the user has."""
     for _ in range(3):
-        await town.login(user)
-    said = await town.run(f"update users set {change} where id = $1", user)
-    assert said == [f"u:{user}"]
+        await database.login(user)
+    payloads = await database.run(f"update users set {change} where id = $1", user)
+    assert payloads == [f"u:{user}"]
 
 
 @pytest.mark.parametrize("sql", ["truncate user_sessions", "truncate users cascade"])
-async def test_c69_emptied_tables_are_heard(town: Town, user: str, sql: str) -> None:
-    """No row of a TRUNCATE has a name: anything may be over."""
-    await town.login(user)
-    assert set(await town.run(sql)) == {"all"}
+async def test_c69_truncated_tables_are_notified(
+    database: Database, user: str, sql: str
+) -> None:
+    """A TRUNCATE names no row: any session may have ended."""
+    await database.login(user)
+    assert set(await database.run(sql)) == {"all"}
 
 
-async def test_nothing_is_heard_of_what_was_rolled_back(town: Town, user: str) -> None:
-    """A notice comes with its commit, or not at all."""
-    record = await town.login(user)
-    transaction = town.psql.transaction()
+async def test_a_rollback_notifies_nothing(database: Database, user: str) -> None:
+    """A notification is sent at the commit, or not at all."""
+    record = await database.login(user)
+    transaction = database.psql.transaction()
     await transaction.start()
     sql = "update user_sessions set is_active = false where id = $1"
-    assert await town.run(sql, record.id) == []
+    assert await database.run(sql, record.id) == []
     await transaction.rollback()
-    assert await town.heard() == []
+    assert await database.received() == []
 
 
 # It does not fire.
 
 
-async def test_c129_a_living_session_never_fires_it(town: Town, user: str) -> None:
-    """Login, activity, rotation and re-dating are silent, each of them really written."""
-    store, record = town.store, await town.login(user)
+async def test_c129_a_live_session_never_fires_it(database: Database, user: str) -> None:
+    """Login, activity, rotation and re-dating notify nothing; each of them was written."""
+    store, record = database.store, await database.login(user)
     at = record.read_at + timedelta(minutes=1)
     touch = Touch(session_id=record.id, token_digest=record.token_digest, at=at)
     assert await store.touch([touch], POLICY) == 1
@@ -265,7 +287,7 @@ async def test_c129_a_living_session_never_fires_it(town: Town, user: str) -> No
     assert rotated is not None
     redated = await store.redate(successor(record.id, rotated.refresh_digest))
     assert redated is not None
-    assert await town.heard() == []
+    assert await database.received() == []
 
 
 @pytest.mark.parametrize(
@@ -278,53 +300,61 @@ async def test_c129_a_living_session_never_fires_it(town: Town, user: str) -> No
         "is_active = is_active",
     ],
 )
-async def test_what_ends_nothing_is_not_heard(town: Town, user: str, change: str) -> None:
-    """Neither a column that judges nothing, nor a limit that moves away."""
-    await town.login(user)
-    assert await town.run(f"update user_sessions set {change}") == []
+async def test_a_change_that_ends_nothing_is_not_notified(
+    database: Database, user: str, change: str
+) -> None:
+    """Neither a column without a rule, nor a limit that moves ahead."""
+    await database.login(user)
+    assert await database.run(f"update user_sessions set {change}") == []
 
 
 @pytest.mark.parametrize(
     "change", ["failed_login_attempts = 3", "locked_until = now()", "username = 'other'"]
 )
-async def test_what_ends_no_session_of_a_user_is_not_heard(
-    town: Town, user: str, change: str
+async def test_a_user_change_that_ends_no_session_is_not_notified(
+    database: Database, user: str, change: str
 ) -> None:
-    """A lock refuses logins only; a name judges nothing."""
-    await town.login(user)
-    assert await town.run(f"update users set {change} where id = $1", user) == []
+    """A lock refuses logins only; a name has no rule."""
+    await database.login(user)
+    assert await database.run(f"update users set {change} where id = $1", user) == []
 
 
-async def test_pruning_and_deleting_the_dead_is_not_heard(town: Town, user: str) -> None:
-    """Rows that were over are in nobody's cache, whoever deletes them."""
-    revoked, expired, old = [await town.login(user) for _ in range(3)]
-    await town.store.revoke(revoked.id, reason="x")
-    await town.psql.execute(
+async def test_pruning_and_deleting_dead_rows_is_not_notified(
+    database: Database, user: str
+) -> None:
+    """Dead rows are in no cache, so their deletion concerns no process."""
+    revoked, expired, old = [await database.login(user) for _ in range(3)]
+    await database.store.revoke(revoked.id, reason="x")
+    await database.psql.execute(
         "update user_sessions set created_at = now() - interval '200 days',"
         " expires_at = now() - interval '100 days',"
         " refresh_expires_at = now() - interval '100 days' where id = any($1)",
         [expired.id, old.id],
     )
-    await town.heard()
-    assert await town.store.prune(POLICY, batch=1) == 1
-    assert await town.store.prune(Policy(retention=DAY), batch=10) == 1
-    assert await town.heard() == []
-    assert await town.run("delete from user_sessions") == []
+    await database.received()
+    assert await database.store.prune(POLICY, batch=1) == 1
+    assert await database.store.prune(Policy(retention=DAY), batch=10) == 1
+    assert await database.received() == []
+    assert await database.run("delete from user_sessions") == []
 
 
 # It says nothing twice.
 
 
-async def test_a_revocation_with_the_trigger_is_one_message(town: Town, user: str) -> None:
-    """What the store says and what the trigger says is the same, once."""
-    record = await town.login(user)
-    await town.store.revoke(record.id, reason="x")
-    assert await town.heard() == [f"s:{record.id}"]
+async def test_a_revocation_with_the_trigger_is_one_message(
+    database: Database, user: str
+) -> None:
+    """The store and the trigger send the same payload, which is delivered once."""
+    record = await database.login(user)
+    await database.store.revoke(record.id, reason="x")
+    assert await database.received() == [f"s:{record.id}"]
 
 
-async def test_c66_all_sessions_of_a_user_are_one_message(town: Town, user: str) -> None:
+async def test_c66_all_sessions_of_a_user_are_one_message(
+    database: Database, user: str
+) -> None:
     """Though the trigger fires for each of two thousand rows."""
-    await town.psql.execute(
+    await database.psql.execute(
         "insert into user_sessions (id, user_id, session_token_hash, refresh_token_hash,"
         " device_fingerprint, ip_address, user_agent_hash, expires_at,"
         " refresh_expires_at, is_active)"
@@ -334,32 +364,32 @@ async def test_c66_all_sessions_of_a_user_are_one_message(town: Town, user: str)
         " from generate_series(1, 2000) n",
         user,
     )
-    await town.heard()
-    assert len(await town.store.revoke_user(user, reason="x")) == 2000
-    assert await town.heard() == [f"u:{user}"]
+    await database.received()
+    assert len(await database.store.revoke_user(user, reason="x")) == 2000
+    assert await database.received() == [f"u:{user}"]
 
 
-async def test_quietly_is_for_one_transaction(town: Town, user: str) -> None:
-    """On the same connection the trigger speaks before it and after it."""
-    one, two, three = [await town.login(user) for _ in range(3)]
+async def test_skip_notify_is_for_one_transaction(database: Database, user: str) -> None:
+    """On the same connection the trigger notifies before it and after it."""
+    one, two, three = [await database.login(user) for _ in range(3)]
     sql = "update user_sessions set is_active = false where id = $1"
-    assert await town.run(sql, one.id) == [f"s:{one.id}"]
-    async with town.psql.transaction():
-        await town.psql.execute(SKIP_TRIGGER)
-        await town.psql.execute(sql, two.id)
-    assert await town.heard() == []
-    assert await town.run(sql, three.id) == [f"s:{three.id}"]
+    assert await database.run(sql, one.id) == [f"s:{one.id}"]
+    async with database.psql.transaction():
+        await database.psql.execute(SKIP_TRIGGER)
+        await database.psql.execute(sql, two.id)
+    assert await database.received() == []
+    assert await database.run(sql, three.id) == [f"s:{three.id}"]
 
 
-async def test_quietly_ends_with_a_rollback_too(town: Town, user: str) -> None:
-    """A call that failed leaves no silence behind."""
-    record = await town.login(user)
-    transaction = town.psql.transaction()
+async def test_skip_notify_ends_with_a_rollback_too(database: Database, user: str) -> None:
+    """A transaction that failed leaves no setting behind."""
+    record = await database.login(user)
+    transaction = database.psql.transaction()
     await transaction.start()
-    await town.psql.execute(SKIP_TRIGGER)
+    await database.psql.execute(SKIP_TRIGGER)
     await transaction.rollback()
     sql = "update user_sessions set is_active = false where id = $1"
-    assert await town.run(sql, record.id) == [f"s:{record.id}"]
+    assert await database.run(sql, record.id) == [f"s:{record.id}"]
 
 
 LOUD = {
@@ -376,52 +406,52 @@ LOUD = {
 
 
 @pytest.mark.parametrize("how", LOUD)
-async def test_p4_no_setting_but_the_transaction_s_own_number_silences(
-    town: Town, user: str, how: str
+async def test_p4_no_value_but_the_number_of_the_transaction_skips_the_trigger(
+    database: Database, user: str, how: str
 ) -> None:
     """Whatever a writer, a pooler or a role's settings left behind."""
-    record = await town.login(user)
-    async with town.psql.transaction():
-        await town.psql.execute(LOUD[how])
-        await town.psql.execute("update user_sessions set is_active = false")
-    assert await town.heard() == [f"s:{record.id}"]
-    await town.psql.execute("reset handstamp.skip_notify")
+    record = await database.login(user)
+    async with database.psql.transaction():
+        await database.psql.execute(LOUD[how])
+        await database.psql.execute("update user_sessions set is_active = false")
+    assert await database.received() == [f"s:{record.id}"]
+    await database.psql.execute("reset handstamp.skip_notify")
 
 
-async def test_p4_a_number_that_stays_behind_silences_no_later_transaction(
-    town: Town, user: str
+async def test_p4_an_old_number_skips_no_later_transaction(
+    database: Database, user: str
 ) -> None:
     """Set for the whole connection it was true for one transaction only."""
-    one, two = [await town.login(user) for _ in range(2)]
+    one, two = [await database.login(user) for _ in range(2)]
     end = "update user_sessions set is_active = false where id = $1"
-    async with town.psql.transaction():
-        await town.psql.execute(SKIP_TRIGGER.replace("true", "false"))
-        await town.psql.execute(end, one.id)
-    assert await town.heard() == []
-    assert await town.run(end, two.id) == [f"s:{two.id}"]
+    async with database.psql.transaction():
+        await database.psql.execute(SKIP_TRIGGER.replace("true", "false"))
+        await database.psql.execute(end, one.id)
+    assert await database.received() == []
+    assert await database.run(end, two.id) == [f"s:{two.id}"]
 
 
-async def test_quietly_holds_within_a_savepoint(town: Town, user: str) -> None:
+async def test_skip_notify_holds_within_a_savepoint(database: Database, user: str) -> None:
     """The number is that of the whole transaction."""
-    await town.login(user)
-    async with town.psql.transaction():
-        await town.psql.execute(SKIP_TRIGGER)
-        async with town.psql.transaction():
-            await town.psql.execute("update user_sessions set is_active = false")
-    assert await town.heard() == []
+    await database.login(user)
+    async with database.psql.transaction():
+        await database.psql.execute(SKIP_TRIGGER)
+        async with database.psql.transaction():
+            await database.psql.execute("update user_sessions set is_active = false")
+    assert await database.received() == []
 
 
-async def test_a_user_is_never_kept_quiet(town: Town, user: str) -> None:
-    """What is said of sessions says nothing of those who are disabled meanwhile."""
-    await town.login(user)
-    async with town.psql.transaction():
-        await town.psql.execute(SKIP_TRIGGER)
-        await town.psql.execute("update users set is_active = false")
-    assert await town.heard() == [f"u:{user}"]
+async def test_skip_notify_does_not_apply_to_users(database: Database, user: str) -> None:
+    """A notification about sessions does not replace one about a disabled user."""
+    await database.login(user)
+    async with database.psql.transaction():
+        await database.psql.execute(SKIP_TRIGGER)
+        await database.psql.execute("update users set is_active = false")
+    assert await database.received() == [f"u:{user}"]
 
 
-async def test_an_id_that_no_payload_takes_fails_nobody(dsn: str) -> None:
-    """The application may delete its rows, whatever stands in them."""
+async def test_an_id_that_is_too_long_for_a_payload_fails_no_writer(dsn: str) -> None:
+    """The application may delete its rows, whatever they hold."""
     psql = await asyncpg.connect(dsn)
     await psql.execute(
         "alter table user_sessions alter column id type text;"
@@ -440,18 +470,18 @@ async def test_an_id_that_no_payload_takes_fails_nobody(dsn: str) -> None:
 # Whether it is there.
 
 
-async def test_without_the_trigger_foreign_writers_are_not_covered(dsn: str) -> None:
-    """And nothing is heard of them."""
-    async with settled(dsn, trigger=False) as town:
-        user = await town.add_user()
-        await town.login(user)
-        assert await town.covers() is False
-        assert await town.run("update user_sessions set is_active = false") == []
+async def test_without_the_trigger_not_all_writers_notify(dsn: str) -> None:
+    """And their writes cause no notification."""
+    async with prepared(dsn, trigger=False) as database:
+        user = await database.add_user()
+        await database.login(user)
+        assert await database.all_writers_notify() is False
+        assert await database.run("update user_sessions set is_active = false") == []
 
 
-async def test_with_the_trigger_foreign_writers_are_covered(town: Town) -> None:
+async def test_with_the_trigger_all_writers_notify(database: Database) -> None:
     """On both tables, as `init --trigger` makes it."""
-    assert await town.covers() is True
+    assert await database.all_writers_notify() is True
 
 
 @pytest.mark.parametrize(
@@ -469,30 +499,32 @@ async def test_with_the_trigger_foreign_writers_are_covered(town: Town) -> None:
         "drop function handstamp_notify_user() cascade",
     ],
 )
-async def test_half_a_trigger_covers_nobody(town: Town, sql: str) -> None:
-    """One that is missing or switched off means that somebody is not heard."""
-    await town.psql.execute(sql)
-    assert await town.covers() is False
+async def test_with_half_a_trigger_not_all_writers_notify(
+    database: Database, sql: str
+) -> None:
+    """If one is missing or disabled, some writes notify nothing."""
+    await database.psql.execute(sql)
+    assert await database.all_writers_notify() is False
 
 
-async def test_c67_a_full_queue_stops_no_revocation(town: Town, user: str) -> None:
-    """While nothing can be said the change is made without a word, trigger or not."""
-    one, two, three = [await town.login(user) for _ in range(3)]
+async def test_c67_a_full_queue_stops_no_revocation(database: Database, user: str) -> None:
+    """While nothing can be sent, the change is made without a notification."""
+    one, two, three = [await database.login(user) for _ in range(3)]
     # What a full queue is to a statement: 54000 at the first attempts, whoever speaks.
-    await town.psql.execute(
+    await database.psql.execute(
         """create schema jammed; create function jammed.pg_notify(text, text) returns void
         language plpgsql as $$ begin
         raise exception 'too many notifications' using errcode = '54000'; end $$"""
     )
-    name = await town.psql.fetchval("select current_database()")
+    name = await database.psql.fetchval("select current_database()")
     path = "jammed, pg_catalog, public"
-    await town.psql.execute(f'alter database "{name}" set search_path to {path}')
-    await town.store.close()
-    assert (await town.store.revoke(one.id, reason="x")) is not None
-    assert len(await town.store.revoke_user(user, reason="x")) == 2
-    records = await town.store.find_many([one.id, two.id, three.id])
+    await database.psql.execute(f'alter database "{name}" set search_path to {path}')
+    await database.store.close()
+    assert (await database.store.revoke(one.id, reason="x")) is not None
+    assert len(await database.store.revoke_user(user, reason="x")) == 2
+    records = await database.store.find_many([one.id, two.id, three.id])
     assert [record.is_active for record in records] == [False] * 3
-    assert await town.heard() == []
+    assert await database.received() == []
 
 
 async def test_two_processes_may_install_it_at_once(dsn: str) -> None:
@@ -512,8 +544,8 @@ async def test_two_processes_may_install_it_at_once(dsn: str) -> None:
 # The table with UUIDs.
 
 
-class Hamlet(Town):
-    """The same around a table with UUIDs, which refers to no users."""
+class UuidDatabase(Database):
+    """The same with a table with UUIDs, which refers to no users."""
 
     async def add_user(self, user: str | None = None) -> str:
         return user or str(uuid.uuid4())
@@ -529,15 +561,15 @@ class Hamlet(Town):
 
 
 @pytest.fixture
-async def hamlet(uuid_dsn: str) -> AsyncIterator[Hamlet]:
+async def uuid_database(uuid_dsn: str) -> AsyncIterator[UuidDatabase]:
     """A table with UUIDs and the trigger."""
     psql = await asyncpg.connect(uuid_dsn)
     await install(psql, "uuid", trigger=True)
     store = TableStore(uuid_dsn, shape=UUID_PLAIN, budget=timedelta(seconds=20))
-    hamlet = Hamlet(store, psql)
-    await hamlet.listen()
-    yield hamlet
-    hamlet.leave()
+    uuid_database = UuidDatabase(store, psql)
+    await uuid_database.listen()
+    yield uuid_database
+    uuid_database.close()
     await store.close()
     await psql.close()
 
@@ -555,71 +587,82 @@ async def hamlet(uuid_dsn: str) -> AsyncIterator[Hamlet]:
         "session_token = gen_random_uuid()::text",
     ],
 )
-async def test_whoever_ends_or_lowers_a_uuid_session_is_heard(
-    hamlet: Hamlet, change: str
+async def test_a_change_that_ends_or_lowers_a_uuid_session_is_notified(
+    uuid_database: UuidDatabase, change: str
 ) -> None:
     """Once for each row that is changed, and for no other."""
-    one, two, _ = [await hamlet.login(await hamlet.add_user()) for _ in range(3)]
-    said = await hamlet.run(
+    one, two, _ = [
+        await uuid_database.login(await uuid_database.add_user()) for _ in range(3)
+    ]
+    payloads = await uuid_database.run(
         f"update user_sessions set {change} where id::text = any($1)", [one.id, two.id]
     )
-    assert sorted(said) == sorted([f"s:{one.id}", f"s:{two.id}"])
+    assert sorted(payloads) == sorted([f"s:{one.id}", f"s:{two.id}"])
 
 
-async def test_the_deletion_of_a_live_uuid_row_is_heard(hamlet: Hamlet) -> None:
-    """And of one that was over it is not."""
-    record, other = [await hamlet.login(await hamlet.add_user()) for _ in range(2)]
-    await hamlet.store.revoke(other.id, reason="x")
-    assert await hamlet.heard() == [f"s:{other.id}"]
-    assert await hamlet.run("delete from user_sessions") == [f"s:{record.id}"]
+async def test_the_deletion_of_a_live_uuid_row_is_notified(
+    uuid_database: UuidDatabase,
+) -> None:
+    """And that of a dead row is not."""
+    record, other = [
+        await uuid_database.login(await uuid_database.add_user()) for _ in range(2)
+    ]
+    await uuid_database.store.revoke(other.id, reason="x")
+    assert await uuid_database.received() == [f"s:{other.id}"]
+    assert await uuid_database.run("delete from user_sessions") == [f"s:{record.id}"]
 
 
-async def test_an_emptied_uuid_table_is_heard(hamlet: Hamlet) -> None:
-    """No row of a TRUNCATE has a name."""
-    await hamlet.login(await hamlet.add_user())
-    assert set(await hamlet.run("truncate user_sessions")) == {"all"}
+async def test_a_truncated_uuid_table_is_notified(uuid_database: UuidDatabase) -> None:
+    """A TRUNCATE names no row."""
+    await uuid_database.login(await uuid_database.add_user())
+    assert set(await uuid_database.run("truncate user_sessions")) == {"all"}
 
 
-async def test_c129_a_living_uuid_session_never_fires_it(hamlet: Hamlet) -> None:
-    """Login, activity that moves the expiry, and a token that is hashed are silent."""
-    record = await hamlet.login(await hamlet.add_user())
+async def test_c129_a_live_uuid_session_never_fires_it(uuid_database: UuidDatabase) -> None:
+    """Login, activity that moves the expiry, and hashing a token notify nothing."""
+    record = await uuid_database.login(await uuid_database.add_user())
     later = Policy(refresh_ttl=POLICY.refresh_ttl + DAY)
     touch = Touch(session_id=record.id, token_digest=record.token_digest, at=record.read_at)
-    await hamlet.psql.execute("update user_sessions set updated_at = null")
-    assert await hamlet.store.touch([touch], later) == 1
-    after = await hamlet.store.find_by_id(record.id)
+    await uuid_database.psql.execute("update user_sessions set updated_at = null")
+    assert await uuid_database.store.touch([touch], later) == 1
+    after = await uuid_database.store.find_by_id(record.id)
     assert after is not None
     assert after.expires_at > record.expires_at
-    assert await hamlet.heard() == []
+    assert await uuid_database.received() == []
     clear = "update user_sessions set session_token = 'in clear'"
-    assert await hamlet.run(clear) == [f"s:{record.id}"]
-    await hamlet.store.find_plaintext([digest_of("in clear")], ["in clear"])
-    await until(lambda: not hamlet.store._upgrader)
-    row = await hamlet.psql.fetchrow("select session_token from user_sessions")
-    assert (row[0], await hamlet.heard()) == (f"sha256:{digest_of('in clear')}", [])
+    assert await uuid_database.run(clear) == [f"s:{record.id}"]
+    await uuid_database.store.find_plaintext([digest_of("in clear")], ["in clear"])
+    await until(lambda: not uuid_database.store._upgrader)
+    row = await uuid_database.psql.fetchrow("select session_token from user_sessions")
+    assert (row[0], await uuid_database.received()) == (
+        f"sha256:{digest_of('in clear')}",
+        [],
+    )
 
 
-async def test_a_uuid_revocation_with_the_trigger_is_one_message(hamlet: Hamlet) -> None:
+async def test_a_uuid_revocation_with_the_trigger_is_one_message(
+    uuid_database: UuidDatabase,
+) -> None:
     """One by one, or all of a user: never twice."""
-    user = await hamlet.add_user()
-    one, _, _ = [await hamlet.login(user) for _ in range(3)]
-    await hamlet.store.revoke(one.id, reason="x")
-    assert await hamlet.heard() == [f"s:{one.id}"]
-    await hamlet.store.revoke_user(user, reason="x")
-    assert await hamlet.heard() == [f"u:{user}"]
+    user = await uuid_database.add_user()
+    one, _, _ = [await uuid_database.login(user) for _ in range(3)]
+    await uuid_database.store.revoke(one.id, reason="x")
+    assert await uuid_database.received() == [f"s:{one.id}"]
+    await uuid_database.store.revoke_user(user, reason="x")
+    assert await uuid_database.received() == [f"u:{user}"]
 
 
-async def test_pruning_uuid_rows_is_not_heard(hamlet: Hamlet) -> None:
-    """They were over long ago."""
-    await hamlet.login(await hamlet.add_user())
-    await hamlet.psql.execute(
+async def test_pruning_uuid_rows_is_not_notified(uuid_database: UuidDatabase) -> None:
+    """They were dead for long."""
+    await uuid_database.login(await uuid_database.add_user())
+    await uuid_database.psql.execute(
         "update user_sessions set created_at = now() - interval '400 days',"
         " updated_at = now() - interval '390 days',"
         " expires_at = now() - interval '380 days'"
     )
-    await hamlet.heard()
-    assert await hamlet.store.prune(POLICY, batch=10) == 1
-    assert await hamlet.heard() == []
+    await uuid_database.received()
+    assert await uuid_database.store.prune(POLICY, batch=10) == 1
+    assert await uuid_database.received() == []
 
 
 @pytest.mark.parametrize(
@@ -632,9 +675,9 @@ async def test_pruning_uuid_rows_is_not_heard(hamlet: Hamlet) -> None:
         ("alter table user_sessions disable trigger handstamp_session_changed", False),
     ],
 )
-async def test_the_uuid_trigger_covers_everybody_or_nobody(
-    hamlet: Hamlet, sql: str, covered: bool
+async def test_the_uuid_trigger_is_complete_or_not_relied_on(
+    uuid_database: UuidDatabase, sql: str, covered: bool
 ) -> None:
-    """Where there is no table of users, the one of sessions is all there is to watch."""
-    await hamlet.psql.execute(sql)
-    assert await hamlet.covers() is covered
+    """Where there is no table of users, the trigger on the table of sessions is enough."""
+    await uuid_database.psql.execute(sql)
+    assert await uuid_database.all_writers_notify() is covered
