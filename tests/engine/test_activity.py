@@ -51,7 +51,7 @@ class Recording(MemoryStore):
 
     async def touch(self, touches: object, session_ttl: timedelta) -> int:
         self.during()
-        self._answer()
+        self._count_query()
         self.batches.append(list(touches))  # type: ignore[call-overload]
         return len(self.batches[-1])
 

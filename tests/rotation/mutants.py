@@ -88,7 +88,7 @@ class ReadThenWrite(MemoryStore):
 class DatedBack(MemoryStore):
     """A rotation is dated by the clock alone, before activity that is recorded."""
 
-    def _date(self, row: Record) -> Any:
+    def _rotation_date(self, row: Record) -> Any:
         return self._now()
 
 

@@ -1,7 +1,7 @@
 """The reference implementation: the contract of ``base.py`` as plain Python.
 
-The oracle of the model tests, and the store for fast unit tests of an application. It
-has the rules and none of the I/O; its clock is a parameter, so a test can move it.
+It is the oracle of the model tests, and the store for fast unit tests of an application. It
+has the rules and no I/O. Its clock is a parameter, so that a test can move it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class MemoryUser:
 
 
 class MemoryStore:
-    """Sessions in a dict. ``now`` returns an aware datetime; ``down`` simulates an
-    outage. Users that nobody mentioned exist and are active."""
+    """Sessions in a dict. ``now`` returns an aware datetime; ``down`` simulates an outage.
+    A user that is not in ``users`` exists and is active."""
 
     def __init__(self, now: Callable[[], datetime] | None = None) -> None:
         self._now = now or (lambda: datetime.now(UTC))
@@ -59,12 +59,12 @@ class MemoryStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything, trust levels too."""
+        """Everything but tokens in plaintext."""
         return Capabilities(level=True)
 
     @property
     def queries(self) -> int:
-        """Calls that would have been statements."""
+        """See :attr:`Store.queries`; calls that would have been statements."""
         return self._queries
 
     async def open(self) -> None:
@@ -92,7 +92,7 @@ class MemoryStore:
     async def replace_tokens(self, step: StepUp) -> Record | None:
         """See :meth:`StepUpStore.replace_tokens`."""
         row = next((r for r in self._read() if r.id == step.id), None)
-        if row is None or not self._stands(row):
+        if row is None or not self._is_refreshable(row):
             return None
         if step.level is not None and (row.level or LOWEST) >= step.level:
             return None
@@ -123,28 +123,21 @@ class MemoryStore:
 
     async def create(self, new: NewSession, policy: Policy) -> Created:
         """See :meth:`CreatingStore.create`."""
-        leaving = list(new.replaces)
-        live = [r for r in self._read() if r.user_id == new.user_id and r.id not in leaving]
-        self._admit(new.user_id)
-        self._check_free(new)
-        if new.limit is not None:
-            leaving += self._surplus(live, new, policy)
-        ended = tuple(self._end(leaving, "replaced by a new login"))
-        record = self._row(new)
-        self.rows[new.id] = record
-        return Created(record=self._seen_with_user(record), ended=ended)
-
-    def _check_free(self, new: NewSession) -> None:
-        taken = any(r.token_digest == new.token_digest for r in self.rows.values())
-        if taken or new.id in self.rows:
-            raise SessionsUnavailable("UniqueViolationError")
-
-    def _admit(self, user_id: str) -> None:
-        user = self._user(user_id)
+        rows, ending = self._read(), list(new.replaces)
+        user = self._user(new.user_id)
         if not user.is_active:
             raise LoginRefused("user_disabled")
         if user.locked_until is not None and user.locked_until > self._now():
             raise LoginRefused("user_locked")
+        if any(r.id == new.id or r.token_digest == new.token_digest for r in rows):
+            raise SessionsUnavailable("UniqueViolationError")
+        if new.limit is not None:
+            others = [r for r in rows if r.user_id == new.user_id and r.id not in ending]
+            ending += self._surplus(others, new, policy)
+        ended = tuple(self._end(ending, "replaced by a new login"))
+        record = self._row(new)
+        self.rows[new.id] = record
+        return Created(record=self._with_user(record), ended=ended)
 
     def _surplus(
         self, rows: Sequence[Record], new: NewSession, policy: Policy
@@ -184,11 +177,11 @@ class MemoryStore:
     def _renew(
         self, row: Record, step: Rotation | StepUp, **changes: object
     ) -> Record | None:
-        """The row with new tokens, dated now, unless it is too old."""
+        """The row with new tokens, dated now; None if it has reached its longest life."""
         now = self._now()
         if row.created_at is None or shift(row.created_at, step.longest) <= now:
             return None
-        date = self._date(row)
+        date = self._rotation_date(row)
         return self._write(
             row,
             token_digest=step.token_digest,
@@ -206,21 +199,25 @@ class MemoryStore:
         row = self._current(step)
         if row is None or was_seen(row, step.session_ttl):
             return None
-        date = self._date(row)
+        date = self._rotation_date(row)
         return self._write(row, last_activity_at=date, expires_at=date + step.session_ttl)
 
     def _current(self, step: Rotation) -> Record | None:
         row = next((r for r in self._read() if r.id == step.id), None)
-        if row is None or row.refresh_digest != step.presented or not self._stands(row):
+        if (
+            row is None
+            or row.refresh_digest != step.presented
+            or not self._is_refreshable(row)
+        ):
             return None
         return row
 
-    def _stands(self, row: Record) -> bool:
+    def _is_refreshable(self, row: Record) -> bool:
         if not row.is_active or not row.user_is_active or row.refresh_expires_at is None:
             return False
         return row.refresh_expires_at > self._now()
 
-    def _date(self, row: Record) -> datetime:
+    def _rotation_date(self, row: Record) -> datetime:
         now = self._now()
         if row.last_activity_at is None:
             return now
@@ -249,7 +246,7 @@ class MemoryStore:
 
     async def touch(self, touches: Sequence[Touch], policy: Policy) -> int:
         """See :meth:`ActivityStore.touch`."""
-        self._answer()
+        self._count_query()
         return sum(self._touch(touch, policy.session_ttl) for touch in touches)
 
     def _touch(self, touch: Touch, session_ttl: timedelta) -> bool:
@@ -272,21 +269,21 @@ class MemoryStore:
 
     async def ping(self) -> None:
         """See :meth:`Store.ping`."""
-        self._answer()
+        self._count_query()
 
     def _check(self) -> None:
         if self.down:
             raise SessionsUnavailable("simulated outage")
 
-    def _answer(self) -> None:
+    def _count_query(self) -> None:
         self._check()
         self._queries += 1
 
     def _read(self) -> list[Record]:
-        self._answer()
-        return [self._seen_with_user(row) for row in self.rows.values()]
+        self._count_query()
+        return [self._with_user(row) for row in self.rows.values()]
 
-    def _seen_with_user(self, row: Record) -> Record:
+    def _with_user(self, row: Record) -> Record:
         user = self._user(row.user_id)
         return replace(
             row,
@@ -300,7 +297,7 @@ class MemoryStore:
 
     def _write(self, row: Record, **changes: object) -> Record:
         self.rows[row.id] = replace(row, **changes)  # type: ignore[arg-type]
-        return self._seen_with_user(self.rows[row.id])
+        return self._with_user(self.rows[row.id])
 
     def _end(self, ids: Sequence[str], reason: str) -> Iterator[Ended]:
         for session_id in ids:
@@ -317,16 +314,16 @@ class MemoryChannel:
 
     def __init__(self, check: Callable[[], None]) -> None:
         self.check = check
-        self._links: list[MemoryListenConnection] = []
+        self._connections: list[MemoryListenConnection] = []
 
     async def listen(
         self, receive: Callable[[str], None], lost: Callable[[], None]
     ) -> ListenConnection:
         """See :meth:`Channel.listen`."""
         self.check()
-        link = MemoryListenConnection(self, receive, lost)
-        self._links.append(link)
-        return link
+        connection = MemoryListenConnection(self, receive, lost)
+        self._connections.append(connection)
+        return connection
 
     async def notify(self, payload: str) -> None:
         """See :meth:`Channel.notify`."""
@@ -335,19 +332,19 @@ class MemoryChannel:
 
     def send(self, payload: str) -> None:
         """Deliver a payload."""
-        for link in list(self._links):
-            link.receive(payload)
+        for connection in list(self._connections):
+            connection.receive(payload)
 
     def cut(self) -> None:
         """Simulate the loss of every listening connection."""
-        for link in list(self._links):
-            link.drop()
-            link.lost()
+        for connection in list(self._connections):
+            connection.drop()
+            connection.lost()
 
-    def remove(self, link: MemoryListenConnection) -> None:
+    def remove(self, connection: MemoryListenConnection) -> None:
         """Deliver nothing to this listener any more."""
-        if link in self._links:
-            self._links.remove(link)
+        if connection in self._connections:
+            self._connections.remove(connection)
 
 
 class MemoryListenConnection:

@@ -67,10 +67,10 @@ def count_of(status: str) -> int:
 
 
 class PostgresStore:
-    """The part of a :class:`Store` that is the same whatever the tables look like.
+    """The part of a :class:`Store` that is the same for all tables.
 
-    Opens no connection before it needs one. Raises :class:`ConfigError` for what is no
-    PostgreSQL URI.
+    No connection is opened before it is needed. Raises :class:`ConfigError` if ``dsn`` is
+    no PostgreSQL URI.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class PostgresStore:
 
     @property
     def queries(self) -> int:
-        """Statements sent so far, without the bus's heartbeat."""
+        """See :attr:`Store.queries`; without the heartbeat of the listener."""
         return self._database.queries
 
     @property
@@ -101,11 +101,11 @@ class PostgresStore:
 
     @property
     def breaker(self) -> CircuitBreaker:
-        """What stands between requests and a database that does not answer."""
+        """The circuit breaker of the connections."""
         return self._database.breaker
 
     async def close(self) -> None:
-        """Let go of every connection, after at most a second."""
+        """See :meth:`Store.close`; takes at most a second for each connection."""
         await self._listening.close()
         await self._database.close()
 

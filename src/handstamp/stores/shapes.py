@@ -1,9 +1,9 @@
-"""How one table spells a session: names of columns, and nothing else.
+"""Which column of a table holds what: names of columns, and nothing else.
 
-Everything in a shape is an identifier that ends up in SQL text, so all of it is checked
-against a grammar when the shape is made and quoted when it is used. Values are always
-bound. Types, lengths and indexes are the table's own business: they are read from the
-catalog when the table is first used (:mod:`handstamp.stores.resolve`).
+Everything in a shape is an identifier that becomes part of SQL text. So each one is checked
+against a grammar when the shape is made, and quoted when it is used. Values are always
+bound. Types, lengths and indexes are read from the catalog when the table is first used
+(:mod:`handstamp.stores.resolve`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ AtRest = Literal["digest", "prefixed", "plain"]
 NewId = Literal["ulid", "uuid", "database"]
 
 PREFIX = "sha256:"
-"""What stands before a digest in a column that held, or holds, tokens in clear."""
+"""The prefix of a digest in a column that holds, or once held, tokens in plaintext."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}(\.[A-Za-z_][A-Za-z0-9_$]{0,62})?")
 _NO_COLUMNS = frozenset({"at_rest", "new_id", "users"})
 
 _SHOWN_TOKENS = (
     'id= and token= name one column, {column}, and with at_rest="plain" it holds tokens in'
-    " clear: whoever sees the id of a session, in a log, an event or a list, could sign in"
-    ' with it. Say at_rest="prefixed", and every session with a token in clear is over; or'
-    ' give the rows ids of their own, and say id="session_id" and new_id="uuid". Fix it'
-    " with: {ddl};"
+    " plaintext: anybody who sees the id of a session, in a log, an event or a list, could"
+    ' sign in with it. Say at_rest="prefixed", which ends every session whose token is in'
+    ' plaintext; or give the rows ids of their own, and say id="session_id" and'
+    ' new_id="uuid". Fix it with: {ddl};'
 )
 
 
@@ -43,7 +43,7 @@ def _check(shape: UsersTable | TableShape) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsersTable:
-    """Where the application keeps its users, as far as a session depends on it.
+    """The table of users, as far as a session depends on it.
 
     A column that is None, or that the table does not have, switches its rule off.
     """
@@ -68,8 +68,8 @@ class TableShape:
     needed.
 
     ``at_rest`` says how ``token`` holds a token: ``"digest"`` (SHA-256 in hex),
-    ``"prefixed"`` (``sha256:`` and the digest), or ``"plain"``: as prefixed, and rows from
-    before that hold the token itself are honoured and replaced at their first use.
+    ``"prefixed"`` (``sha256:`` and the digest), or ``"plain"``: as prefixed, and older rows
+    that hold the token itself are accepted and replaced at their first use.
     ``new_id`` says where ids come from: ``"database"`` is the column's own default.
     A session ends by ``is_active``, by ``revoked_at``, by both, or, with neither, by
     deletion of its row. Without ``refresh_token`` nothing rotates, and ``expires_at``
@@ -115,7 +115,7 @@ class TableShape:
         self._check_tokens()
 
     def _check_tokens(self) -> None:
-        """Raise where something that an application shows of a session is a token."""
+        """Raise :class:`ConfigError` if a field that an application shows is a token."""
         held = {self.refresh_token: {"refresh_token"}, self.token: {"token", "id"}}
         for entry in fields(self):
             column = getattr(self, entry.name)
@@ -131,12 +131,12 @@ class TableShape:
 
     @property
     def id_is_token(self) -> bool:
-        """Whether one column is both, so that a session's id is its token's digest."""
+        """Whether one column is both: the id of a session is the digest of its token."""
         return len({self.id, self.token}) == 1
 
     @property
     def rotates(self) -> bool:
-        """Whether a refresh token stands in the row, and what its rules ask of a row."""
+        """Whether the row has a refresh token, and all columns that rotation needs."""
         needed = self.refresh_token, self.refresh_expires_at
         return None not in (*needed, self.created_at, self.last_activity_at)
 
@@ -160,7 +160,7 @@ UUID_PLAIN = TableShape(
     new_id="uuid",
     users=None,
 )
-"""UUID ids, tokens that used to be stored in clear, a sliding expiry, trust levels."""
+"""UUID ids, tokens that were once stored in plaintext, a sliding expiry, trust levels."""
 
 
 def quoted(name: str) -> str:
