@@ -2,7 +2,7 @@
 
 A table is added as one more name in `tests/support/tables.py`. A rule that it cannot
 have, because it lacks the capability or the column, is not collected for it; what each
-can do is pinned in `test_foreign_tables.py` and `tests/supabase/test_table.py`.
+can do is pinned in `test_table_foreign.py` and `tests/supabase/test_table.py`.
 Rule 6 and everything about several connections is in `test_table.py` and there, since only
 a database has them. One database serves all tests of a table: each empties it first.
 """
@@ -342,7 +342,7 @@ async def test_the_refresh_limit_never_passes_the_longest_life(
     assert after.refresh_expires_at == (record.created_at or table.now) + DAY
 
 
-async def test_a_session_stands_until_its_end(table: Table, user: str) -> None:
+async def test_a_session_is_valid_until_its_end(table: Table, user: str) -> None:
     """Its record says so, to whoever judges it by the policy it was created with."""
     record = await created(table, user)
     await table.advance(POLICY.refresh_ttl - MINUTE)
@@ -379,7 +379,7 @@ async def test_a_failed_login_ends_nothing(table: Table, user: str) -> None:
     assert (await found(table, record.id)).is_active
 
 
-async def test_the_dead_stay_dead(table: Table, user: str) -> None:
+async def test_nothing_changes_an_ended_session(table: Table, user: str) -> None:
     """Nothing changes a revoked row: no rotation, touch, level or second revocation."""
     record = await created(table, user)
     await table.store.revoke(record.id, reason="first")
@@ -605,7 +605,7 @@ async def test_c115_nothing_about_a_client_stops_a_login(table: Table, user: str
 
 @pytest.mark.parametrize("address", ["203.0.113.9", "2001:db8::1", None])
 @needs("address")
-async def test_an_address_comes_back_as_it_went(
+async def test_an_address_is_returned_as_it_was_written(
     table: Table, user: str, address: str | None
 ) -> None:
     """Both families, and nothing for an address nobody knew."""
@@ -639,7 +639,7 @@ async def test_a_rotation_replaces_both_tokens_and_leaves_its_mark(
 
 
 @needs("refresh")
-async def test_a_rotation_asks_for_the_digest_it_judged(table: Table, user: str) -> None:
+async def test_a_rotation_needs_the_current_digest(table: Table, user: str) -> None:
     """Whoever presents another digest, or the same one twice, gets None."""
     record = await created(table, user)
     assert await table.store.rotate(successor(record.id, some_digest())) is None
@@ -737,7 +737,7 @@ async def test_what_was_seen_is_not_redated(table: Table, user: str) -> None:
 
 
 @needs("refresh")
-async def test_redating_asks_for_the_current_digest(table: Table, user: str) -> None:
+async def test_redating_needs_the_current_digest(table: Table, user: str) -> None:
     """A digest that was replaced meanwhile gives None."""
     record = await created(table, user)
     after = await rotated(table, record)
@@ -974,7 +974,7 @@ async def test_passive_use_moves_nothing(table: Table, user: str) -> None:
 
 
 @needs("sliding")
-async def test_a_row_without_a_birthday_does_not_slide(table: Table, user: str) -> None:
+async def test_a_row_without_created_at_does_not_slide(table: Table, user: str) -> None:
     """There is no limit to keep to."""
     record = await created(table, user)
     await table.write(record.id, created_at=None)
@@ -983,7 +983,7 @@ async def test_a_row_without_a_birthday_does_not_slide(table: Table, user: str) 
 
 
 @needs("sliding")
-async def test_a_process_ahead_of_time_moves_it_by_a_minute_at_most(
+async def test_a_clock_that_is_ahead_moves_the_expiry_by_a_minute_at_most(
     table: Table, user: str
 ) -> None:
     """What it says of next year is taken for the next minute."""
@@ -1025,7 +1025,7 @@ async def test_a_token_in_clear_is_found_and_replaced(table: Table, user: str) -
 
 
 @needs("plain")
-async def test_what_stands_in_a_row_is_no_token(table: Table, user: str) -> None:
+async def test_the_text_in_a_row_is_no_token(table: Table, user: str) -> None:
     """Neither the digest with its prefix, nor the digest alone, asked for as a token."""
     record = await created(table, user)
     for stolen in (record.token_digest, f"sha256:{record.token_digest}"):
@@ -1121,7 +1121,7 @@ async def test_a_row_that_is_neither_active_nor_not_is_dead(
 
 
 @needs("created_at")
-async def test_a_row_without_a_birthday_is_read_and_not_rotated(
+async def test_a_row_without_created_at_is_read_and_not_rotated(
     table: Table, user: str
 ) -> None:
     """NULL in `created_at` gives no error and no new tokens."""
@@ -1261,7 +1261,7 @@ async def test_a_revoked_row_is_kept_for_the_audit(table: Table, user: str) -> N
 
 
 @needs("is_active")
-async def test_a_revoked_row_without_a_date_goes_by_its_last_activity(
+async def test_a_revoked_row_without_a_date_is_pruned_by_its_last_activity(
     table: Table, user: str
 ) -> None:
     """Foreign code that only clears `is_active` leaves no row behind for ever."""
@@ -1274,7 +1274,7 @@ async def test_a_revoked_row_without_a_date_goes_by_its_last_activity(
 
 
 @needs("refresh")
-async def test_a_row_without_a_birthday_is_pruned_by_its_refresh_limit(
+async def test_a_row_without_created_at_is_pruned_by_its_refresh_limit(
     table: Table, user: str
 ) -> None:
     """NULL in `created_at` leaves the limits that are known."""
@@ -1309,7 +1309,7 @@ async def test_an_active_sibling_survives_the_pruning(table: Table, user: str) -
 # Everything else.
 
 
-async def test_a_store_counts_what_it_asks(table: Table, user: str) -> None:
+async def test_a_store_counts_its_queries(table: Table, user: str) -> None:
     """One query each for a find, a list, a rotation and a ping."""
     record = await created(table, user)
     before = table.store.queries
@@ -1407,7 +1407,7 @@ async def test_an_outage_is_no_answer(table: Table, user: str) -> None:
     assert await table.store.find_by_id(record.id) == record
 
 
-async def test_a_store_starts_over(table: Table, user: str) -> None:
+async def test_a_store_is_reset_after_a_fork(table: Table, user: str) -> None:
     """As in a forked child: it uses no connection from before, and closes none."""
     record = await created(table, user)
     before = await table.others()
@@ -1457,7 +1457,7 @@ def says(ended: list[str], user: str) -> list[list[str]]:
     return [sorted(f"s:{id}" for id in ended), [f"u:{user}"]]
 
 
-async def test_a_revocation_is_said_once(
+async def test_a_revocation_is_notified_once(
     table: Table, user: str, listener: Listener
 ) -> None:
     """When it happens, and not when there was nothing to end."""
@@ -1471,7 +1471,7 @@ async def test_a_revocation_is_said_once(
     assert await listener.heard() == []
 
 
-async def test_the_revocation_of_a_user_is_said_once(
+async def test_the_revocation_of_a_user_is_notified_once(
     table: Table, user: str, listener: Listener
 ) -> None:
     """For all that ended, not for the one that was kept, and not for nothing."""
@@ -1483,7 +1483,7 @@ async def test_the_revocation_of_a_user_is_said_once(
     assert await listener.heard() == []
 
 
-async def test_whoever_is_replaced_is_said_once(
+async def test_a_replaced_session_is_notified_once(
     table: Table, user: str, listener: Listener
 ) -> None:
     """By the login that replaces it."""
@@ -1494,7 +1494,7 @@ async def test_whoever_is_replaced_is_said_once(
 
 
 @needs("max_sessions")
-async def test_whoever_makes_room_is_said_once(
+async def test_an_evicted_session_is_notified_once(
     table: Table, user: str, listener: Listener
 ) -> None:
     """A login that replaces one session and evicts another says both."""
@@ -1509,7 +1509,7 @@ async def test_whoever_makes_room_is_said_once(
 
 
 @needs("user_status")
-async def test_a_login_that_fails_says_nothing(
+async def test_a_failed_login_notifies_nothing(
     table: Table, user: str, listener: Listener
 ) -> None:
     """What was not written is not said."""
@@ -1520,7 +1520,7 @@ async def test_a_login_that_fails_says_nothing(
     assert await listener.heard() == []
 
 
-async def test_c129_a_living_session_is_never_mentioned(
+async def test_c129_a_live_session_is_never_notified(
     table: Table, user: str, listener: Listener
 ) -> None:
     """Login, rotation, re-dating, activity and every read are silent."""
@@ -1543,7 +1543,9 @@ async def test_c129_a_living_session_is_never_mentioned(
     assert await listener.heard() == []
 
 
-async def test_pruning_says_nothing(table: Table, user: str, listener: Listener) -> None:
+async def test_pruning_notifies_nothing(
+    table: Table, user: str, listener: Listener
+) -> None:
     """Who was dead for so long is in nobody's cache."""
     await created(table, user)
     revoked = await created(table, user)
@@ -1554,14 +1556,16 @@ async def test_pruning_says_nothing(table: Table, user: str, listener: Listener)
     assert await listener.heard() == []
 
 
-async def test_what_is_spoken_is_heard(table: Table, listener: Listener) -> None:
+async def test_a_notification_is_received_as_it_was_sent(
+    table: Table, listener: Listener
+) -> None:
     """A canary comes as it was said."""
     assert table.store.channel is not None
     await table.store.channel.notify("c:0123")
     assert await listener.heard() == ["c:0123"]
 
 
-async def test_a_dropped_link_hears_nothing(
+async def test_a_dropped_listener_receives_nothing(
     table: Table, user: str, listener: Listener
 ) -> None:
     """Dropping it twice is harmless; others go on hearing."""

@@ -36,14 +36,14 @@ NOT_NAMES = [
 
 @pytest.mark.parametrize("name", NOT_NAMES, ids=ascii)
 @pytest.mark.parametrize("field", ["table", "id", "token"])
-def test_c131_what_is_no_name_is_refused(field: str, name: str) -> None:
+def test_c131_an_invalid_identifier_is_refused(field: str, name: str) -> None:
     """At construction, with the field that is wrong."""
     with pytest.raises(ConfigError, match=field):
         TableShape(**{field: name})
 
 
 @pytest.mark.parametrize("name", NOT_NAMES, ids=ascii)
-def test_c131_what_is_no_name_of_the_users_is_refused(name: str) -> None:
+def test_c131_an_invalid_identifier_of_the_users_is_refused(name: str) -> None:
     """The users' names end up in the same SQL."""
     with pytest.raises(ConfigError, match="is_active"):
         UsersTable(is_active=name)

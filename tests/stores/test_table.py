@@ -78,7 +78,7 @@ async def second_connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def test_a_padded_id_comes_back_as_it_went(table: PostgresTable) -> None:
+async def test_a_padded_id_is_returned_as_it_was_written(table: PostgresTable) -> None:
     """character(26) fills up with blanks; nobody but the table sees them."""
     user = await table.add_user("alice")
     record = await created(table, user, id="one")
@@ -183,7 +183,7 @@ async def test_logins_of_different_users_do_not_wait(
     assert (await waiting).is_active
 
 
-async def test_whoever_locks_rows_locks_them_in_the_order_of_their_ids(
+async def test_rows_are_locked_in_the_order_of_their_ids(
     table: PostgresTable, dsn: str
 ) -> None:
     """Rule 6: a flush and a revocation that meet wait for each other, never in a ring.
@@ -253,7 +253,7 @@ async def test_c83_of_many_rotations_at_once_one_writes(dsn: str) -> None:
         assert await table.store.find_by_id(record.id) == won[0]
 
 
-async def test_pruning_waits_for_nobody(table: PostgresTable, dsn: str) -> None:
+async def test_pruning_waits_for_no_lock(table: PostgresTable, dsn: str) -> None:
     """A dead row that somebody holds is left for the next time."""
     user = await table.add_user()
     for session_id in ("a", "b"):
@@ -482,7 +482,7 @@ async def test_p12_a_trigger_of_the_application_quotes_no_digest(
     ],
     ids=["table", "column", "insert"],
 )
-async def test_a_table_that_does_not_fit_is_no_answer(
+async def test_a_table_that_does_not_fit_is_a_config_error(
     table: PostgresTable, change: str
 ) -> None:
     """A missing table or column is neither a verdict nor an exception of the driver."""
@@ -493,7 +493,7 @@ async def test_a_table_that_does_not_fit_is_no_answer(
         await created(table, user)
 
 
-async def test_nobody_listening_is_no_answer() -> None:
+async def test_a_refused_connection_is_sessions_unavailable() -> None:
     """A refused connection is a SessionsUnavailable, and opening is no error."""
     store = TableStore("postgresql://nobody@127.0.0.1:1/nowhere")
     with pytest.raises(SessionsUnavailable) as failure:
@@ -503,7 +503,7 @@ async def test_nobody_listening_is_no_answer() -> None:
     await store.close()
 
 
-async def test_no_suitable_server_is_no_answer(dsn: str) -> None:
+async def test_no_suitable_server_is_sessions_unavailable(dsn: str) -> None:
     """During a failover no host may take writes: that is an outage and no crash."""
     store = TableStore(dsn, connect={"target_session_attrs": "standby"})
     with pytest.raises(SessionsUnavailable) as failure:
@@ -526,7 +526,7 @@ async def test_c121_a_standby_reads_and_does_not_write(dsn: str) -> None:
 @pytest.mark.parametrize(
     "address", ["me:hunter2", "mysql://me:hunter2@h/x", "postgresql://me:hunter2@[bad/x"]
 )
-def test_an_address_that_is_none_is_refused_without_a_quote(address: str) -> None:
+def test_an_invalid_dsn_is_refused_and_not_quoted(address: str) -> None:
     """The error comes at construction, and a password in it shows nowhere."""
     with pytest.raises(ConfigError) as refusal:
         TableStore(address)

@@ -113,7 +113,7 @@ async def test_the_form_says_how_it_is_written(form: Callable[..., object]) -> N
 
 
 @pytest.mark.parametrize("text", MARKED)
-async def test_what_says_that_it_is_a_digest_is_one(
+async def test_a_text_with_the_mark_of_a_digest_is_marked(
     form: Callable[..., object], text: str
 ) -> None:
     """By its algorithm, in whatever notation."""
@@ -122,7 +122,7 @@ async def test_what_says_that_it_is_a_digest_is_one(
 
 
 @pytest.mark.parametrize("text", TOKENS, ids=ascii)
-async def test_what_could_be_no_digest_is_something_else(
+async def test_a_text_that_cannot_be_a_digest_is_other(
     form: Callable[..., object], text: str
 ) -> None:
     """As most tokens are."""
@@ -133,12 +133,12 @@ async def test_what_could_be_no_digest_is_something_else(
 @pytest.mark.parametrize(
     "name", ["", "hex", "hex-63", "hex-64-", "base64-43-capitals", "base32-26", "HEX-64"]
 )
-def test_what_is_no_form_is_refused(name: str) -> None:
+def test_an_unknown_form_is_refused(name: str) -> None:
     """It would hash nothing, or something else."""
     assert not is_form(name)
 
 
-async def test_a_look_at_a_table_shows_no_text_of_it(uuid_dsn: str) -> None:
+async def test_reading_the_forms_shows_no_token(uuid_dsn: str) -> None:
     """A form is a name, a number of rows and lengths; of a sample only signs are left."""
     connection = await asyncpg.connect(uuid_dsn)
     texts = ["secret one/two: three", "é secret.2", "$2b$12$secret", "0123456789abcdef" * 4]

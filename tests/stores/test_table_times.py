@@ -319,7 +319,7 @@ def tokens(issued: Issued) -> Credentials:
 
 
 @pytest.mark.parametrize("name", ["ulid", "uuid"])
-async def test_requests_and_sockets_beside_an_odd_row_are_not_its_business(
+async def test_an_odd_row_affects_no_other_request_or_socket(
     lasting: Templates, name: str, odd: str
 ) -> None:
     """Look-ups of one moment share a query, and so do looks at open connections."""

@@ -1,4 +1,4 @@
-"""The breaker: one asks in vain, others are told at once, until a probe has an answer."""
+"""The breaker: after a fault every query fails at once, until a probe gets an answer."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import asyncio
 import pytest
 
 from handstamp.errors import SessionsUnavailable
-from handstamp.stores import connection as breaker_module
+from handstamp.stores import connection as connection_module
 from handstamp.stores.connection import CircuitBreaker
 from tests.support.waiting import turns, until
 
 
 class Probe:
-    """Asks a database that a test answers for."""
+    """A probe whose answer a test decides."""
 
     def __init__(self) -> None:
         self.fault: Exception | None = SessionsUnavailable("down")
-        self.asked = 0
+        self.calls = 0
 
     async def __call__(self) -> None:
-        self.asked += 1
+        self.calls += 1
         await asyncio.sleep(0)
         if self.fault is not None:
             raise self.fault
@@ -33,22 +33,22 @@ def probe() -> Probe:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pause between two probes."""
-    monkeypatch.setattr(breaker_module, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(connection_module, "FIRST_PAUSE", 0.0)
 
 
-async def test_a_closed_breaker_lets_everybody_pass(probe: Probe) -> None:
-    """And probes nothing."""
+async def test_a_closed_breaker_refuses_nothing(probe: Probe) -> None:
+    """And sends no probe."""
     breaker = CircuitBreaker(probe)
     for _ in range(3):
         breaker.check()
     await turns()
-    assert (breaker.is_open, breaker.trips, probe.asked) == (False, 0, 0)
+    assert (breaker.is_open, breaker.trips, probe.calls) == (False, 0, 0)
 
 
-async def test_p16_an_open_breaker_answers_at_once(probe: Probe) -> None:
-    """The very next question after a fault is refused, without a turn of the loop."""
+async def test_p16_an_open_breaker_refuses_at_once(probe: Probe) -> None:
+    """The very next query after a fault is refused, without a turn of the loop."""
     breaker = CircuitBreaker(probe)
     breaker.trip()
     with pytest.raises(SessionsUnavailable):
@@ -57,19 +57,19 @@ async def test_p16_an_open_breaker_answers_at_once(probe: Probe) -> None:
     await breaker.close()
 
 
-async def test_only_a_probe_closes_it(probe: Probe, hasty: None) -> None:
+async def test_only_a_probe_closes_it(probe: Probe, no_pause: None) -> None:
     """It stays open for as long as probes fail, and closes with the first that does not."""
     breaker = CircuitBreaker(probe)
     breaker.trip()
-    await until(lambda: probe.asked > 10)
+    await until(lambda: probe.calls > 10)
     assert breaker.is_open
     probe.fault = None
     await until(lambda: not breaker.is_open)
     breaker.check()
 
 
-async def test_many_faults_at_once_are_one_trip(probe: Probe, hasty: None) -> None:
-    """A hundred requests that fail together start one prober, and count once."""
+async def test_many_faults_at_once_are_one_trip(probe: Probe, no_pause: None) -> None:
+    """A hundred requests that fail together start one task, and count once."""
     breaker = CircuitBreaker(probe)
     before = len(asyncio.all_tasks())
     for _ in range(100):
@@ -83,21 +83,21 @@ async def test_many_faults_at_once_are_one_trip(probe: Probe, hasty: None) -> No
     await breaker.close()
 
 
-async def test_a_bug_in_a_probe_keeps_nobody_out_for_good(
-    probe: Probe, hasty: None, caplog: pytest.LogCaptureFixture
+async def test_a_bug_in_a_probe_does_not_keep_the_breaker_open(
+    probe: Probe, no_pause: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever a probe raises, it is followed by another one."""
+    """Whatever a probe raises, another one follows."""
     probe.fault = RuntimeError("a bug")
     breaker = CircuitBreaker(probe)
     breaker.trip()
-    await until(lambda: probe.asked > 2)
+    await until(lambda: probe.calls > 2)
     probe.fault = None
     await until(lambda: not breaker.is_open)
     assert "a bug" in caplog.text
 
 
 async def test_probes_do_not_spin(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each pause is twice the last one, up to half a second."""
+    """Each pause is twice the one before, up to half a second."""
     pauses: list[float] = []
     real = asyncio.sleep
 
@@ -116,7 +116,7 @@ async def test_probes_do_not_spin(probe: Probe, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_closing_ends_the_probes(probe: Probe) -> None:
-    """No task is left, and nobody is refused any more."""
+    """No task is left, and the breaker is closed."""
     breaker = CircuitBreaker(probe)
     before = asyncio.all_tasks()
     breaker.trip()

@@ -247,7 +247,7 @@ async def test_a_session_keeps_its_limit(table: Table, user: str) -> None:
     assert await table.store.replace_tokens(step_up(record.id, 3, longest=longest)) is None
 
 
-async def test_it_is_said_once_as_a_doubt(table: Table, user: str) -> None:
+async def test_a_step_up_is_notified_once_as_a_change(table: Table, user: str) -> None:
     """The session is not over; where its id is its token, that id is. Nothing is said of
     what was not written."""
     said: list[str] = []
@@ -269,7 +269,7 @@ def own(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param, request.getfixturevalue(name)
 
 
-async def test_the_trigger_takes_it_for_no_end(own: tuple[str, str]) -> None:
+async def test_the_trigger_does_not_notify_an_end(own: tuple[str, str]) -> None:
     """Another token in place of one is an end, unless we say what it is; with a level and
     without."""
     shape, dsn = own

@@ -178,9 +178,7 @@ async def whole_life(table: PostgresTable, user: str) -> Record:
 # What each can do.
 
 
-async def test_each_table_can_do_what_is_said_of_it(
-    table: PostgresTable, name: str
-) -> None:
+async def test_the_capabilities_of_each_table(table: PostgresTable, name: str) -> None:
     """So no rule of the contract is skipped that the table could have kept."""
     assert await table.store.ready() == ABLE[name]
     assert (await table.store.statements()).resolved.missing == ()
@@ -276,7 +274,7 @@ async def test_an_id_of_another_form_is_not_there(table: PostgresTable, alien: s
     assert (await store.create(new, POLICY)).ended == ()
 
 
-async def test_nobody_gets_no_session(table: PostgresTable, name: str) -> None:
+async def test_a_login_without_a_user_is_refused(table: PostgresTable, name: str) -> None:
     """A user who is not there, or whose id has another form, is refused as unknown."""
     aliens = ["x" * 3, "987654321"] if name not in ("uuid", "partitioned") else ["x"]
     for alien in aliens:
@@ -307,7 +305,7 @@ async def test_fifty_logins_at_once_keep_to_the_limit(
 
 
 @pytest.mark.parametrize("name", ["django", "rails", "integers"], indirect=True)
-async def test_two_spellings_of_a_user_are_one(table: PostgresTable) -> None:
+async def test_two_forms_of_a_user_id_are_one_user(table: PostgresTable) -> None:
     """A login of "07" waits for one of "7", and both count."""
     user = await table.add_user()
     await created(table, user)
@@ -390,7 +388,7 @@ async def test_a_prefixed_value_is_refused_before_any_query(
 
 
 @pytest.mark.parametrize("name", PLAIN, indirect=True)
-async def test_tokens_in_clear_are_replaced_under_fire(table: PostgresTable) -> None:
+async def test_tokens_in_plaintext_are_replaced_under_load(table: PostgresTable) -> None:
     """While they are used, touched, revoked and pruned: every holder is served until the
     revocation, no write fails, and none is alive after it."""
     store, user = table.store, await table.add_user()
@@ -493,7 +491,9 @@ async def test_a_read_only_database_serves_tokens_in_clear(table: PostgresTable)
 
 
 @pytest.mark.parametrize("name", PLAIN, indirect=True)
-async def test_p2_a_locked_table_holds_up_a_few_upgrades(table: PostgresTable) -> None:
+async def test_p2_a_locked_table_blocks_a_bounded_number_of_upgrades(
+    table: PostgresTable,
+) -> None:
     """An index is built, say. However often a token is shown meanwhile, its holder is
     served, and the token is replaced at a use after that."""
     record, token = await planted(table, await table.add_user())

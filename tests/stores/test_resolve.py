@@ -185,7 +185,7 @@ DANGERS = [
 
 
 @pytest.mark.parametrize(("name", "spoil", "reason"), DANGERS)
-async def test_a_dangerous_table_is_refused_until_it_is_mended(
+async def test_a_dangerous_table_is_refused_until_it_is_fixed(
     bench: Bench, name: str, spoil: str, reason: str
 ) -> None:
     """The reason names the place, and the DDL it gives makes the table accepted."""
@@ -216,7 +216,7 @@ def system_copy(
         ("better_auth", '"session" alter token type varchar(255)'),
     ],
 )
-async def test_a_collation_that_ignores_case_is_refused_until_it_is_mended(
+async def test_a_collation_that_ignores_case_is_refused_until_it_is_fixed(
     system_copy: str, name: str, spoil: str
 ) -> None:
     """Two tokens that differ in case only would be one."""
@@ -248,7 +248,7 @@ async def test_citext_is_refused_until_it_is_text(bench: Bench, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["ulid"])
-async def test_a_digest_in_bytes_is_mended_to_the_same_digest(
+async def test_the_ddl_for_a_digest_in_bytes_keeps_the_digest(
     bench: Bench, name: str
 ) -> None:
     """The conversion keeps what the rows hold."""
@@ -267,7 +267,7 @@ async def test_a_digest_in_bytes_is_mended_to_the_same_digest(
 
 
 @pytest.mark.parametrize("name", ["partitioned"])
-async def test_a_table_split_by_something_else_has_no_remedy(
+async def test_a_table_partitioned_by_another_column_gets_no_ddl(
     bench: Bench, name: str
 ) -> None:
     """It can have no unique index on the token, so none is proposed."""

@@ -36,7 +36,7 @@ def table(request: pytest.FixtureRequest) -> tuple[TableShape, str]:
     return request.param, request.getfixturevalue(name)
 
 
-async def test_a_claim_is_carried_and_replaced(table: tuple[TableShape, str]) -> None:
+async def test_a_claim_is_kept_and_replaced(table: tuple[TableShape, str]) -> None:
     """Found in the table and in the cache, also by another process; the old tokens of a
     session that got new ones open nothing, and the session is the same."""
     shape, dsn = table

@@ -1,4 +1,4 @@
-"""Lanes on a real PostgreSQL: how many, which are kept, and which are dropped."""
+"""The pool on a real PostgreSQL: how many connections there are, and which are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLEEPING = """
 
 @pytest.fixture
 async def pool(dsn: str) -> AsyncIterator[ConnectionPool]:
-    """Two lanes to a database."""
+    """At most two connections to a database."""
     pool = ConnectionPool(lambda: asyncpg.connect(dsn), 2)
     yield pool
     await pool.close()
@@ -41,8 +41,8 @@ async def pid(pool: ConnectionPool, *, fresh: bool = False) -> int:
         return connection.get_server_pid()
 
 
-async def test_a_lane_is_kept(pool: ConnectionPool) -> None:
-    """One after another uses the same connection, as it was left."""
+async def test_a_connection_is_kept(pool: ConnectionPool) -> None:
+    """Pieces of work that follow each other use the same connection, as it was left."""
     assert len({await pid(pool) for _ in range(5)}) == 1
 
 
@@ -53,8 +53,8 @@ async def test_nothing_is_opened_before_it_is_needed(pool: ConnectionPool) -> No
     assert len(pool._all) == 1
 
 
-async def test_no_more_lanes_than_the_width(pool: ConnectionPool) -> None:
-    """Twenty at once use two connections, two at a time, and all come through."""
+async def test_no_more_connections_than_the_size(pool: ConnectionPool) -> None:
+    """Twenty pieces of work use two connections, two at a time, and all are done."""
     inside, most, pids = 0, 0, set()
     two = asyncio.Event()
 
@@ -65,7 +65,7 @@ async def test_no_more_lanes_than_the_width(pool: ConnectionPool) -> None:
             most = max(most, inside)
             if inside == 2:
                 two.set()
-            await two.wait()  # the first to come does not leave before the second
+            await two.wait()  # the first does not end before the second begins
             pids.add(await connection.fetchval("select pg_backend_pid()"))
             inside -= 1
 
@@ -73,8 +73,8 @@ async def test_no_more_lanes_than_the_width(pool: ConnectionPool) -> None:
     assert (most, len(pids), len(pool._all)) == (2, 2, 2)
 
 
-async def test_whoever_gives_up_waiting_takes_no_lane(pool: ConnectionPool) -> None:
-    """Both lanes are there again, whatever became of those who waited for them."""
+async def test_a_cancelled_wait_takes_no_connection(pool: ConnectionPool) -> None:
+    """Both connections are free again, whatever became of the callers that waited."""
     async with pool.acquire(), pool.acquire():
         waiting = [asyncio.ensure_future(pid(pool)) for _ in range(10)]
         await asyncio.sleep(0)
@@ -87,10 +87,10 @@ async def test_whoever_gives_up_waiting_takes_no_lane(pool: ConnectionPool) -> N
             assert len(pool._all) == 2
 
 
-async def test_c123_a_lane_left_in_the_middle_of_a_query_is_dropped(
+async def test_c123_a_connection_abandoned_in_a_query_is_dropped(
     pool: ConnectionPool, watching: asyncpg.Connection
 ) -> None:
-    """It is never used again, and its server process ends."""
+    """It is never used again."""
 
     async def sleep() -> None:
         async with pool.acquire() as connection:
@@ -109,7 +109,7 @@ async def test_c123_a_lane_left_in_the_middle_of_a_query_is_dropped(
 async def test_a_closed_connection_is_not_handed_out(
     pool: ConnectionPool, watching: asyncpg.Connection
 ) -> None:
-    """One that the server ended while it lay there is replaced."""
+    """One that the server ended while it was free is replaced."""
     first = await pid(pool)
     (connection,) = pool._free
     await watching.execute("select pg_terminate_backend($1)", first)
@@ -118,25 +118,25 @@ async def test_a_closed_connection_is_not_handed_out(
     assert len(pool._all) == 1
 
 
-async def test_a_fresh_lane_is_a_new_connection(pool: ConnectionPool) -> None:
-    """Though a kept one is free; it counts against the width while it is used."""
+async def test_a_fresh_connection_is_a_new_one(pool: ConnectionPool) -> None:
+    """Though a kept one is free."""
     first = await pid(pool)
     async with pool.acquire(fresh=True) as connection:
         assert connection.get_server_pid() != first
 
 
 @pytest.mark.parametrize("fault", [ValueError, asyncio.CancelledError, KeyboardInterrupt])
-async def test_whatever_else_goes_wrong_drops_the_lane(
+async def test_any_other_error_drops_the_connection(
     pool: ConnectionPool, fault: type[BaseException]
 ) -> None:
-    """Nobody knows what state such a connection is in."""
+    """The state of such a connection is unknown."""
     with pytest.raises(fault):
         async with pool.acquire():
             raise fault
     assert len(pool._all) == 0
 
 
-async def test_a_refusal_keeps_the_lane(pool: ConnectionPool) -> None:
+async def test_a_refusal_keeps_the_connection(pool: ConnectionPool) -> None:
     """An error of ours or of the server's is an answer: the connection is good."""
     first = await pid(pool)
     for fault in (LoginRefused("too_many"), SessionsUnavailable("no")):
@@ -184,10 +184,10 @@ async def test_closing_leaves_no_connection(pool: ConnectionPool, dsn: str) -> N
     assert (pool._all, [c for c in pool._free if not c.is_closed()]) == (set(), [])
 
 
-async def test_c124_cancelled_queries_mix_up_nobody(dsn: str) -> None:
-    """Two thousand clients leave in the middle: no answer is another one's, ever."""
+async def test_c124_cancelled_queries_mix_up_no_rows(dsn: str) -> None:
+    """Two thousand clients leave in the middle of a query: no answer is mixed up."""
     chance = random.Random(124)
-    # asyncpg reports a connection that is given up while it is being made, and no more.
+    # asyncpg reports a connection whose making was cancelled, and no more.
     complaints: set[str] = set()
     asyncio.get_running_loop().set_exception_handler(
         lambda _, context: complaints.add(str(context.get("exception")))

@@ -61,7 +61,7 @@ async def run(hashing: TokenMigration, database: asyncpg.Connection, size: int =
     return sum([batch.hashed async for batch in hashing.run(database, size=size)])
 
 
-async def test_every_token_becomes_the_digest_that_is_looked_for(
+async def test_every_token_becomes_the_digest_that_find_uses(
     database: asyncpg.Connection,
 ) -> None:
     """As the engine makes it, of the UTF-8 of the token; and a second run finds nothing."""
@@ -92,7 +92,7 @@ async def test_a_run_that_was_stopped_goes_on(database: asyncpg.Connection) -> N
     assert await stored(database) == {n: digest_of(f"in clear {n}") for n in range(1, 51)}
 
 
-async def test_a_locked_row_holds_nothing_up_and_comes_later(
+async def test_a_locked_row_is_skipped_and_hashed_later(
     database: asyncpg.Connection, uuid_dsn: str
 ) -> None:
     """The others are hashed meanwhile, and the row when it is free."""
@@ -176,7 +176,7 @@ async def test_a_token_that_is_being_hashed_is_not_hashed_twice(
     assert await stored(database) == {n: digest_of(f"in clear {n}") for n in range(1, 11)}
 
 
-async def test_a_digest_that_is_there_already_is_told(
+async def test_a_digest_that_another_row_has_is_reported(
     database: asyncpg.Connection,
 ) -> None:
     """The row stays as it is, and the run ends."""

@@ -75,7 +75,7 @@ async def test_a_new_session_is_stored_as_a_prefixed_digest(
     assert isinstance(answer, Authenticated)
 
 
-async def test_a_token_in_clear_is_honoured_and_replaced_at_first_use(
+async def test_a_token_in_plaintext_is_accepted_and_replaced_at_first_use(
     sessions: Sessions, database: asyncpg.Connection
 ) -> None:
     """The user stays signed in, and the row no longer holds the token."""
@@ -214,7 +214,7 @@ DANGERS = {
 
 
 @pytest.mark.parametrize("change", DANGERS, ids=lambda text: text[:30])
-async def test_a_dangerous_table_is_refused_with_what_mends_it(
+async def test_a_dangerous_uuid_table_is_refused_with_the_ddl(
     uuid_dsn: str, database: asyncpg.Connection, change: str
 ) -> None:
     """At opening, before any request."""
@@ -250,7 +250,7 @@ def test_a_shape_needs_what_identifies_a_session() -> None:
         TableShape(token=None)
 
 
-async def test_a_token_that_was_replaced_is_worth_nothing_from_then_on(
+async def test_a_replaced_token_is_not_accepted_again(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
     """With the trigger too, which alone lets a process believe what it read long ago."""

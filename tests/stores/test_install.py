@@ -230,7 +230,7 @@ async def test_a_new_session_resets_failed_attempts(each_dsn: str) -> None:
     assert {tuple(row) for row in rows} == {(one, 0, True), (other, 3, False)}
 
 
-async def test_an_insert_leaves_an_untroubled_user_alone(dsn: str) -> None:
+async def test_an_insert_does_not_update_a_user_without_failed_attempts(dsn: str) -> None:
     """The trigger writes no new version of a row that has nothing to reset."""
     async with connected(dsn) as connection:
         user = await new_user(connection)

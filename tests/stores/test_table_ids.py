@@ -214,7 +214,7 @@ async def served(sessions: Sessions) -> AsyncIterator[str]:
         await running
 
 
-async def test_the_longest_ids_come_through_a_real_server(text_dsn: str) -> None:
+async def test_the_longest_ids_work_over_a_real_server(text_dsn: str) -> None:
     """Their refresh cookies fit what servers and clients take: in, on and out."""
     user, longest = await new_user(text_dsn), IDS["255 wide characters"]
     async with (
@@ -233,7 +233,7 @@ async def test_the_longest_ids_come_through_a_real_server(text_dsn: str) -> None
             assert (await thief.get("/me")).status_code == 401
 
 
-async def test_any_id_of_ones_own_can_be_revoked(text_dsn: str) -> None:
+async def test_a_session_of_any_id_can_be_revoked(text_dsn: str) -> None:
     """One device signs the others out one by one, which other processes hear of."""
     user = await new_user(text_dsn)
     async with processes(text_dsn, *IDS.values(), "this one") as (here, there):
@@ -272,7 +272,7 @@ async def test_a_login_ends_the_session_of_any_id_before_it(text_dsn: str) -> No
             assert await live_ids(text_dsn) == [unusual]
 
 
-async def test_a_session_of_any_id_makes_room(text_dsn: str) -> None:
+async def test_a_session_of_any_id_is_evicted_at_the_limit(text_dsn: str) -> None:
     """The oldest goes where a user may have one alone."""
     user, policy = await new_user(text_dsn), Policy(max_sessions=1)
     async with processes(text_dsn, *IDS.values(), policy=policy) as (here, _):
@@ -324,7 +324,7 @@ async def test_the_store_in_memory_takes_any_id(unusual: str) -> None:
 @pytest.mark.parametrize(
     "form", [str.upper, lambda id: uuid.UUID(id).hex], ids=["upper", "hex"]
 )
-async def test_a_uuid_is_one_id_in_every_spelling(
+async def test_a_uuid_is_one_id_in_every_form(
     uuid_dsn: str, form: Callable[[str], str]
 ) -> None:
     """Capitals, or without hyphens: it names the session, in the cache and the table."""
@@ -356,7 +356,7 @@ async def test_blanks_that_pad_a_column_are_no_part_of_an_id(dsn: str) -> None:
         assert await is_in(here, second)
 
 
-async def test_a_number_is_one_id_in_every_spelling(
+async def test_a_number_is_one_id_in_every_form(
     foreign_dsn: Callable[[str], str],
 ) -> None:
     """``007`` is the session 7, and what no column of numbers holds is none."""
@@ -424,7 +424,7 @@ async def test_a_token_in_clear_that_is_an_id_is_never_shown(
 
 
 @pytest.mark.postgres15
-async def test_every_spelling_of_a_user_is_told_to_other_processes(
+async def test_every_form_of_a_user_id_is_notified(
     system_dsn: str,
 ) -> None:
     """Where a collation takes different texts for one user, rows can have several."""
@@ -452,7 +452,7 @@ BEFORE = """
 
 
 @pytest.mark.parametrize("end", ["revoke", "revoke own", "revoke_user", "logout"])
-async def test_what_the_database_keeps_alive_is_no_success(dsn: str, end: str) -> None:
+async def test_a_row_that_the_database_keeps_is_no_success(dsn: str, end: str) -> None:
     """A trigger of the application keeps the row: nobody is told that it has ended, and
     the browser keeps its cookies."""
     user = await new_user(dsn)

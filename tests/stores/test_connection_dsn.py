@@ -81,7 +81,7 @@ def discreet(error: BaseException) -> bool:
     ],
     ids=["sessions", "listen_dsn", "supabase", "supabase-listen_dsn"],
 )
-def test_an_address_with_a_bare_mark_is_refused_at_construction_and_not_quoted(
+def test_a_dsn_with_an_unescaped_character_is_refused_at_construction_and_not_quoted(
     build: Callable[[str], Sessions], dsn: str
 ) -> None:
     """Before anything is sent to a host that is a piece of the password; what is said
@@ -121,7 +121,7 @@ NOTHING_ELSE = dict.fromkeys(inspect.signature(READ).parameters)
 @example("%e2%82%ac", False)
 @example("a\nb", False)
 @example("a:b", False)
-def test_an_address_is_read_as_it_is_meant_or_refused(text: str, escaped: bool) -> None:
+def test_a_dsn_is_read_as_it_was_written_or_refused(text: str, escaped: bool) -> None:
     """Whatever stands for the password: the driver finds this password, user and host, or
     the address is refused. It never finds another host."""
     password = quote(text, safe="") if escaped else text
@@ -156,12 +156,12 @@ def test_an_address_is_read_as_it_is_meant_or_refused(text: str, escaped: bool) 
         "postgresql://postgres.abcd:word@aws-0.pooler.supabase.com:6543/postgres",
     ],
 )
-def test_an_address_that_postgresql_takes_is_taken(dsn: str) -> None:
+def test_a_dsn_that_postgresql_accepts_is_accepted(dsn: str) -> None:
     """It goes to the driver as it is."""
     assert check_dsn(dsn) == dsn
 
 
-def test_the_end_of_a_line_is_no_part_of_an_address() -> None:
+def test_a_newline_after_a_dsn_is_ignored() -> None:
     """A file that holds a secret ends with one."""
     assert check_dsn(f" {GOOD}\n") == GOOD
 
