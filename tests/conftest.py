@@ -77,7 +77,7 @@ class Server(Protocol):
 
 
 class GivenServer:
-    """A server that somebody else started."""
+    """A server that was started elsewhere."""
 
     def __init__(self, url: str) -> None:
         self._url = urlsplit(url)
@@ -292,7 +292,7 @@ def supabase_template(server: Server) -> Iterator[str]:
 
 @contextmanager
 def copied(template_dsn: str) -> Iterator[str]:
-    """Copy a database nobody is connected to; drop the copy at the end."""
+    """Copy a database without connections; drop the copy at the end."""
     name = urlsplit(template_dsn).path.removeprefix("/")
     with created(_beside(template_dsn, "postgres"), "handstamp_test", name) as dsn:
         yield dsn
@@ -300,7 +300,7 @@ def copied(template_dsn: str) -> Iterator[str]:
 
 @contextmanager
 def created(admin_dsn: str, prefix: str, copy_of: str = "template0") -> Iterator[str]:
-    """Create a database with a name of its own; drop it, whoever uses it then."""
+    """Create a database with a unique name; drop it at the end, also while it is in use."""
     name = f"{prefix}_{secrets.token_hex(6)}"
     sql = f"create database {name} template {copy_of} {STRATEGY}"
     asyncio.run(execute(admin_dsn, sql))

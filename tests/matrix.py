@@ -109,8 +109,10 @@ def run(environment: Environment) -> str:
     with log.open("wb") as output:
         command = [*TOX, "run", "-e", name, "--workdir", str(WORK), "--colored", "no"]
         subprocess.call(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-    told = re.findall(rf"^  {name}: (\w+)", log.read_text("utf-8", "replace"), re.MULTILINE)
-    return told[-1] if told else "FAIL"
+    verdicts = re.findall(
+        rf"^  {name}: (\w+)", log.read_text("utf-8", "replace"), re.MULTILINE
+    )
+    return verdicts[-1] if verdicts else "FAIL"
 
 
 def report(name: str) -> Path:
@@ -125,7 +127,7 @@ def row(environment: Environment) -> list[str]:
         return [*cells, "FAILED before any test", "", ""]
     cases = ElementTree.parse(report(environment.name)).iter("testcase")
     counts = counted(cases, environment.framework)
-    return [*cells, *(told(counts[kind]) for kind in ("own", "asgi", "wsgi"))]
+    return [*cells, *(summary(counts[kind]) for kind in ("own", "asgi", "wsgi"))]
 
 
 def versions(environment: Environment) -> list[str]:
@@ -157,7 +159,7 @@ def counted(
     return counts
 
 
-def told(counts: Counter[str]) -> str:
+def summary(counts: Counter[str]) -> str:
     """The counts of one cell, the bad ones first."""
     parts = [
         f"{counts['failed']} FAILED" if counts["failed"] else "",

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.examples.servers import EXAMPLES
-from tests.matrix import ROOT, Environment, chosen, counted, line, row, told
+from tests.matrix import ROOT, Environment, chosen, counted, line, row, summary
 
 FRAMEWORKS = {example.framework for example in EXAMPLES}
 PYTHONS = ("py311", "py312", "py313")
@@ -106,7 +106,7 @@ def test_words_choose_environments(words: list[str], count: int) -> None:
 def test_a_row_counts_each_transport_apart() -> None:
     """And an error while a test is set up or torn down is a failure."""
     counts = counted(ElementTree.fromstring(CASES).iter("testcase"), "flask")
-    cells = [told(counts[kind]) for kind in ("own", "asgi", "wsgi")]
+    cells = [summary(counts[kind]) for kind in ("own", "asgi", "wsgi")]
     assert cells == ["1 passed, 1 skipped", "-", "2 FAILED, 1 passed"]
 
 

@@ -53,9 +53,9 @@ def check(seen: Seen, *kept: str) -> None:
 def test_the_session_of_an_excluded_path_ends(
     over: Transport, prepare: str, sent: Mapping[str, str], act: tuple[str, ...]
 ) -> None:
-    """Nobody was authenticated there, and yet the browser had a session: also one whose
-    token has expired, for its refresh token stands, and one of a disabled user, who may be
-    enabled again. Nothing is rotated for it."""
+    """No request was authenticated there, and yet the browser had a session. One whose
+    token has expired counts, because its refresh token is valid, and so does one of a
+    disabled user, who may be enabled again. Nothing is rotated for it."""
     case = Case("in", sent, act, method="POST", prepare=prepare, options=EXCLUDED)
     check(over(case), OTHER)
 
@@ -93,7 +93,7 @@ def test_p8_a_replayed_token_is_one_on_an_excluded_path_too(
 def test_two_valid_sessions_in_one_request_both_end(
     over: Transport, act: tuple[str, ...], options: Mapping[str, Any]
 ) -> None:
-    """Neither counts, for somebody may have planted one. Whoever presents a token may end
+    """Neither counts, because one may be planted. The holder of a token may end
     its session, so both end: no success for a session that lives on, and no conflict at
     the next request."""
     both = "__Host-session={session}; __Host-session={other_session}"

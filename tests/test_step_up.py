@@ -65,8 +65,8 @@ class Site(Protocol):
     ) -> Response: ...
 
 
-def told(session: Any) -> str:
-    return "nobody" if session is None else f"{session.user_id} {session.level or 0}"
+def describe(session: Any) -> str:
+    return "anonymous" if session is None else f"{session.user_id} {session.level or 0}"
 
 
 def header(jar: dict[str, str]) -> str:
@@ -119,7 +119,7 @@ class OverAsgi:
                 response.raised = exc
                 raise
             if not late:
-                await asgi.responding(body=told(handle.session).encode())(
+                await asgi.responding(body=describe(handle.session).encode())(
                     scope, receive, send
                 )
 
@@ -181,7 +181,7 @@ class OverWsgi:
                 raise
             if not late:
                 start_response("200 OK", [])
-            return [told(handle.session).encode()]
+            return [describe(handle.session).encode()]
 
         sent = {"cookie": header(jar), **headers}
         raw = {f"HTTP_{name.upper()}": value for name, value in sent.items() if value}
@@ -234,8 +234,8 @@ def test_the_response_carries_new_cookies_with_the_level(site: Site) -> None:
     assert response.headers["cache-control"] == ["private, no-store"]
     assert response.headers["vary"] == ["Cookie"]
     assert site.send("/", response.cookies).body == "alice 2"
-    assert site.send("/", old).body == "nobody"
-    assert site.send("/", {"__Host-session": old["__Host-session"]}).body == "nobody"
+    assert site.send("/", old).body == "anonymous"
+    assert site.send("/", {"__Host-session": old["__Host-session"]}).body == "anonymous"
 
 
 def test_a_tab_that_was_on_its_way_signs_nobody_out(site: Site) -> None:
@@ -244,18 +244,18 @@ def test_a_tab_that_was_on_its_way_signs_nobody_out(site: Site) -> None:
     old = jar_of(site.run(site.engine.login))
     fresh = site.send("/up", old).cookies
     refused = site.send("/", old)
-    assert (refused.body, refused.lines) == ("nobody", [])
+    assert (refused.body, refused.lines) == ("anonymous", [])
     site.run(later, site.engine)
     assert site.send("/", fresh).body == "alice 2"
 
 
 def test_an_old_copy_that_comes_later_ends_the_session(site: Site) -> None:
-    """Grace is over: whoever shows the old refresh token is a second party."""
+    """Grace is over: a client with the old refresh token is a second party."""
     old = jar_of(site.run(site.engine.login))
     fresh = site.send("/up", old).cookies
     site.run(later, site.engine)
-    assert site.send("/", old).body == "nobody"
-    assert site.send("/", fresh).body == "nobody"
+    assert site.send("/", old).body == "anonymous"
+    assert site.send("/", fresh).body == "anonymous"
     assert len(site.engine.of(Replayed)) == 1
 
 
@@ -407,4 +407,4 @@ def test_a_login_has_no_level_again(site: Site) -> None:
     fresh = site.send("/up", jar_of(site.run(site.engine.login))).cookies
     response = site.send("/in", fresh)
     assert response.body == "bob 0"
-    assert site.send("/", fresh).body == "nobody"
+    assert site.send("/", fresh).body == "anonymous"

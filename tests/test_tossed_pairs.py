@@ -141,7 +141,7 @@ async def test_an_old_token_beside_a_good_one_of_its_session_is_no_replay() -> N
 
 
 async def test_a_late_refresh_token_beside_another_session_is_a_conflict() -> None:
-    """It is refused alone, and its session goes on: one of the two is somebody else's."""
+    """It is refused alone, and its session goes on: one of the two is another user's."""
     async with running() as engine:
         mine, _ = await stale(engine, 2)
         other = await engine.login("bob")
@@ -181,7 +181,7 @@ async def test_a_token_from_before_handstamp_is_a_conflict_as_well() -> None:
 
 @pytest.mark.parametrize("which", ["session", "refresh"])
 async def test_in_an_outage_a_tossed_session_is_not_believed(which: str) -> None:
-    """It is cached and the user's is not: nobody can say whose request it is."""
+    """It is cached and the user's is not: the answer is unknown."""
     policy = Policy(stale_while_down=timedelta(seconds=30))
     async with running(policy=policy) as engine:
         mine, tossed = await engine.login(), await engine.login("mallory")
@@ -243,7 +243,7 @@ def over_wsgi(engine: Engine, cookies: Cookies, method: str, header: str) -> lis
 def test_no_transport_takes_a_short_way_past_the_conflict(
     over: Callable[..., list[Any]], method: str, cookies: Cookies
 ) -> None:
-    """The tossed session is cached, and a hit asks nobody."""
+    """The tossed session is cached, and a hit makes no query."""
     engine = Engine()
 
     async def begin() -> tuple[Issued, Issued]:

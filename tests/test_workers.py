@@ -53,7 +53,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-def told(worker: subprocess.Popen[str]) -> str:
+def read_line(worker: subprocess.Popen[str]) -> str:
     """The address that a worker was given."""
     assert worker.stdout is not None
     return worker.stdout.readline().strip()
@@ -81,15 +81,15 @@ async def ended(dsn: str, folder: Path) -> None:
 async def test_a_server_is_started_once_and_ends_with_the_last_worker(
     start: Start, tmp_path: Path
 ) -> None:
-    """Whoever comes at the same time or later finds it; whoever is killed is not waited
+    """A worker that comes at the same time or later finds it; a killed one is not waited
     for."""
     workers = [start() for _ in range(3)]
-    (dsn,) = {told(worker) for worker in workers}
+    (dsn,) = {read_line(worker) for worker in workers}
     workers[0].send_signal(signal.SIGKILL)
     workers[1].communicate("")
     assert await answers(dsn)
     late = start()
-    assert told(late) == dsn
+    assert read_line(late) == dsn
     late.send_signal(signal.SIGKILL)
     workers[2].send_signal(signal.SIGKILL)
     await ended(dsn, tmp_path / "run")
@@ -101,10 +101,10 @@ async def test_after_the_last_worker_the_next_one_starts_another_server(
 ) -> None:
     """Also one that comes while the old one ends."""
     first = start()
-    old = told(first)
+    old = read_line(first)
     first.send_signal(signal.SIGKILL)
     second = start()
-    dsn = told(second)
+    dsn = read_line(second)
     assert await answers(dsn)
     second.communicate("")
     for each in (old, dsn):

@@ -1,4 +1,4 @@
-"""The examples as real servers: how to start one, watch its log and talk to it."""
+"""Starts the examples as real servers, reads their logs, and sends requests to them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Example:
 
     @property
     def rotates(self) -> bool:
-        """Whether a refresh token travels, so that cookies are replaced now and then."""
+        """Whether there is a refresh token, so that cookies are replaced at times."""
         return self.shape != "uuid"
 
     @property
@@ -186,7 +186,7 @@ class Server:
         return httpx.Client(base_url=self.url, event_hooks=hooks, timeout=20, **options)
 
     def leaks(self, *, tracebacks: bool = True) -> list[str]:
-        """What stands in the log that must not: tokens or parts, and tracebacks."""
+        """What must not be in the log and is: tokens, parts of them, tracebacks."""
         text = self.log.read_text("utf-8", "replace")
         parts = {part for token in self.tokens for part in telling(token)}
         found = [f"a token: {part[:6]}…" for part in parts if part in text]
@@ -246,7 +246,7 @@ def environment(dsn: str, **settings: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at the moment."""
+    """A port that is not in use now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

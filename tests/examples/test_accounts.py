@@ -162,7 +162,7 @@ async def test_a_disabled_user_is_refused_like_a_stranger(
 async def test_an_unknown_user_costs_a_check_as_well(
     accounts: Accounts, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """argon2 runs once for a stranger, for a wrong password and for a right one."""
+    """argon2 runs once for an unknown user, for a wrong password and for a right one."""
     seeded = hasher.hash("wonderland")  # as the seed does it
     await database.execute("update users set password_hash = $1", seeded)
     checks = []
@@ -184,7 +184,7 @@ async def test_an_unknown_user_costs_a_check_as_well(
 async def test_a_farewell_read_just_before_the_query_is_no_answer(
     accounts: Accounts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The kind of error is logged, and the caller is told that there is no answer."""
+    """The kind of error is logged, and the caller gets AccountsUnavailable."""
     await accounts.verify("alice", "wonderland")
     async with accounts._pool.acquire() as borrowed:
         connection = borrowed._con

@@ -15,7 +15,7 @@ from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.core.tokens import Tokens
 from tests.examples.servers import EXAMPLES, SECRET, Example, Server, each, sign_in
 
-ALIEN = Tokens(["the secret of somebody else: 32 bytes and more"])
+ALIEN = Tokens(["another secret, not that of the server: 32 bytes"])
 STRANGER = "01HZY3J8Z8Z8Z8Z8Z8Z8Z8Z8Z8"
 NOBODY = "01HZY3J8Z8Z8Z8Z8Z8Z8Z8Z8Z9"
 
@@ -132,7 +132,7 @@ def is_no_http(cookies: list[bytes]) -> bool:
 
 def test_bad_cookies_are_anonymous_or_refused(server: Server) -> None:
     """A malformed or forged cookie is a 401, or a 400 where HTTP itself is broken; the
-    session it was made from stays alive, and the page for everybody stays open."""
+    session it was made from stays alive, and the public page stays open."""
     wrong: dict[str, object] = {}
     with server.client() as client:
         sign_in(client)
@@ -203,7 +203,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 async def test_what_we_never_signed_causes_no_query(dsn: str) -> None:
-    """The signature gate stops a forged value before the database hears of it."""
+    """The signature check refuses a forged value before any query."""
 
     async def ask(scope: Any, receive: Any, send: Any) -> None:
         known = str(scope[SCOPE_KEY].is_authenticated).encode()

@@ -29,7 +29,7 @@ Forge = Callable[[Held], object]
 
 
 def held_by(value: str) -> Held:
-    """What stands in a cookie."""
+    """The decoded value of a cookie."""
     held: Held = json.loads(urlsafe_b64decode(value.removeprefix("base64-") + "==="))
     return held
 
@@ -142,7 +142,7 @@ def test_broken_supabase_cookies_are_anonymous(server: Server, name: str) -> Non
 
 @pytest.mark.parametrize("name", GOOD)
 def test_unusual_but_sound_supabase_cookies_are_honoured(server: Server, name: str) -> None:
-    """Pieces, escapes and strangers around do not matter."""
+    """Pieces, escapes and other cookies in the header do not matter."""
     with server.client() as client:
         sign_in(client)
         assert exchange(server, GOOD[name](value_of(client).encode())) == 200

@@ -66,14 +66,14 @@ def test_the_example_works_over_this_shape(server: Server) -> None:
 
 
 def test_the_example_answers_strangers_over_this_shape(server: Server) -> None:
-    """A wrong password, the page for everybody, and the health of the process."""
+    """A wrong password, the public page, and the health of the process."""
     well = {"status": "ok", "database": "ok", "bus": "listening", "bound": "pushed"}
     with server.client() as client:
         for form in ({"username": "alice", "password": "builder"}, {"username": "eve"}):
             response = client.post("/login", data={"password": "x", **form})
             assert (response.status_code, "set-cookie" in response.headers) == (401, False)
         assert [client.get(path).status_code for path in ("/me", "/public")] == [401, 200]
-        until(lambda: client.get("/healthz").json() == well, "the bus to be proven")
+        until(lambda: client.get("/healthz").json() == well, "the listener to be ready")
 
 
 def test_the_examples_socket_works_over_this_shape(socket_server: Server) -> None:

@@ -224,7 +224,7 @@ def test_nobody_revokes_the_session_of_another_user(server: Server) -> None:
 
 @pytest.mark.parametrize("id", ["%00", "'%20or%201=1", "x" * 5000, "%ff", "%E2%98%83"])
 def test_an_id_that_cannot_be_one_is_not_found(server: Server, id: str) -> None:
-    """Whatever stands in the path, the answer is a 404."""
+    """For every text in the path the answer is a 404."""
     with server.client() as client:
         sign_in(client)
         assert client.post(f"/sessions/{id}/revoke").status_code == 404
@@ -243,7 +243,7 @@ def test_revoke_others_keeps_only_this_session(server: Server) -> None:
 
 
 def test_public_needs_and_shows_no_session(server: Server) -> None:
-    """A page that never asks stays cacheable for whoever has no cookie."""
+    """A page that does not read the session is cacheable for clients without cookies."""
     with server.client() as client:
         response = client.get("/public")
         assert response.status_code == 200
@@ -282,13 +282,16 @@ def test_only_remembered_cookies_outlive_the_browser(server: Server) -> None:
 
 
 def test_healthz_says_that_all_is_well(server: Server) -> None:
-    """With a database that answers, the status is ok and the bus listens."""
+    """With a database that answers, the status is ok and the listener listens."""
     well = {"status": "ok", "database": "ok", "bus": "listening"}
     with server.client() as client:
-        assert until(lambda: heard(client), "the bus") == {**well, "bound": "pushed"}
+        assert until(lambda: listening(client), "the listener") == {
+            **well,
+            "bound": "pushed",
+        }
 
 
-def heard(client: httpx.Client) -> dict[str, str] | None:
+def listening(client: httpx.Client) -> dict[str, str] | None:
     """The health of a process that listens."""
     health: dict[str, str] = client.get("/healthz").raise_for_status().json()
     return health if health["bus"] == "listening" else None
@@ -303,7 +306,7 @@ def test_healthz_says_when_not_every_writer_is_heard(
         serving(example, seeded_copy, tmp_path / "log") as server,
         server.client() as client,
     ):
-        assert until(lambda: heard(client), "the bus")["bound"] == "5 s"
+        assert until(lambda: listening(client), "the listener")["bound"] == "5 s"
 
 
 async def drop_trigger(dsn: str) -> None:
@@ -448,7 +451,7 @@ def test_a_failed_authentication_clears_no_cookie(server: Server) -> None:
 
 @contextmanager
 def taken_away(dsn: str) -> Iterator[None]:
-    """Let nobody connect to a database for a while, and end whoever is connected."""
+    """Meanwhile refuse connections to a database, and end the open ones."""
     base, _, name = dsn.rpartition("/")
     admin = f"{base}/postgres"
     end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1"

@@ -120,7 +120,7 @@ def test_an_old_pair_gets_the_same_successor_within_grace(server: Server) -> Non
 
 
 def test_a_lost_answer_costs_nothing_also_after_grace(hasty_server: Server) -> None:
-    """While nobody has used the new pair, the old one gets it again."""
+    """Until the new pair is used, the old one gets it again."""
     old = login(hasty_server)
     _, lost = present(hasty_server, due(old))
     let_grace_pass()
@@ -151,7 +151,7 @@ def test_a_forged_refresh_token_ends_nothing(hasty_pair_server: Server) -> None:
     also when a genuine one of that age would be."""
     alice, bob = login(hasty_pair_server), login(hasty_pair_server, "bob")
     id = alice["refresh"].split(".")[0]
-    alien = Tokens(["the secret of somebody else: 32 bytes and more"])
+    alien = Tokens(["another secret, not that of the server: 32 bytes"])
     forgeries = [
         ".".join([id, *bob["refresh"].split(".")[1:]]),
         alien.mint(id, os.urandom(64), remember=False).refresh,

@@ -188,8 +188,8 @@ async def test_twenty_refreshes_on_four_servers_are_one_successor(
 async def test_an_answer_that_died_with_its_server_is_given_by_another(
     fleet: list[Server], doomed: Server, fleet_dsn: str, psql: asyncpg.Connection
 ) -> None:
-    """A server is killed between the commit of two refreshes and their answers: whoever
-    is asked next hands out the successors that are in the tables, and makes no step."""
+    """A server is killed between the commit of two refreshes and their answers: the
+    next one hands out the successors that are in the tables, and makes no step."""
     kinds = {version: await signed_in(psql, fleet_dsn, version) for version in ONE_STEP}
 
     async def have_stepped() -> bool:

@@ -57,7 +57,7 @@ def same_cookies(client: httpx.Client, cookies: dict[str, str]) -> None:
 
 
 def is_refused(client: httpx.Client) -> bool:
-    """Whether this client is nobody."""
+    """Whether this client is signed out."""
     return client.get("/me").status_code == 401
 
 
@@ -70,7 +70,7 @@ def test_a_sign_in_at_one_is_known_at_the_other(pair: tuple[Server, Server]) -> 
         current = [s["id"] for s in there.get("/sessions").json() if s["current"]]
         assert current == [here.get("/me").json()["session_id"]]
         assert there.post("/logout").status_code == 204
-        until(lambda: is_refused(here), "the sign-out to be heard")
+        until(lambda: is_refused(here), "the sign-out to arrive")
 
 
 def test_a_session_revoked_at_one_is_refused_at_the_other(
@@ -82,14 +82,14 @@ def test_a_session_revoked_at_one_is_refused_at_the_other(
         sign_in(laptop)
         phones = phone.get("/me").json()["session_id"]
         assert laptop.post(f"/sessions/{phones}/revoke").status_code == 204
-        until(lambda: is_refused(phone), "the revocation to be heard")
+        until(lambda: is_refused(phone), "the revocation to arrive")
         assert laptop.get("/me").status_code == 200
 
 
 def test_a_pair_rotated_at_one_is_honoured_at_the_other(
     pair: tuple[Server, Server],
 ) -> None:
-    """The successor is the same, whoever derives it, and both know the session by it."""
+    """Both derive the same successor, and both accept it."""
     with pair[0].client() as here, pair[1].client() as there:
         sign_in(here)
         session = here.get("/me").json()["session_id"]
