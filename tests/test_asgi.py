@@ -59,13 +59,13 @@ def wrapped(engine: Engine, app: ASGIApp | None = None, **options: Any) -> ASGIA
 def asking(
     ask: Callable[[Handle], Any] = lambda handle: handle.user_id, **options: Any
 ) -> ASGIApp:
-    """An application that asks the handle something, and answers with what it heard."""
+    """An application that responds with what it reads from its handle."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        heard = ask(scope[SCOPE_KEY])
-        if hasattr(heard, "__await__"):
-            heard = await heard
-        await responding(body=repr(heard).encode(), **options)(scope, receive, send)
+        value = ask(scope[SCOPE_KEY])
+        if hasattr(value, "__await__"):
+            value = await value
+        await responding(body=repr(value).encode(), **options)(scope, receive, send)
 
     return app
 
@@ -137,7 +137,7 @@ async def test_p5_a_route_that_does_not_read_the_session_is_not_affected_by_an_o
 
 
 async def test_p5_c96_reading_the_session_in_an_outage_is_a_503(engine: Engine) -> None:
-    """With Retry-After and no Set-Cookie: nobody is signed out."""
+    """With Retry-After and no Set-Cookie: no user is logged out."""
     issued = await engine.login()
     await engine.expire()
     engine.store.down = True
@@ -228,7 +228,7 @@ async def test_c100_a_response_with_our_cookie_is_uncacheable(engine: Engine) ->
 async def test_c101_every_status_is_uncacheable_with_our_cookie(
     engine: Engine, status: int
 ) -> None:
-    """Some are cached without being told to."""
+    """Some statuses are cached without a Cache-Control header."""
     issued = await engine.login()
     await engine.expire()
     answer = await get(wrapped(engine, responding(status)), "/", both(issued))
@@ -516,7 +516,7 @@ async def test_a_logout_ends_the_session_and_clears_both_cookies(
 
 
 async def test_a_logout_after_a_refresh_in_the_same_request(engine: Engine) -> None:
-    """One Set-Cookie of each name, and the last word is the logout's."""
+    """One Set-Cookie of each name, and it is that of the logout."""
     issued = await engine.login()
     await engine.expire()
     app = asking(lambda handle: handle.logout())
@@ -585,7 +585,7 @@ async def test_a_login_of_another_site_is_refused(
 
 
 async def test_a_trusted_origin_may_write(engine: Engine) -> None:
-    """Listed origins are ours; `cross_site="allow"` asks nobody."""
+    """Listed origins are ours; `cross_site="allow"` switches the check off."""
     issued = await engine.login()
     headers = [(b"origin", b"https://evil.example"), (b"sec-fetch-site", b"cross-site")]
     for options in ({"trusted_origins": ["https://evil.example"]}, {"cross_site": "allow"}):
@@ -759,7 +759,7 @@ async def test_a_scope_without_a_client_is_served(engine: Engine) -> None:
 async def test_c113_forwarded_addresses_are_accepted_from_trusted_proxies_only(
     engine: Engine,
 ) -> None:
-    """By default of nobody."""
+    """By default from none."""
     header = (b"x-forwarded-for", b"203.0.113.9")
     trusted = TrustedProxies("198.51.100.0/24")
     for options, address in (
@@ -828,7 +828,7 @@ async def test_c151_the_same_sessions_twice_are_once(engine: Engine, kind: str) 
 async def test_c151_different_sessions_around_one_app_are_an_error(
     engine: Engine, make: Callable[[], Scope]
 ) -> None:
-    """A clear one; nobody's identity is anybody's guess."""
+    """The error is clear, and no request gets a wrong identity."""
     app = wrapped(engine, wrapped(Engine(), responding()))
     with pytest.raises(ConfigError, match="same Sessions"):
         await serve(app, make())
@@ -844,7 +844,7 @@ async def test_c151_another_object_under_our_key_of_the_scope_is_an_error(
 
 
 async def test_c147_two_requests_of_one_connection_are_two(engine: Engine) -> None:
-    """A server that uses one scope's parts again mixes nobody up."""
+    """A server may reuse the parts of a scope: no session is mixed up."""
     alice, bob = await engine.login(), await engine.login("bob")
     app = wrapped(engine, asking())
     shared = http_scope()
@@ -980,7 +980,7 @@ async def test_c108_the_response_that_denies_a_handshake_sets_the_cookies(
 async def test_c106_a_handshake_of_another_site_is_refused(
     engine: Engine, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    """Before the app hears of it."""
+    """Before the application is called."""
     issued = await engine.login()
     scope = socket_scope(headers=[both(issued), *headers])
     answer = await serve(wrapped(engine, accepting), scope)

@@ -56,7 +56,7 @@ async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.mark.parametrize("app", [supporting, ignoring, refusing])
 async def test_the_engine_is_open_between_startup_and_shutdown(app: ASGIApp) -> None:
-    """Also around an app that does not speak the protocol, and never hears that it did."""
+    """Also around an app that does not implement the protocol, and without calling it."""
     server = Server(Engine(), app)
     assert await server.tell("startup") == "startup.complete"
     assert is_open(server.engine)
@@ -113,7 +113,7 @@ async def test_a_startup_that_fails_is_the_apps_to_report() -> None:
 
 
 async def test_an_app_that_crashes_while_it_runs_leaves_nothing_open() -> None:
-    """The server hears of the crash, and pending activity is written."""
+    """The server gets the exception, and pending activity is written."""
     crash = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,7 +145,7 @@ async def test_c135_without_lifespan_the_first_request_opens() -> None:
     engine = Engine()
     app = SessionAuthMiddleware(responding(), engine.sessions)
     assert (await get(app)).status == 200
-    assert not is_open(engine)  # nobody needed it
+    assert not is_open(engine)  # no request needed it
     assert (await get(app, "/", cookie_header("anything"))).status == 200
     assert is_open(engine)
     await engine.sessions.close()

@@ -1,4 +1,4 @@
-"""One loop in one thread: what becomes of calls when it dies, blocks, or cannot be."""
+"""One loop in one thread: calls while it runs, is blocked, dies, or cannot start."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def where() -> threading.Thread:
 
 
 async def never() -> None:
-    """No answer, ever."""
+    """Never return."""
     await asyncio.Event().wait()
 
 
@@ -69,12 +69,12 @@ EARLIER: set[threading.Thread] = set()
 
 @pytest.fixture(autouse=True, scope="module")
 def earlier() -> None:
-    """Know which loops were there before the first test of this module."""
+    """Record the loops that exist before the first test of this module."""
     EARLIER.update(set(loops()) - {call(where)})
 
 
 def loops() -> list[threading.Thread]:
-    """The threads of ours that live."""
+    """The threads of this module's loops that live."""
     found = [thread for thread in threading.enumerate() if thread.name == "handstamp"]
     return [thread for thread in found if thread not in EARLIER]
 
@@ -88,7 +88,7 @@ def until(condition: Any) -> None:
 
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
-    """Something to block the loop with; open at the end in any case."""
+    """An event to block the loop with; it is set at the end in any case."""
     gate = threading.Event()
     yield gate
     gate.set()
@@ -121,7 +121,7 @@ def test_a_call_raises_what_the_function_raises(error: Exception) -> None:
 
 
 def test_32_threads_start_one_loop() -> None:
-    """Whoever comes first starts it, and nobody a second one."""
+    """The first thread starts it, and no thread starts a second one."""
     kill()
     barrier = threading.Barrier(32)
 
@@ -135,7 +135,7 @@ def test_32_threads_start_one_loop() -> None:
 
 
 def kill() -> None:
-    """Be without a loop, or with a dead one."""
+    """End the loop."""
     thread = call(where)
     with pytest.raises(SessionsUnavailable):
         call(die)
@@ -175,8 +175,8 @@ def test_a_call_on_the_loops_own_thread_is_an_error() -> None:
 
 
 def test_a_call_carries_the_context_of_its_caller() -> None:
-    """A trace or a request id goes along into the engine."""
-    variable = contextvars.ContextVar("variable", default="nobody's")
+    """A trace or a request id is available in the engine."""
+    variable = contextvars.ContextVar("variable", default="none")
     variable.set("the caller's")
 
     async def read() -> str:
@@ -186,29 +186,29 @@ def test_a_call_carries_the_context_of_its_caller() -> None:
 
 
 def test_c145_the_engines_own_work_is_of_no_request() -> None:
-    """What runs on after the first request, and whom it tells, knows nothing of it."""
-    variable = contextvars.ContextVar("variable", default="nobody's")
+    """A task that outlives the first request does not have that request's context."""
+    variable = contextvars.ContextVar("variable", default="none")
     variable.set("the first request's")
-    heard: list[str] = []
+    values: list[str] = []
     policy = Policy(flush_every=timedelta(milliseconds=1))
     sessions = Engine(policy=policy).sessions
-    sessions._listener._on_reset = lambda: heard.append(variable.get())  # at its start
+    sessions._listener._on_reset = lambda: values.append(variable.get())  # at its start
     flush = sessions._state.activity.flush = Flush(variable)  # type: ignore[method-assign]
     call(sessions.open)
-    until(lambda: heard and flush.heard)
-    assert {*heard, flush.heard[0]} == {"nobody's"}
+    until(lambda: values and flush.values)
+    assert {*values, flush.values[0]} == {"none"}
     call(sessions.close)
 
 
 class Flush:
-    """Instead of a flush: says in whose context it would run."""
+    """In place of a flush: records the context that it runs in."""
 
     def __init__(self, variable: contextvars.ContextVar[str]) -> None:
         self._variable = variable
-        self.heard: list[str] = []
+        self.values: list[str] = []
 
     async def __call__(self, *_: object) -> int:
-        self.heard.append(self._variable.get())
+        self.values.append(self._variable.get())
         return 0
 
 
@@ -258,7 +258,7 @@ def test_a_blocked_loop_is_a_503_and_hits_go_on(
 def test_a_call_that_was_cancelled_before_it_started_is_not_done(
     gate: threading.Event,
 ) -> None:
-    """A login that nobody waits for any more opens no session, once the loop is free."""
+    """A login opens no session later, when its caller has stopped waiting."""
     done: list[str] = []
 
     async def work() -> None:
@@ -368,7 +368,7 @@ def test_a_signal_handler_of_the_server_ends_a_call() -> None:
 
 
 def test_c139_a_dead_loop_is_replaced() -> None:
-    """Who waits has no answer, and the next call has a loop again."""
+    """The waiting call is unavailable, and the next call has a loop again."""
     thread = call(where)
     with pytest.raises(SessionsUnavailable, match="ended"):
         call(die)
@@ -382,7 +382,7 @@ def test_c139_a_dead_loop_is_replaced() -> None:
 def test_c139_a_system_exit_in_a_call_is_not_raised_in_the_request(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It would end the worker that happens to wait; and the loop outlives it."""
+    """It would end the worker that waits; the loop goes on."""
     thread = call(where)
 
     async def exit() -> None:
@@ -397,7 +397,7 @@ def test_c139_a_system_exit_in_a_call_is_not_raised_in_the_request(
 def test_c139_a_loop_that_cannot_clean_up_leaves_no_caller_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever goes wrong at its end, who waited hears that there is no answer."""
+    """Whatever fails at its end, every caller gets SessionsUnavailable."""
     call(where)
 
     def close(runner: asyncio.Runner) -> None:
@@ -438,14 +438,14 @@ def test_c139_a_subscriber_that_exits_costs_one_answer(dsn: str) -> None:
 
 
 def call_id(sessions: Any, user: str, issued: Any) -> str:
-    """The id of the session that was opened although nobody heard of it."""
+    """The id of the session that was opened although its caller got no result."""
     listed = call(sessions.list_for_user, user)
     (other,) = [one.id for one in listed if one.id != issued.session.id]
     return str(other)
 
 
 def test_c139_calls_that_race_a_dying_loop_return_or_are_unavailable() -> None:
-    """None hangs, none gets another error, and one loop is left."""
+    """None hangs, none raises another error, and one loop is left."""
     failed: list[BaseException] = []
     answered: list[threading.Thread] = []
     stop = threading.Event()
@@ -508,7 +508,7 @@ def test_without_a_file_descriptor_a_call_is_unavailable(
 
 @pytest.mark.usefixtures("nothing_logged_yet")
 def test_call_soon_never_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """On the loop if there can be one; else a line in the log."""
+    """The function runs on the loop; where that is not possible, a line is logged."""
     done: list[str] = []
     call_soon(done.append, "done")
     call(where)
@@ -521,7 +521,7 @@ def test_call_soon_never_raises(caplog: pytest.LogCaptureFixture) -> None:
     assert "not done" in caplog.text
 
 
-# Where threads are none.
+# Where threads are replaced.
 
 GREENLETS = """
 {patch}
@@ -566,7 +566,7 @@ def test_c138_eventlet_is_refused_with_an_explanation() -> None:
 def test_greenlets_that_patch_nothing_are_accepted(
     monkeypatch: pytest.MonkeyPatch, loaded: str
 ) -> None:
-    """Many an application has gevent installed, and serves with threads."""
+    """gevent may be installed in an application that is served with threads."""
     module: Any = ModuleType(loaded)
     module.is_module_patched = module.is_monkey_patched = lambda name: False
     monkeypatch.setitem(sys.modules, loaded, module)
@@ -637,14 +637,14 @@ assert sessions.stats().pending_touches == 1
 def test_the_end_of_a_process_is_silent_and_writes_what_is_pending(
     dsn: str, end: str
 ) -> None:
-    """Not a warning in development mode, and the activity is in the table."""
+    """No warning in development mode, and the activity is in the table."""
     ran = python(SCRIPT + end, "-X", "dev", "-W", "error", DSN=dsn, USER_ID=new_user(dsn))
     assert (ran.stdout, ran.stderr, ran.returncode) == ("", "", 0)
     assert len(rows(dsn, SEEN)) == 1
 
 
 def test_a_process_that_fails_writes_what_is_pending(dsn: str) -> None:
-    """An exception that nobody catches is an end like any other."""
+    """An uncaught exception is an end like any other."""
     ran = python(SCRIPT + "1 / 0", DSN=dsn, USER_ID=new_user(dsn))
     assert ran.stderr.endswith("ZeroDivisionError: division by zero\n")
     assert len(rows(dsn, SEEN)) == 1
@@ -664,7 +664,7 @@ print(call(sessions.revoke_user, os.environ["USER_ID"]))
 
 
 def test_a_blocked_loop_delays_the_end_of_the_process_by_the_close_timeout() -> None:
-    """The process ends, and says why it waited."""
+    """The process ends, and the log has the reason for the delay."""
     code = """
 import threading, handstamp.blocking as b
 b.CLOSE_TIMEOUT = 0.2
@@ -676,7 +676,7 @@ b.call_soon(threading.Event().wait)
 
 
 def test_at_the_end_no_loop_is_started_any_more() -> None:
-    """A thread that outlives the rest hears "no answer"; it does not start one again."""
+    """A thread that outlives the others gets SessionsUnavailable, and starts no loop."""
     code = """
 import threading, handstamp.blocking as b
 async def nothing(): pass

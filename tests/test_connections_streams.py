@@ -19,7 +19,7 @@ SLOW = Policy(max_staleness=seconds(3600), longest_trust=seconds(3600))
 
 
 class Source:
-    """Items 0 and 1, and then none for ever; knows whether it was closed."""
+    """Items 0 and 1, and then none; ``closed`` is whether it was closed."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -37,8 +37,8 @@ class Source:
 async def handle(engine: Engine) -> Handle:
     """The handle of a request of alice's."""
     issued = await engine.login()
-    door = SessionAuthMiddleware(responding(), engine.sessions)._options
-    made = Handle(door, [], None)
+    options = SessionAuthMiddleware(responding(), engine.sessions)._options
+    made = Handle(options, [], None)
     made._resolve(Authenticated(session=issued.session))
     return made
 
@@ -101,6 +101,6 @@ async def test_an_exception_of_the_source_passes_through() -> None:
 async def test_there_is_no_stream_without_a_session() -> None:
     """At once, so that the response can still be a 401."""
     async with running() as engine:
-        door = SessionAuthMiddleware(responding(), engine.sessions)._options
+        options = SessionAuthMiddleware(responding(), engine.sessions)._options
         with pytest.raises(AuthenticationRequired):
-            Handle(door, [], None).while_valid(Source().items())
+            Handle(options, [], None).while_valid(Source().items())

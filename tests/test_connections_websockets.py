@@ -91,23 +91,23 @@ async def accept(receive: Receive, send: Send) -> None:
 
 
 async def listening(scope: Scope, receive: Receive, send: Send) -> None:
-    """Only receives, and tells what it heard at the end."""
+    """Only receives, and passes on what it received at the end."""
     await accept(receive, send)
-    heard = []
+    received = []
     while True:
-        heard.append(await receive())
-        if heard[-1]["type"] == "websocket.disconnect":
-            scope["heard"](heard)
+        received.append(await receive())
+        if received[-1]["type"] == "websocket.disconnect":
+            scope["received"](received)
             return
 
 
 async def test_a_socket_is_closed_while_the_app_only_waits(engine: Engine) -> None:
     """4401 at once, and the app sees a disconnect."""
     issued = await engine.login()
-    heard: list[list[Message]] = []
+    received: list[list[Message]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await listening({**scope, "heard": heard.append}, receive, send)
+        await listening({**scope, "received": received.append}, receive, send)
 
     socket = Socket(engine, app, issued)
     assert await socket.next() == ACCEPT
@@ -115,7 +115,7 @@ async def test_a_socket_is_closed_while_the_app_only_waits(engine: Engine) -> No
     await engine.sessions.revoke(issued.session.id)
     assert await socket.next() == CLOSE
     await socket.served()
-    assert heard[0][-1] == {"type": "websocket.disconnect", "code": SESSION_ENDED}
+    assert received[0][-1] == {"type": "websocket.disconnect", "code": SESSION_ENDED}
     assert engine.sessions.stats().open_connections == 0
 
 
@@ -164,11 +164,11 @@ async def test_whichever_way_a_session_ends(engine: Engine, way: str) -> None:
 
 
 async def listening_quietly(scope: Scope, receive: Receive, send: Send) -> None:
-    await listening({**scope, "heard": lambda heard: None}, receive, send)
+    await listening({**scope, "received": lambda received: None}, receive, send)
 
 
 async def test_other_sockets_stay_open(engine: Engine) -> None:
-    """Those of other sessions, of the same user too, and of nobody."""
+    """Those of other sessions, of the same user too, and anonymous ones."""
     issued, kept, bob = (
         await engine.login(),
         await engine.login(),
@@ -191,7 +191,7 @@ async def test_other_sockets_stay_open(engine: Engine) -> None:
 async def test_nothing_is_lost_or_reordered_on_the_way(engine: Engine) -> None:
     """An app that gives up waiting and waits again misses no message."""
     issued = await engine.login()
-    heard: list[str] = []
+    received: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(receive, send)
@@ -201,7 +201,7 @@ async def test_nothing_is_lost_or_reordered_on_the_way(engine: Engine) -> None:
         await asyncio.wait([waiting])
         await send({"type": "websocket.send", "text": "ready"})
         while (message := await receive())["type"] == "websocket.receive":
-            heard.append(message["text"])
+            received.append(message["text"])
 
     socket = Socket(engine, app, issued)
     assert await socket.next() == ACCEPT
@@ -210,7 +210,7 @@ async def test_nothing_is_lost_or_reordered_on_the_way(engine: Engine) -> None:
         socket.incoming.put_nowait({"type": "websocket.receive", "text": text})
     socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
     await socket.served()
-    assert heard == ["a", "b", "c"]
+    assert received == ["a", "b", "c"]
 
 
 async def test_a_client_that_left_is_not_closed_again(engine: Engine) -> None:
@@ -255,7 +255,7 @@ async def test_a_client_that_closed_first_is_no_error(
 
 
 async def test_a_socket_that_the_app_closed_is_not_closed_again(engine: Engine) -> None:
-    """Its own code stands, and sending afterwards raises."""
+    """The application's own code is kept, and sending afterwards raises."""
     issued = await engine.login()
     over = asyncio.Event()
 
@@ -432,7 +432,7 @@ async def test_p5_four_hundred_handshakes_at_a_deploy_stay_open() -> None:
 
 
 async def echoing(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers every frame, so that a test knows when one was received."""
+    """Answers every frame, so that a test can wait for it."""
     await accept(receive, send)
     while (message := await receive())["type"] == "websocket.receive":
         await send({"type": "websocket.send", "text": message["text"]})
@@ -540,14 +540,14 @@ async def test_a_handshake_whose_response_cannot_have_headers_rotates_nothing(
 ) -> None:
     """A server of ASGI 2.0 would drop the cookies: the refresh token counts as it
     stands."""
-    told: list[str | None] = []
+    seen_users: list[str | None] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        told.append(scope[SCOPE_KEY].user_id)
+        seen_users.append(scope[SCOPE_KEY].user_id)
         await listening_quietly(scope, receive, send)
 
     issued, socket = await rotated_by_socket(engine, app, asgi=asgi)
-    assert (told, socket.cookies, engine.of(Refreshed)) == ([ALICE], [], [])
+    assert (seen_users, socket.cookies, engine.of(Refreshed)) == ([ALICE], [], [])
     socket.leave()
     await socket.served()
     assert new_tokens(await engine.ask(issued, session=False))
@@ -578,7 +578,7 @@ async def test_a_session_can_be_ended_from_another_thread(engine: Engine) -> Non
 
 
 async def test_an_anonymous_socket_is_not_wrapped(engine: Engine) -> None:
-    """Nothing stands between it and the app but the headers of its accept."""
+    """Only the headers of its accept message are edited."""
     given: list[Receive] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -185,7 +185,7 @@ Site = Callable[..., Any]
 
 
 class Browser:
-    """Falcon's own test client, with a jar."""
+    """Falcon's own test client, which here keeps cookies."""
 
     def __init__(self, app: Any) -> None:
         self._client = falcon.testing.TestClient(app)
@@ -198,9 +198,9 @@ class Browser:
         return self.request("POST", path, **options)
 
     def request(self, method: str, path: str, **options: Any) -> falcon.testing.Result:
-        """One request with the jar's cookies; what it sets goes into the jar."""
-        jar = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        headers = {"Cookie": jar} if jar else {}
+        """One request with the cookies so far; keeps those that it sets."""
+        header = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        headers = {"Cookie": header} if header else {}
         headers |= options.pop("headers", {})
         result = self._client.simulate_request(method, path, headers=headers, **options)
         for cookie in result.cookies.values():
@@ -229,7 +229,7 @@ def client(site: Site, engine: Engine) -> Browser:
 
 
 def test_a_user_logs_in_and_out(client: Browser) -> None:
-    """`req.context` follows, and the jar."""
+    """`req.context` and the client's cookies change."""
     assert client.get("/me").json == [None, True]
     assert client.post("/login").status_code == 200
     assert set(client.cookies) == NAMES
@@ -309,7 +309,7 @@ def test_several_cookies_stay_several_lines(client: Browser, engine: Engine) -> 
 
 
 def test_an_expired_session_is_refreshed(client: Browser, engine: Engine) -> None:
-    """The jar holds the new pair, which works."""
+    """The browser has the new pair of cookies, which works."""
     client.post("/login")
     old = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
@@ -339,7 +339,7 @@ def test_p5_reading_the_session_in_an_outage_is_a_503(
 def test_p5_not_reading_the_session_in_an_outage_is_a_200(
     client: Browser, engine: Engine
 ) -> None:
-    """And nobody is signed out."""
+    """And no user is logged out."""
     client.post("/login")
     engine.clock.advance(engine.policy.session_ttl)
     engine.store.down = True
@@ -357,7 +357,7 @@ def test_c102_public_pages_stay_cacheable(client: Browser) -> None:
 
 
 def test_c157_a_cookie_on_an_unhandled_error(client: Browser, engine: Engine) -> None:
-    """It leaves with Falcon's own 500, which says nothing of the error."""
+    """It is on Falcon's own 500, which does not contain the error."""
     client.post("/login")
     engine.clock.advance(engine.policy.session_ttl)
     response = client.get("/broken")
@@ -464,7 +464,7 @@ def test_a_context_type_of_the_application_is_kept(
 
 
 def test_without_a_middleware_the_error_says_what_to_do(site: Site) -> None:
-    """Whoever asks for the handle of an application that nobody wrapped."""
+    """The exception names the call that is missing."""
     app = site()
     seen = []
     responder = sync_responder if site is sync_site else async_responder

@@ -111,7 +111,7 @@ def test_a_401_is_fastapis_own(engine: Engine) -> None:
 
 
 def test_a_session_may_be_optional(client: TestClient, engine: Engine) -> None:
-    """None for nobody."""
+    """None without a session."""
     assert client.get("/maybe").json() == {"user_id": None}
     login_as(client, "alice", sessions=engine.sessions)
     assert client.get("/maybe").json() == {"user_id": "alice"}
@@ -121,7 +121,7 @@ def test_a_session_may_be_optional(client: TestClient, engine: Engine) -> None:
 def test_p5_reading_the_session_in_an_outage_is_a_503(
     client: TestClient, engine: Engine, path: str
 ) -> None:
-    """For the optional session as well: nobody can say that there is none."""
+    """For the optional session too: None would be a denial."""
     login_as(client, "alice", sessions=engine.sessions)
     cookies = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
@@ -177,7 +177,7 @@ def test_the_openapi_document_knows_the_cookie(client: TestClient) -> None:
 
 
 def test_the_scheme_names_the_cookie_in_use() -> None:
-    """For whoever names them otherwise."""
+    """Also with another name."""
     model: Any = SessionScheme(Cookies.insecure()).model
     assert model.name == "session"
 

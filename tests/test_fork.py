@@ -1,4 +1,4 @@
-"""Forks: a child starts over, and nothing it does speaks for its parent.
+"""Forks: a child resets its objects, and does nothing to its parent's connections.
 
 Real children of this very process, on PostgreSQL. C-136 and C-137.
 """
@@ -149,7 +149,7 @@ def test_c136_a_child_shares_no_loop_and_no_connection(
     assert theirs
     assert not set(before) & set(theirs)
     assert set(held(sessions)) >= set(before)
-    # Another process revokes: the parent hears of it on the connection it had.
+    # Another process revokes: the parent receives that on its old connection.
     assert sessions.stats().listener == "listening"
     rows(dsn, "update user_sessions set is_active = false where id = $1", issued.session.id)
     until(lambda: get(app, HTTP_COOKIE=cookie(issued)).body == b"None")
@@ -217,7 +217,7 @@ def test_a_childs_graceful_end_writes_its_activity(dsn: str, sessions: Sessions)
 def test_c136_a_child_reads_again_what_its_parent_had_cached(
     dsn: str, sessions: Sessions
 ) -> None:
-    """It hears nothing yet, so it takes nothing of the parent's cache on trust."""
+    """It listens to nothing yet, so it does not trust its parent's cache."""
     issued = call(sessions.create, new_user(dsn))
     app = SessionAuthMiddleware(asking(), sessions)
     until(lambda: get(app, HTTP_COOKIE=cookie(issued)).body != b"None")
@@ -233,7 +233,7 @@ def test_c136_a_child_reads_again_what_its_parent_had_cached(
 LOCKS = {
     "cache": lambda s: s._state.cache._lock,
     "activity": lambda s: s._state.activity._lock,
-    "strangers": lambda s: s._state.negative_cache._lock,
+    "the negative cache": lambda s: s._state.negative_cache._lock,
     "the process": lambda s: __import__("handstamp.blocking").blocking._process.lock,
     "the loop": lambda s: __import__("handstamp.blocking").blocking._process.loop._lock,
     "forking": lambda s: forking._lock,
@@ -279,7 +279,7 @@ def test_a_fork_while_another_thread_reads_its_headers_hangs_no_child(
 def test_c137_a_fork_while_another_thread_holds_a_lock(
     dsn: str, sessions: Sessions, lock: Callable[[Any], Any]
 ) -> None:
-    """The child has locks of its own, and waits for nobody who is not there."""
+    """The child has locks of its own, and waits for no thread of its parent."""
     issued = call(sessions.create, new_user(dsn))
     app = SessionAuthMiddleware(asking(), sessions)
     taken, free = threading.Event(), threading.Event()
@@ -359,7 +359,7 @@ def test_a_fork_without_pythons_hook_is_detected(
 def test_under_uwsgi_a_hit_detects_a_fork_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The parent's cache is not believed for a single request."""
+    """The parent's cache is not trusted for a single request."""
     engine = Engine()
     issued = call(engine.login)
     uwsgi: Any = type(sys)("uwsgi")

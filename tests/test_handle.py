@@ -31,8 +31,8 @@ async def engine() -> AsyncIterator[Engine]:
 
 def handle(engine: Engine, answer: object = None, method: str = "POST") -> Handle:
     """A handle as the middleware makes it, for this answer of the engine's."""
-    door = SessionAuthMiddleware(None, engine.sessions)._options  # type: ignore[arg-type]
-    made = Handle(door, [(b"user-agent", b"test")], ("198.51.100.7", 1))
+    options = SessionAuthMiddleware(None, engine.sessions)._options  # type: ignore[arg-type]
+    made = Handle(options, [(b"user-agent", b"test")], ("198.51.100.7", 1))
     if answer is not None:
         made._resolve(answer)  # type: ignore[arg-type]
     return made
@@ -128,7 +128,7 @@ async def test_a_session_without_a_level_has_the_lowest(engine: Engine) -> None:
 
 
 async def test_a_user_sees_their_sessions_with_the_current_marked(engine: Engine) -> None:
-    """And nobody else's."""
+    """And no other user's."""
     issued, other = await engine.login(), await engine.login()
     await engine.login("bob")
     listed = await holding(engine, issued).list_sessions()

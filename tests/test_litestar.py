@@ -156,7 +156,7 @@ each_way = pytest.mark.parametrize("serving", [wrapped, plugged, both])
 
 
 def browser(app: Any, **options: Any) -> TestClient[Any]:
-    """Litestar's own test client, with a jar that takes Secure cookies."""
+    """Litestar's own test client, over https for Secure cookies."""
     return TestClient(app, base_url="https://testserver.local", **options)
 
 
@@ -174,7 +174,7 @@ def client(request: pytest.FixtureRequest, engine: Engine) -> Iterator[TestClien
 
 
 def test_a_user_logs_in_and_out(client: TestClient[Any]) -> None:
-    """`request.user` follows, and the jar."""
+    """`request.user` and the client's cookies change."""
     assert client.get("/me").json() == [False, None, True]
     assert client.post("/login").status_code == 204
     assert set(client.cookies) == NAMES
@@ -231,7 +231,7 @@ def test_a_guarded_application_opens_what_opts_out(
 
 
 def test_an_expired_session_is_refreshed(client: TestClient[Any], engine: Engine) -> None:
-    """The browser's jar holds the new pair, which works, and nothing was overridden."""
+    """The browser has the new pair of cookies, which works; nothing was overridden."""
     client.post("/login")
     old = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
@@ -268,7 +268,7 @@ def test_p5_reading_the_session_in_an_outage_is_a_503(
 def test_p5_not_reading_the_session_in_an_outage_is_a_200(
     client: TestClient[Any], engine: Engine
 ) -> None:
-    """And nobody is signed out."""
+    """And no user is logged out."""
     client.post("/login")
     engine.clock.advance(engine.policy.session_ttl)
     engine.store.down = True
@@ -303,7 +303,7 @@ def test_a_socket_has_the_user(client: TestClient[Any]) -> None:
 
 @pytest.mark.parametrize("path", ["/ws", "/listener"])
 def test_a_revoked_session_closes_its_socket(client: TestClient[Any], path: str) -> None:
-    """4401, from a logout in the same browser, and without a word in the log."""
+    """4401, after a logout in the same browser, and without a log line."""
     client.post("/login")
     with client.websocket_connect(WSS + path) as ws:
         if path == "/ws":
@@ -344,7 +344,7 @@ def test_an_accepted_socket_is_closed_with_the_code_of_the_error(
 
 @each_way
 def test_c157_a_cookie_on_an_unhandled_error(engine: Engine, serving: Serving) -> None:
-    """It leaves with Litestar's 500, and is used."""
+    """It is on Litestar's 500, and is used."""
     with browser(serving(engine), raise_server_exceptions=False) as client:
         client.post("/login")
         engine.clock.advance(engine.policy.session_ttl)
@@ -385,7 +385,7 @@ def test_c157_a_cookie_on_an_error_of_another_middleware(
 def test_a_cached_response_carries_no_cookie_of_somebody_else(
     engine: Engine, serving: Serving
 ) -> None:
-    """Litestar's response cache stands inside, and never sees what we set."""
+    """Litestar's response cache is inside of the middleware, and never has our cookies."""
 
     @get("/cached", cache=60)
     async def cached() -> str:

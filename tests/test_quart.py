@@ -180,7 +180,7 @@ def client(app: Quart) -> Browser:
 
 
 def cookies(client: Browser) -> dict[str, str | None]:
-    """Our cookies in a browser's jar."""
+    """Our cookies that a browser has."""
     jar = client.cookie_jar
     assert jar is not None
     return {cookie.name: cookie.value for cookie in jar if cookie.name in NAMES}
@@ -268,7 +268,7 @@ async def test_fresh_login_required_counts_from_the_sign_in(
 
 
 async def test_a_template_knows_the_session(client: Browser) -> None:
-    """And shows nothing of nobody."""
+    """And shows nothing without a session."""
     assert await text(client, "/page") == "nobody|"
     await login(client)
     assert await text(client, "/page") == "alice|alice"
@@ -297,18 +297,18 @@ async def test_a_user_lists_and_revokes_their_sessions(app: Quart) -> None:
 
 async def test_signals_are_sent_by_the_application(app: Quart, engine: Engine) -> None:
     """In the request, to plain functions and to coroutine functions."""
-    told: list[tuple[str, dict[str, Any]]] = []
+    received: list[tuple[str, dict[str, Any]]] = []
 
     async def logged_in(sender: Quart, **facts: Any) -> None:
         assert request.path
-        told.append(("in", facts))
+        received.append(("in", facts))
 
     def logged_out(sender: Quart, **facts: Any) -> None:
         assert request.path
-        told.append(("out", facts))
+        received.append(("out", facts))
 
     async def revoked(sender: Quart, **facts: Any) -> None:
-        told.append(("revoked", facts))
+        received.append(("revoked", facts))
 
     user_logged_in.connect(logged_in, app)
     user_logged_out.connect(logged_out, app)
@@ -324,9 +324,9 @@ async def test_signals_are_sent_by_the_application(app: Quart, engine: Engine) -
     await client.post("/revoke-others")
     await client.post("/revoke-others")
     await client.post("/logout")
-    names = [name for name, _ in told]
+    names = [name for name, _ in received]
     assert names == ["in", "in", "revoked", "in", "revoked", "out"]
-    facts = [facts for _, facts in told]
+    facts = [facts for _, facts in received]
     assert facts[0]["session"].id == other_id
     assert facts[2] == {"user_id": "alice", "session_id": other_id, "count": 1}
     assert facts[4] == {"user_id": "alice", "session_id": None, "count": 1}
@@ -334,13 +334,13 @@ async def test_signals_are_sent_by_the_application(app: Quart, engine: Engine) -
 
 
 async def test_a_sign_out_on_an_excluded_path_is_told(engine: Engine) -> None:
-    """Nobody was signed in there, and the session of the browser ended all the same."""
+    """The request is anonymous there, and the browser's session ends all the same."""
     app = site()
     SessionAuth(app, engine.sessions, exclude=["/logout"])
-    told: list[Session] = []
+    received: list[Session] = []
 
     def receive(sender: Quart, session: Session, **facts: Any) -> None:
-        told.append(session)
+        received.append(session)
 
     user_logged_out.connect(receive, app)
     client = app.test_client()
@@ -348,7 +348,7 @@ async def test_a_sign_out_on_an_excluded_path_is_told(engine: Engine) -> None:
     [known] = await sessions_of(engine)
     for _ in range(2):
         assert (await client.post("/logout")).status_code == 204
-    assert [session.id for session in told] == [known]
+    assert [session.id for session in received] == [known]
 
 
 ASKING = ["/me", "/sync-me", "/maybe", "/unguarded", "/required", "/fresh", "/page"]
@@ -374,7 +374,7 @@ async def test_p5_reading_the_session_in_an_outage_is_a_503(
 async def test_p5_not_reading_the_session_in_an_outage_is_a_200(
     client: Browser, engine: Engine
 ) -> None:
-    """And nobody is signed out."""
+    """And no user is logged out."""
     await login(client)
     engine.clock.advance(engine.policy.session_ttl)
     engine.store.down = True
@@ -406,7 +406,7 @@ async def test_c157_a_cookie_leaves_with_an_unhandled_error(
 
 
 async def test_a_write_from_another_site_is_refused(client: Browser) -> None:
-    """With our cookies at the door, without them in the view."""
+    """With our cookies in the request, without them in the view."""
     foreign = {"Sec-Fetch-Site": "cross-site"}
     response = await client.post("/logout", headers=foreign)
     assert (response.status_code, response.headers.getlist("Set-Cookie")) == (403, [])
@@ -454,7 +454,7 @@ async def test_a_handler_of_the_error_itself_wins(
 async def test_a_stale_sign_in_may_have_its_own_answer(
     app: Quart, client: Browser, engine: Engine
 ) -> None:
-    """`FreshLoginRequired` is told apart from not being signed in."""
+    """`FreshLoginRequired` can have another handler than a missing session."""
 
     @app.errorhandler(FreshLoginRequired)
     async def again(error: FreshLoginRequired) -> tuple[str, int]:
@@ -469,7 +469,7 @@ async def test_a_stale_sign_in_may_have_its_own_answer(
 async def test_a_503_of_the_application_s_own(
     app: Quart, client: Browser, engine: Engine
 ) -> None:
-    """It knows when to try again."""
+    """It has the number of seconds to wait."""
 
     @app.errorhandler(SessionsUnavailable)
     async def busy(error: SessionsUnavailable) -> Any:
@@ -565,7 +565,7 @@ async def test_a_socket_may_need_a_fresh_sign_in(client: Browser, engine: Engine
 async def test_p5_a_socket_in_an_outage_is_denied_with_a_503(
     client: Browser, engine: Engine
 ) -> None:
-    """And signs nobody out."""
+    """And logs no user out."""
     await login(client)
     engine.clock.advance(engine.policy.session_ttl)
     engine.store.down = True
@@ -613,7 +613,7 @@ async def test_one_extension_serves_two_applications(engine: Engine) -> None:
 
 
 async def test_a_test_request_context_has_no_session(app: Quart) -> None:
-    """Nobody made that request; it can be asked, and nothing can be done with it."""
+    """It has no session, and a login is refused."""
     async with app.test_request_context("/"):
         assert not current_session
         with pytest.raises(AuthenticationRequired):
@@ -644,9 +644,9 @@ def test_the_engine_is_made_of_the_configuration() -> None:
         HANDSTAMP_INSECURE_COOKIES=True,
     )
     SessionAuth(app, outage="refuse")
-    door = app.asgi_app._options
-    assert door.sessions.policy is policy
-    assert (door.outage, door.cookies) == ("refuse", Cookies.insecure())
+    options = app.asgi_app._options
+    assert options.sessions.policy is policy
+    assert (options.outage, options.cookies) == ("refuse", Cookies.insecure())
     with pytest.raises(ConfigError, match="no option HANDSTAMP_SECERT: did you mean"):
         SessionAuth(site(HANDSTAMP_SECERT="x"))
 

@@ -1,6 +1,6 @@
 """What a page of another site can make a browser do: nothing that changes a session.
 
-A request of another site carries no SameSite cookie, so it is often nobody's: each write
+A request of another site carries no SameSite cookie, so it is often anonymous: each write
 through the handle looks at the origin again, whatever the request carries.
 """
 

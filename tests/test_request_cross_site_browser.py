@@ -65,7 +65,7 @@ PAGE = """<!doctype html><title>elsewhere</title>
     }},
     socket: () => {{
       const s = socket()
-      s.onmessage = message => {{ document.title = "heard " + message.data }}
+      s.onmessage = message => {{ document.title = "received " + message.data }}
       s.onclose = () => {{ if (document.title == "elsewhere") done() }}
     }},
   }}
@@ -112,14 +112,14 @@ def starlette_site(sessions: Sessions, user: str) -> Any:
         return PlainTextResponse("logged out")
 
     async def me(request: Request) -> Response:
-        return PlainTextResponse(session_auth(request).user_id or "nobody")
+        return PlainTextResponse(session_auth(request).user_id or "anonymous")
 
     async def callback(request: Request) -> Response:
         return HTMLResponse(CALLBACK)
 
     async def socket(websocket: WebSocket) -> None:
         await websocket.accept()
-        await websocket.send_text(session_auth(websocket).user_id or "nobody")
+        await websocket.send_text(session_auth(websocket).user_id or "anonymous")
         await websocket.receive()  # until the page has gone
 
     both = ["GET", "POST"]
@@ -150,7 +150,7 @@ def flask_site(sessions: Sessions, user: str) -> Flask:
 
     @app.get("/me")
     def me() -> str:
-        return flask_auth.user_id or "nobody"
+        return flask_auth.user_id or "anonymous"
 
     @app.get("/callback")
     def callback() -> str:
@@ -158,7 +158,7 @@ def flask_site(sessions: Sessions, user: str) -> Flask:
 
     @Sock(app).route("/ws")
     def socket(ws: Any) -> None:
-        ws.send(flask_auth.user_id or "nobody")
+        ws.send(flask_auth.user_id or "anonymous")
         ws.receive()  # until the page has gone
 
     return app
@@ -261,16 +261,16 @@ def test_pages_of_other_sites_log_no_user_out_in_a_browser(
     page = f"http://{host}:{elsewhere}"
     for name in [*AWAY, "fetch", "image"]:
         assert "refused" in attack(tab, page, "form", f"{url}/login")
-        assert shown(tab, f"{url}/me") == "nobody"
+        assert shown(tab, f"{url}/me") == "anonymous"
         assert shown(tab, f"{url}/login") == user  # typed in: no page of another site
-        told = attack(tab, page, name, f"{url}/logout")
-        assert ("refused" in told) == (name in AWAY)
+        shown_text = attack(tab, page, name, f"{url}/logout")
+        assert ("refused" in shown_text) == (name in AWAY)
         assert shown(tab, f"{url}/me") == user, name
         # Only the sibling's handshake has our cookies, and that is refused.
-        heard = "done" if host == "localhost" else "heard nobody"
-        assert attack(tab, page, "socket", f"{url}/ws") == heard
+        received = "done" if host == "localhost" else "received anonymous"
+        assert attack(tab, page, "socket", f"{url}/ws") == received
         assert shown(tab, f"{url}/logout") == "logged out"
-        assert shown(tab, f"{url}/me") == "nobody"
+        assert shown(tab, f"{url}/me") == "anonymous"
 
 
 def test_a_sign_in_comes_back_from_another_site_in_a_browser(
@@ -294,13 +294,13 @@ def test_our_own_page_does_all_of_it_in_a_browser(tab: Tab, site: tuple[str, str
     shown(tab, f"{url}/me")
     post = "fetch({!r}, {{method: 'POST'}}).then(answer => answer.text())".format
     assert tab.run(post("/login")) == user
-    heard = tab.run(
-        "new Promise(heard => {"
+    received = tab.run(
+        "new Promise(received => {"
         " const socket = new WebSocket(location.origin.replace('http', 'ws') + '/ws');"
-        " socket.onmessage = message => { heard(message.data); socket.close() };"
-        " socket.onclose = closed => heard(`closed by ${closed.code}`) })"
+        " socket.onmessage = message => { received(message.data); socket.close() };"
+        " socket.onclose = closed => received(`closed by ${closed.code}`) })"
     )
-    assert heard == user
+    assert received == user
     assert tab.run(post("/logout")) == "logged out"
     assert tab.run(post("/logout")) == "logged out"
-    assert shown(tab, f"{url}/me") == "nobody"
+    assert shown(tab, f"{url}/me") == "anonymous"

@@ -203,7 +203,7 @@ def test_a_stream_is_streamed(client: TestClient, engine: Engine) -> None:
 
 
 def test_an_expired_session_is_refreshed(client: TestClient, engine: Engine) -> None:
-    """The browser's jar holds the new pair, which works."""
+    """The browser has the new pair of cookies, which works."""
     login_as(client, "alice", remember=True, sessions=engine.sessions)
     old = dict(client.cookies)
     engine.clock.advance(engine.policy.session_ttl)
@@ -234,7 +234,7 @@ def test_p5_reading_the_session_in_an_outage_is_a_503(
 def test_p5_not_reading_the_session_in_an_outage_is_a_200(
     client: TestClient, engine: Engine
 ) -> None:
-    """And nobody is signed out."""
+    """And no user is logged out."""
     login_as(client, "alice", remember=True, sessions=engine.sessions)
     engine.clock.advance(engine.policy.session_ttl)
     with outage(engine.sessions):

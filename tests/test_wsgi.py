@@ -156,7 +156,7 @@ def test_c94_a_second_start_has_exactly_one_cookie_of_each_name(engine: Engine) 
 
 
 def test_c94_exc_info_is_the_servers_to_raise(engine: Engine) -> None:
-    """After the first byte it comes out of ``start_response``, as the server wants it."""
+    """After the first byte ``start_response`` raises it, as PEP 3333 requires."""
 
     def app(environ: Environ, start_response: App) -> list[bytes]:
         start_response("200 OK", [])(b"half")
@@ -236,7 +236,7 @@ async def _turn() -> None:
 
 
 def test_an_error_of_ours_in_a_generator_is_the_servers(engine: Engine) -> None:
-    """A generator raises while the server iterates, where nobody here is on the way."""
+    """A generator raises while the server iterates; the middleware cannot catch that."""
 
     def app(environ: Environ, start_response: App) -> Iterator[bytes]:
         environ[ENVIRON_KEY].require()
@@ -298,7 +298,7 @@ HOSTILE: dict[str, Environ] = {
 @pytest.mark.parametrize("changed", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_no_request_causes_a_500(engine: Engine, changed: Environ, method: str) -> None:
-    """Whatever stands in the environ, the request is an anonymous one, or refused."""
+    """Whatever is in the environ, the request is anonymous or refused."""
     request = {**environ(method=method), **changed}
     request = {key: value for key, value in request.items() if value is not None}
     proxies = TrustedProxies("198.51.100.0/24")
@@ -317,7 +317,7 @@ def test_no_request_causes_a_500(engine: Engine, changed: Environ, method: str) 
 
 
 def test_an_almost_empty_environ_is_served(engine: Engine) -> None:
-    """A server that leaves out what PEP 3333 asks for gets an answer all the same."""
+    """A server that omits what PEP 3333 requires gets a response all the same."""
 
     def app(environ: Environ, start_response: App) -> list[bytes]:
         start_response("200 OK", [])
@@ -340,7 +340,7 @@ def test_c26_an_underscore_is_no_way_round_a_proxy(engine: Engine) -> None:
     assert serve(near, dict(request)).body == b"'203.0.113.5'"
 
 
-# What a middleware is told to do.
+# The options of a middleware.
 
 
 def test_c153_an_excluded_path_is_exact_also_beyond_ascii(engine: Engine) -> None:
@@ -373,8 +373,8 @@ def test_a_passive_path_is_no_activity(engine: Engine, passive: Any) -> None:
 def test_a_handshake_rotates_nothing_and_proves_its_token(
     engine: Engine, upgrade: str
 ) -> None:
-    """Whoever speaks WebSocket under WSGI writes the answer itself, so no cookie of ours
-    would be on it. The refresh token counts as it stands, and was seen: the one before it
+    """A WebSocket library under WSGI writes the response itself, so no cookie of ours would
+    be on it. The refresh token is accepted without a rotation, and was seen: the one before
     is a replay."""
     stolen = call(engine.login)
     call(engine.expire)
@@ -430,7 +430,7 @@ def test_p1_a_cached_session_never_leaves_the_thread(
 def test_p2_a_forged_cookie_never_leaves_the_thread(
     sent: dict[str, str], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flood of them starts no loop and holds up nobody who needs it."""
+    """A flood of them starts no loop, and delays no request that needs it."""
 
     def crossing(*_: object) -> None:
         raise AssertionError("crossed into the loop")
@@ -481,7 +481,7 @@ def test_a_bearer_token_counts_on_demand(engine: Engine) -> None:
 
 
 def test_a_write_of_another_site_is_refused(engine: Engine) -> None:
-    """403 before anything is read, an event, and the app never hears of it."""
+    """403 before anything is read, an event, and no call of the app."""
     app = wrapped(engine, lambda *_: pytest.fail("the app was called"))
     sent = {"HTTP_COOKIE": cookie(call(engine.login)), **CROSS}
     answer = get(app, method="POST", **sent)
@@ -548,7 +548,7 @@ def test_c146_a_reused_environ_contains_no_earlier_session(
 
 
 def test_nothing_of_a_request_waits_for_the_garbage_collector(engine: Engine) -> None:
-    """A handle and its environ are no cycle: both are gone when the server lets go."""
+    """A handle and its environ are no cycle: both are freed with the request."""
     import gc
     import weakref
 
@@ -564,7 +564,7 @@ def test_nothing_of_a_request_waits_for_the_garbage_collector(engine: Engine) ->
 
 
 def test_c145_a_thread_started_in_a_request_keeps_its_handle(engine: Engine) -> None:
-    """Whoever asks next on the same thread changes nothing about it."""
+    """The next request on the same thread does not change it."""
     variable: contextvars.ContextVar[Any] = contextvars.ContextVar("handle")
     gate, found = threading.Event(), []
 
@@ -639,7 +639,7 @@ def load(engine: Engine, revoke: Callable[[Issued], None]) -> Load:
 
 @pytest.mark.parametrize("cache_size", [1000, 5])
 def test_32_threads_and_revocations_in_between(cache_size: int) -> None:
-    """Once a revoke has returned nobody is served by that session, nobody is mixed up,
+    """After a revoke has returned, that session serves no request, no user is mixed up,
     and the cache's indices agree, also while it evicts."""
     with running(cache_size=cache_size) as engine:
         done = load(engine, lambda one: call(engine.sessions.revoke, one.session.id))
@@ -649,7 +649,7 @@ def test_32_threads_and_revocations_in_between(cache_size: int) -> None:
 
 
 def test_32_threads_while_users_are_revoked_and_everything_is_doubted() -> None:
-    """The same by user, with the cache told to doubt everything all the time."""
+    """The same by user, while the cache is doubted all the time."""
     with running() as engine:
 
         def revoke(one: Issued) -> None:
@@ -736,7 +736,7 @@ def test_32_threads_refresh_one_session_once(engine: Engine) -> None:
 
 
 def test_p5_an_outage_is_a_503_and_keeps_the_cookies() -> None:
-    """For whoever asks; who never asks never notices."""
+    """Only if the application reads the session."""
     with running(policy=Policy(time_budget=timedelta(milliseconds=200))) as engine:
         sent = due(engine)
         engine.store.down = True

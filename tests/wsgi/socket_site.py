@@ -30,7 +30,7 @@ def login() -> str:
 
 @sock.route("/ws")
 def echo(ws: Any) -> None:
-    """Say whose the socket is, then do as told."""
+    """Send the user of the socket, then do what the client asks."""
     ws.send(session_auth.user_id or "nobody")
     if ws.receive() == "sign out everywhere":
         sessions_ended = session_auth.revoke_others()

@@ -54,7 +54,7 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def heard_dsn(dsn: str) -> str:
-    """A database with the trigger: every worker hears of every writer."""
+    """A database with the trigger: every worker is notified of every writer."""
     import asyncpg
 
     async def add() -> None:
@@ -85,7 +85,7 @@ def everywhere(client: httpx.Client, status: int) -> set[int]:
 def test_c136_workers_share_nothing_of_what_the_master_had(
     make: Any, options: list[str], used: str, heard_dsn: str, log: Path
 ) -> None:
-    """Each has connections of its own and hears by itself; a revocation reaches all."""
+    """Each has connections and a listener of its own; a revocation reaches all."""
     with serving(make, options, heard_dsn, log, SITE_USED=used) as server:
         workers = server.workers(WORKERS)
         before = server.get("/").json()["used"] or {"backends": []}
@@ -224,7 +224,7 @@ def test_a_reload_under_load_loses_nothing(options: list[str], dsn: str, log: Pa
 
 
 def test_c147_two_users_on_one_connection_are_never_mixed(dsn: str, log: Path) -> None:
-    """A proxy sends whoever comes next on the connection it has."""
+    """A proxy sends the next user's request on the same connection."""
     # Closed after the server: gunicorn's worker takes a lock to hear of a connection that
     # closes, and again in the handler of the signal that ends it. Both at once is a hang.
     with ExitStack() as later, serving(gunicorn, ["--threads", "4"], dsn, log) as server:
