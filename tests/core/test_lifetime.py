@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from handstamp.config import Policy
 from handstamp.core.lifetime import judge, judge_family, may_live, slid
 from handstamp.core.models import Invalid, Reason, Record, Valid
-from tests.core.making import NOW, TICK, make_record
+from tests.core.samples import NOW, TICK, make_record
 
 POLICY = Policy()
 IDLE = Policy(idle_ttl=timedelta(hours=1))

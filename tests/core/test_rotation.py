@@ -25,7 +25,7 @@ from handstamp.core.rotation import (
     was_seen,
 )
 from handstamp.core.tokens import TokenPair
-from tests.core.making import NEW_KEY, NOW, OLD_KEY, TICK, make_record, make_tokens
+from tests.core.samples import NEW_KEY, NOW, OLD_KEY, TICK, make_record, make_tokens
 
 POLICY = Policy()
 GRACE = POLICY.grace

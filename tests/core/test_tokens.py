@@ -23,7 +23,7 @@ from handstamp.core.tokens import (
     normalize_text,
 )
 from handstamp.errors import ConfigError
-from tests.core.making import NEW_KEY, OLD_KEY, make_tokens
+from tests.core.samples import NEW_KEY, OLD_KEY, make_tokens
 
 SID = "01JGGZ5Z8V0000000000000000"
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -1,4 +1,4 @@
-"""Activity: coalesced, written in one statement, kept when it cannot be written."""
+"""ActivityBuffer: one statement for many uses, kept when it cannot be written."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ async def test_p10_many_requests_are_one_touch() -> None:
     """The newest time per session counts, and a flush is one statement."""
     activity, store, one = ActivityBuffer(), Recording(), entry()
     for now in (1.0, 2.0, 3.0):
-        activity.notice(one, now)
-    activity.notice(entry("two", "bb"), 4.0)
+        activity.touch(one, now)
+    activity.touch(entry("two", "bb"), 4.0)
     assert await activity.flush(store, TTL) == 2
     assert [{t.session_id: t.at for t in batch} for batch in store.batches] == [
         {"one": NOW + timedelta(seconds=3), "two": NOW + timedelta(seconds=4)}
     ]
 
 
-async def test_nothing_noted_is_nothing_asked() -> None:
+async def test_an_empty_buffer_sends_no_statement() -> None:
     """A flush of an idle process sends no statement."""
     activity, store = ActivityBuffer(), Recording()
     assert await activity.flush(store, TTL) == 0
@@ -78,22 +78,22 @@ async def test_nothing_noted_is_nothing_asked() -> None:
 def test_generations_of_a_token_are_counted_apart() -> None:
     """Use of an old token says nothing about the new one."""
     activity = ActivityBuffer()
-    activity.notice(entry(digest="aa"), 1.0)
-    activity.notice(entry(digest="bb"), 2.0)
+    activity.touch(entry(digest="aa"), 1.0)
+    activity.touch(entry(digest="bb"), 2.0)
     assert {t.token_digest for t in pending(activity)} == {"aa", "bb"}
 
 
-def test_noticing_marks_the_entry() -> None:
+def test_a_touch_marks_the_entry() -> None:
     """The entry knows when it was touched and that its token was seen."""
     activity, one = ActivityBuffer(), entry()
-    activity.notice(one, 7.0)
+    activity.touch(one, 7.0)
     assert (one.touched, one.seen) == (7.0, True)
 
 
 def test_a_passive_first_use_is_seen_and_no_more() -> None:
     """Its touch has no time, and the entry counts as untouched."""
     activity, one = ActivityBuffer(), entry()
-    activity.notice_seen(one, 7.0)
+    activity.mark_seen("one", "aa")
     assert (one.touched, one.seen) == (NEVER, True)
     assert [touch.at for touch in pending(activity)] == [None]
 
@@ -103,24 +103,24 @@ def test_seen_alone_never_replaces_a_time(passive_first: bool) -> None:
     """A poll between an active request and the flush does not lose that request."""
     activity = ActivityBuffer()
     if passive_first:
-        activity.notice_seen(entry(), 1.0)
-    activity.notice(entry(), 2.0)
-    activity.notice_seen(entry(), 3.0)
+        activity.mark_seen("one", "aa")
+    activity.touch(entry(), 2.0)
+    activity.mark_seen("one", "aa")
     assert [touch.at for touch in pending(activity)] == [NOW + timedelta(seconds=2)]
 
 
 def test_an_earlier_time_never_replaces_a_later_one() -> None:
     """Two entries of one token may date by two reads, in any order."""
     activity = ActivityBuffer()
-    activity.notice(entry(), 9.0)
-    activity.notice(entry(), 2.0)
+    activity.touch(entry(), 9.0)
+    activity.touch(entry(), 2.0)
     assert [touch.at for touch in pending(activity)] == [NOW + timedelta(seconds=9)]
 
 
 async def test_p10_a_failed_flush_keeps_the_batch() -> None:
     """What could not be written is written the next time."""
     activity, store = ActivityBuffer(), Recording()
-    activity.notice(entry(), 1.0)
+    activity.touch(entry(), 1.0)
     store.down = True
     with pytest.raises(SessionsUnavailable):
         await activity.flush(store, TTL)
@@ -134,10 +134,11 @@ async def test_p10_a_failed_flush_keeps_the_batch() -> None:
 async def test_what_is_noted_during_a_failing_flush_wins(passive: bool) -> None:
     """The batch goes back under newer times, and over a bare "seen"."""
     activity, store = ActivityBuffer(), Recording()
-    activity.notice(entry(), 1.0)
-    notice = activity.notice_seen if passive else activity.notice
+    activity.touch(entry(), 1.0)
     store.down = True
-    store.during = lambda: notice(entry(), 5.0)
+    store.during = lambda: (
+        activity.mark_seen("one", "aa") if passive else activity.touch(entry(), 5.0)
+    )
     with pytest.raises(SessionsUnavailable):
         await activity.flush(store, TTL)
     newest = NOW + timedelta(seconds=1 if passive else 5)
@@ -146,22 +147,22 @@ async def test_what_is_noted_during_a_failing_flush_wins(passive: bool) -> None:
 
 def test_p10_the_collection_is_bounded_and_counts_what_it_drops() -> None:
     """The oldest go first; a session that is active again is not old."""
-    activity = ActivityBuffer(most=3)
+    activity = ActivityBuffer(max_touches=3)
     for n in range(3):
-        activity.notice(entry(f"s{n}"), float(n))
-    activity.notice(entry("s0"), 3.0)
-    activity.notice(entry("s3"), 4.0)
+        activity.touch(entry(f"s{n}"), float(n))
+    activity.touch(entry("s0"), 3.0)
+    activity.touch(entry("s3"), 4.0)
     assert [touch.session_id for touch in pending(activity)] == ["s2", "s0", "s3"]
     assert activity.dropped == 1
 
 
 async def test_a_batch_that_comes_back_is_bounded_too() -> None:
     """After a failure no more is kept than before, and the newest of it."""
-    activity, store = ActivityBuffer(most=2), Recording()
-    activity.notice(entry("s0"), 0.0)
-    activity.notice(entry("s1"), 1.0)
+    activity, store = ActivityBuffer(max_touches=2), Recording()
+    activity.touch(entry("s0"), 0.0)
+    activity.touch(entry("s1"), 1.0)
     store.down = True
-    store.during = lambda: activity.notice(entry("s2"), 2.0)
+    store.during = lambda: activity.touch(entry("s2"), 2.0)
     with pytest.raises(SessionsUnavailable):
         await activity.flush(store, TTL)
     assert [touch.session_id for touch in pending(activity)] == ["s1", "s2"]

@@ -7,10 +7,11 @@ from datetime import timedelta
 import pytest
 
 from handstamp.config import Policy
-from handstamp.engine.activity import prune_in_batches
+from handstamp.engine import sessions
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.memory import MemoryStore
 from tests.support.clock import FakeClock
+from tests.support.engines import running
 from tests.support.tables import POLICY, new_session
 
 
@@ -27,21 +28,25 @@ class Batches(MemoryStore):
 @pytest.mark.parametrize(
     ("rows", "taken"), [(0, [0]), (4, [4]), (5, [5, 0]), (12, [5, 5, 2])]
 )
-async def test_every_batch_is_small(rows: int, taken: list[int]) -> None:
+async def test_every_batch_is_small(
+    rows: int, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last one is the first that is not full."""
+    monkeypatch.setattr(sessions, "PRUNE_BATCH", 5)
     clock = FakeClock()
     store = Batches(clock.now)
     store.taken = []
     for _ in range(rows):
         await store.create(new_session("alice"), POLICY)
     clock.advance(timedelta(days=400))
-    assert await prune_in_batches(store, POLICY, batch=5) == rows
+    async with running(store=store, clock=clock) as engine:
+        assert await engine.sessions.prune() == rows
     assert store.taken == taken
 
 
 async def test_an_outage_ends_the_pruning() -> None:
     """What was deleted is deleted; the rest is for the next time."""
-    store = MemoryStore()
-    store.down = True
-    with pytest.raises(SessionsUnavailable):
-        await prune_in_batches(store, POLICY)
+    async with running() as engine:
+        engine.store.down = True
+        with pytest.raises(SessionsUnavailable):
+            await engine.sessions.prune()

@@ -196,7 +196,7 @@ def test_c51_a_read_that_raced_a_revocation_is_not_cached(
     ticket = cache.ticket()
     forget(cache)  # type: ignore[operator]
     one = entry(b"a")
-    assert cache.admits(ticket, one.session) is admitted
+    assert cache.allows(ticket, one.session) is admitted
     assert cache.put(ticket, one) is admitted
     assert (cache.get(b"a") is one) is admitted
 
@@ -223,7 +223,7 @@ def test_a_ticket_stays_refused() -> None:
 
 def test_marks_that_are_pushed_out_raise_the_floor() -> None:
     """What is no longer remembered counts as invalidated: never the other way."""
-    cache = Cache(10, marks=3)
+    cache = Cache(10, max_marks=3)
     early = cache.ticket()
     cache.forget_session("one")
     between = cache.ticket()
@@ -237,7 +237,7 @@ def test_marks_that_are_pushed_out_raise_the_floor() -> None:
 
 def test_a_mark_that_is_renewed_is_remembered_longest() -> None:
     """A session invalidated twice is not pushed out by its first time."""
-    cache = Cache(10, marks=2)
+    cache = Cache(10, max_marks=2)
     cache.forget_session("one")
     cache.forget_session("two")
     ticket = cache.ticket()
@@ -390,7 +390,7 @@ def doubts(cache: Cache) -> list[Callable[[], None]]:
 
 def test_c68_a_flood_of_unknown_ids_leaves_a_bounded_number_of_marks() -> None:
     """A read that is under way then is asked again, and nothing grows."""
-    cache = Cache(10, marks=100)
+    cache = Cache(10, max_marks=100)
     ticket = cache.ticket()
     for number in range(1000):
         cache.doubt_session(f"s{number}")

@@ -13,7 +13,7 @@ from handstamp import Policy, Sessions
 from handstamp.core.cookies import Credentials
 from handstamp.core.models import Answer, Client, Invalid, Issued, Reason
 from handstamp.core.tokens import ENTROPY, Tokens
-from handstamp.engine.cache import LIFE, MOST
+from handstamp.engine.cache import MAX_NEGATIVE, NEGATIVE_LIFE
 from handstamp.stores.shapes import UUID_PLAIN
 from tests.faults.fleet import until
 from tests.support.tables import PostgresTable, postgres_table
@@ -123,7 +123,7 @@ async def test_P2_C37_N18_a_flood_of_unknown_tokens_evicts_no_live_session(
     after = sessions.stats()
     assert after.misses - before.misses == FLOOD
     assert after.queries - before.queries < FLOOD / 100
-    assert len(sessions._authenticator._negative_cache) == MOST
+    assert len(sessions._authenticator._negative_cache) == MAX_NEGATIVE
     assert after.cached == LIVE
     assert _hits(sessions, live) == LIVE
 
@@ -131,7 +131,7 @@ async def test_P2_C37_N18_a_flood_of_unknown_tokens_evicts_no_live_session(
 async def test_P2_C36_an_unknown_token_costs_one_query_in_its_life(
     sessions: Sessions, clock: Hourglass
 ) -> None:
-    """However often it is sent, it is looked up once in ``LIFE`` seconds."""
+    """However often it is sent, it is looked up once in ``NEGATIVE_LIFE`` seconds."""
     await sessions.ping()
     (token,) = _genuine(1)
     before = sessions.stats().queries
@@ -139,7 +139,7 @@ async def test_P2_C36_an_unknown_token_costs_one_query_in_its_life(
         for _ in range(1000):
             assert await _ask(sessions, token) == Invalid(Reason.NOT_FOUND)
         assert sessions.stats().queries - before == lives
-        clock.shows += LIFE
+        clock.shows += NEGATIVE_LIFE
 
 
 async def test_P2_C37_a_flood_of_made_up_tokens_in_clear_leaves_no_text_behind(
@@ -159,7 +159,7 @@ async def test_P2_C37_a_flood_of_made_up_tokens_in_clear_leaves_no_text_behind(
             assert {Invalid(Reason.NOT_FOUND)} == set(await asyncio.gather(*asked))
         sent_texts = {text.decode() for text in texts}
         assert sent_texts & set(_reachable(sessions._authenticator._loader)) == set()
-        assert len(sessions._authenticator._negative_cache) == MOST
+        assert len(sessions._authenticator._negative_cache) == MAX_NEGATIVE
 
 
 def _reachable(root: object) -> list[str]:

@@ -179,7 +179,7 @@ MUTANTS = (
     Mutant(
         name="unproven_poll",
         story="a thief who only polls is never seen",
-        patch=lambda: patched(Refresher, "_mark_seen", _proves_nothing),
+        patch=lambda: patched(refreshing, "was_seen", lambda record, ttl: True),
     ),
     Mutant(
         name="unproven_frame",
@@ -204,7 +204,7 @@ MUTANTS = (
     Mutant(
         name="no_replay_detection",
         story="a replay is refused without an event",
-        patch=lambda: patched(Refresher, "_revoke", _no_revocation),
+        patch=lambda: patched(Refresher, "_end_replayed", _no_revocation),
     ),
     Mutant(
         name="random_successors",
@@ -229,7 +229,7 @@ MUTANTS = (
     Mutant(
         name="no_fence",
         story="a read that raced a revocation puts the session back",
-        patch=lambda: patched(_Fence, "admits", _unfenced),
+        patch=lambda: patched(_Fence, "allows", _unfenced),
     ),
     Mutant(
         name="no_retirement",

@@ -11,7 +11,7 @@ import pytest
 
 from handstamp.core.lifetime import judge
 from handstamp.core.models import LONG_AGO, Record, Session, Valid
-from handstamp.engine.activity import prune_in_batches
+from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.stores.base import (
     ActivityStore,
@@ -162,9 +162,8 @@ async def test_a_backlog_is_pruned_to_its_end(table: AuthTable) -> None:
     for _ in range(23):
         await table.auth.login(user, not_after=table.now)
     await table.advance(4 * DAY)
-    assert (
-        await prune_in_batches(table.store, POLICY) == 2 * 23
-    )  # the tokens are ended first
+    async with Sessions(table.store, secret="s" * 32, policy=POLICY) as sessions:
+        assert await sessions.prune() == 2 * 23  # the tokens are ended first
     assert await table.count() == 0
 
 

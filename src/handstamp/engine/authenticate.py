@@ -1,25 +1,29 @@
-"""Who makes this request: the hit, the miss, and what several cookies mean.
+"""Which session a request has: the hit, the miss, and several cookies at once.
 
-A hit is a plain function call without I/O and without a lock: an entry is believed until
-its own limits or ``longest_trust``, as long as the bus vouches for it or it was read within
-``max_staleness``.
-A miss asks the table once for all session tokens of the request, together with whoever else
-misses at that moment, after the gate has thrown out what we never made.
-The session token decides identity; a refresh token authenticates only when no session
-token is alive, and never merges two sessions. One of another session that goes on than the
-session token's is a conflict: one of them may be somebody else's cookie. A replayed one
-ends its session, whatever stands beside it.
+Rule 1. A hit is a plain function call without I/O and without a lock. An entry is used
+until its own limits or ``longest_trust``, while the notification listener is trusted or
+while the entry was read within ``max_staleness``.
+Rule 2. A miss reads the rows of all session tokens of the request at once, in one query
+with all concurrent misses. Tokens that we did not sign are refused before, without I/O.
+Rule 3. The session token decides which session it is. A refresh token authenticates only
+where no session token is valid, and never merges two sessions.
+Rule 4. Two valid tokens of different sessions are a conflict, because one of them may be
+another person's cookie: the request is anonymous. A refresh token of another session that
+is still alive is a conflict with the session token as well.
+Rule 5. A replayed refresh token ends its session, whatever else the request carries.
+Rule 6. Without an answer of the database the result is Unknown, unless the cache may still
+be used: data inside the staleness bound may allow a request, and never denies one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 from handstamp.core.cookies import Credentials
-from handstamp.core.lifetime import FINAL, may_live
+from handstamp.core.lifetime import may_live
 from handstamp.core.models import (
     Answer,
     Authenticated,
@@ -30,41 +34,39 @@ from handstamp.core.models import (
     Unknown,
 )
 from handstamp.core.tokens import refresh_prefix
+from handstamp.engine.activity import Requester
 from handstamp.engine.batching import BatchLoader
-from handstamp.engine.bindings import INTERVAL, Requester
-from handstamp.engine.cache import RECENCY, CacheEntry, Read, make_entry
+from handstamp.engine.cache import RECENCY, CacheEntry, Read
 from handstamp.engine.invalidation import NotificationListener
 from handstamp.engine.refresh import Refresher
 from handstamp.engine.state import EngineState
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import DuplicateCookies, Event, TokenSwapped
+from handstamp.stores.shapes import PREFIX
 
-PREFIX = b"sha256:"
-"""A stored digest begins so; no token does."""
-NONE = Reason.NOT_FOUND
-Found = dict[bytes, CacheEntry | Invalid]
-"""What became of each text that was looked for."""
+_DIGEST_PREFIX = PREFIX.encode()
+"""The beginning of a digest in a column of plain tokens; no token begins like this."""
 
 
 class Authenticator:
-    """Credentials in, an answer out."""
+    """Answers which session the credentials of a request belong to."""
 
     def __init__(
         self, state: EngineState, refresher: Refresher, listener: NotificationListener
     ) -> None:
+        self._state = state
         self._policy = state.policy
         self._tokens = state.tokens
         self._cache = state.cache
+        self._negative_cache = state.negative_cache
         self._activity = state.activity
         self._dispatcher = state.dispatcher
-        self._bindings = state.bindings
         self._clock = state.clock
         self._database_clock = state.database_clock
         self._refresher = refresher
         self._listener = listener
         self._store = state.store
         self._loader = BatchLoader(state.store)
-        self._negative_cache = state.negative_cache
         self._budget = state.policy.time_budget.total_seconds()
         self._longest_trust = state.policy.longest_trust.total_seconds()
         self._stale = state.policy.stale_while_down.total_seconds()
@@ -75,9 +77,11 @@ class Authenticator:
     def hit(
         self, token: bytes, passive: bool = False, requester: Requester | None = None
     ) -> CacheEntry | None:
-        """The cached entry of this session token while it may be believed, else None.
+        """Return the cached entry of a session token, or None if a read is needed.
 
-        ``requester`` is asked now and then who it is."""
+        ``requester`` is the client, which is compared now and then with the one that
+        opened the session.
+        """
         entry = self._cache.get(sha256(token).digest())
         if entry is None:
             return None
@@ -88,66 +92,63 @@ class Authenticator:
             return None
         self.hits += 1
         if passive:
-            self._pass(entry, now)
+            self._record(entry, now, passive)
             self._observe(entry, now, requester)
             return entry
         if now >= entry.due:
-            self._attend(entry, now, requester)
+            self._record(entry, now)
+            self._observe(entry, now, requester)
+            self._cache.mark_used(entry)
+            entry.due = min(entry.touched + self._interval, now + RECENCY)
         entry.used = now
         return entry
 
-    def _attend(self, entry: CacheEntry, now: float, requester: Requester | None) -> None:
-        """What a hit does once in a while, and when the next one has to."""
-        self._note(entry, now)
-        self._observe(entry, now, requester)
-        self._cache.mark_used(entry)
-        entry.due = min(entry.touched + self._interval, now + RECENCY)
-
-    def _note(self, entry: CacheEntry, now: float) -> None:
-        if now - entry.touched >= self._interval or not entry.seen:
-            self._activity.notice(entry, now)
-
-    def _pass(self, entry: CacheEntry, now: float) -> None:
-        if not entry.seen:
-            self._activity.notice_seen(entry, now)
+    def _record(self, entry: CacheEntry, now: float, passive: bool = False) -> None:
+        """Record the use of an entry where that is due: its activity, or that its token
+        was seen, which a passive request shows as well."""
+        if not passive:
+            entry.used = now
+            if now - entry.touched >= self._interval or not entry.seen:
+                self._activity.touch(entry, now)
+        elif not entry.seen:
+            entry.seen = True
+            self._activity.mark_seen(entry.session.id, entry.digest)
 
     def _observe(self, entry: CacheEntry, now: float, requester: Requester | None) -> None:
-        """Report a session that is used from elsewhere; looks at few requests."""
-        if requester is None or now - entry.observed < INTERVAL:
-            return
-        entry.observed = now
-        key = requester.client_key()
-        if key == entry.client_key:
-            return
-        entry.client_key = key
-        event = self._bindings.changed(entry.session, entry.signed_in, requester.client)
-        if event is not None:
-            requester.report(event)
+        """Report a client that is not the one that opened the session."""
+        if requester is not None:
+            self._state.bindings.observe(entry, now, requester)
 
     async def authenticate(
         self, credentials: Credentials, client: Client, *, passive: bool = False
     ) -> Answer:
-        """Whose request this is. Never raises for want of a database: that is
-        :class:`Unknown`."""
+        """Return the session of a request, or why it has none.
+
+        Never raises where the database gives no answer: that is :class:`Unknown`.
+        """
         try:
             async with asyncio.timeout(self._budget):
-                return await self._ask(credentials, client, passive)
+                return await self._authenticate(credentials, client, passive)
         except TimeoutError:
             cause = "the time budget is spent"
         except SessionsUnavailable as exc:
             cause = exc.cause
-        entry = self._still_believed(credentials)
+        entry = self._cached_while_down(credentials)
         if entry is None:
             return Unknown(cause)
-        self._admit(entry, passive)  # activity during an outage is activity
+        self._record(entry, self._clock(), passive)
         return Authenticated(session=entry.session)
 
-    async def _ask(
+    async def _authenticate(
         self, credentials: Credentials, client: Client, passive: bool
     ) -> Authenticated | Invalid:
-        answer, genuine = await self._by_session(credentials.session, client, passive)
-        if isinstance(answer, Authenticated):
-            others = await self._sessions_beside(answer.session, credentials, client)
+        answer, genuine = await self._by_session_tokens(
+            credentials.session, client, passive
+        )
+        if isinstance(answer, Authenticated) and not credentials.agrees(answer.session.id):
+            others = await self._refresher.count_other_sessions(
+                answer.session.id, credentials.refresh, client
+            )
             genuine += others
             answer = Invalid(Reason.CONFLICT) if others else answer
         conflict = isinstance(answer, Invalid) and answer.reason is Reason.CONFLICT
@@ -157,43 +158,115 @@ class Authenticator:
             )
         if conflict or isinstance(answer, Authenticated):
             return answer
-        self._notice_swap(credentials)
+        is_session, read_refresh = self._tokens.is_session, self._tokens.read_refresh
+        if any(map(read_refresh, credentials.session)) or any(
+            map(is_session, credentials.refresh)
+        ):
+            self._dispatcher.publish(TokenSwapped())
         if not credentials.refresh:
             return answer
         return await self._refresher.refresh(credentials.refresh, client, passive=passive)
 
-    async def _sessions_beside(
-        self, session: Session, credentials: Credentials, client: Client
-    ) -> int:
-        """How many refresh tokens are of another session that goes on."""
-        if credentials.agrees(session.id):
-            return 0
-        return await self._refresher.sessions_beside(
-            session.id, credentials.refresh, client
-        )
+    async def _by_session_tokens(
+        self, tokens: Sequence[bytes], client: Client, passive: bool
+    ) -> tuple[Authenticated | Invalid, int]:
+        """Return the answer of the session tokens, and how many of them are genuine:
+        signed by us, or in the table."""
+        if not tokens:
+            return Invalid(Reason.ABSENT), 0
+        requester = _Request(client, self._dispatcher.publish)
+        found: dict[bytes, CacheEntry | Invalid] = {}
+        for token in tokens:
+            entry = self.hit(token, passive, requester)
+            if entry is not None:
+                found[token] = entry
+        missed = [token for token in tokens if token not in found]
+        signed = {token for token in missed if self._tokens.is_session(token)}
+        possible = [t for t in missed if t in signed or self._may_be_unsigned(t)]
+        if possible:
+            found |= await self._read_rows(possible, requester, passive)
+        live = {e.session.id: e for e in found.values() if isinstance(e, CacheEntry)}
+        reasons = [
+            answer.reason for answer in found.values() if isinstance(answer, Invalid)
+        ]
+        not_found = Invalid(Reason.NOT_FOUND)
+        genuine = sum(1 for t, each in found.items() if t in signed or each != not_found)
+        if len(live) > 1:
+            return Invalid(Reason.CONFLICT), genuine
+        if live:
+            return Authenticated(session=next(iter(live.values())).session), genuine
+        if not reasons:
+            return Invalid(Reason.FORGED), genuine
+        # What a row tells comes before that another token has no row.
+        known = (reason for reason in reasons if reason is not Reason.NOT_FOUND)
+        return Invalid(next(known, Reason.NOT_FOUND)), genuine
 
-    def _ends(self, entry: CacheEntry) -> float:
-        """How long an entry may serve where there is nobody to ask: to the session's own
-        limits."""
-        return min(entry.hard, entry.idle)
+    def _may_be_unsigned(self, token: bytes) -> bool:
+        """Whether the table may hold a session token that we did not sign."""
+        if not self._policy.accept_unsigned and not self._store.capabilities.plain:
+            return False
+        # In a column of plain tokens, this text would match the stored digest itself.
+        is_digest = token.startswith(_DIGEST_PREFIX)
+        return not is_digest and self._tokens.read_refresh(token) is None
 
-    def _still_believed(self, credentials: Credentials) -> CacheEntry | None:
-        """During an outage: what data inside the staleness bound says, and within
-        ``stale_while_down`` of it. It may allow; it never denies.
+    async def _read_rows(
+        self, tokens: Sequence[bytes], requester: Requester, passive: bool
+    ) -> dict[bytes, CacheEntry | Invalid]:
+        """Read the rows of these session tokens; cache those that are valid."""
+        self.misses += 1
+        ticket, before = self._cache.ticket(), self._clock()
+        answers: dict[bytes, CacheEntry | Invalid] = {}
+        asked: dict[str, bytes] = {}
+        for token in tokens:
+            key = sha256(token).digest()
+            reason = self._negative_cache.get(key, before)
+            answers[token] = Invalid(reason or Reason.NOT_FOUND)
+            if reason is None:
+                asked[key.hex()] = token
+        if not asked:
+            return answers
+        plain = self._plain_tokens(tokens)
+        records = await self._loader.load(list(asked), *([plain] if plain else []))
+        read = Read(before, self._clock())
+        found = {record.token_digest: record for record in records}
+        for digest, token in asked.items():
+            key, record = bytes.fromhex(digest), found.get(digest)
+            if record is None:
+                self._negative_cache.add(key, read.after)
+                continue
+            claim = self._tokens.claim(token)
+            entry = self._state.cache_record(record, key, ticket, read, claim=claim)
+            answers[token] = entry
+            if isinstance(entry, CacheEntry):
+                self._record(entry, self._clock(), passive)
+                self._observe(entry, read.after, requester)
+        return answers
 
-        What was proven counts for ``longest_trust`` after the read and no longer, for the
-        bus may go on proving while nothing can be read.
+    def _plain_tokens(self, tokens: Iterable[bytes]) -> dict[str, str]:
+        """Return by digest the tokens that a row may hold in clear: none that we signed."""
+        if not self._store.capabilities.plain:
+            return {}
+        return {
+            sha256(token).hexdigest(): token.decode("ascii")
+            for token in tokens
+            if not self._tokens.is_session(token)
+        }
+
+    def _cached_while_down(self, credentials: Credentials) -> CacheEntry | None:
+        """Return the entry that may be used without an answer of the database (rule 6).
+
+        What the listener has proven counts for ``longest_trust`` after the read and no
+        longer, because notifications may still arrive while nothing can be read.
         """
         now = self._clock()
         found: dict[bytes, CacheEntry] = {}
-        for text in credentials.session:
-            entry = self._cache.get(sha256(text).digest())
-            if entry is None or now >= self._ends(entry):
+        for token in credentials.session:
+            entry = self._cache.get(sha256(token).digest())
+            if entry is None or now >= min(entry.hard, entry.idle):
                 continue
             proven = min(self._listener.proven_until, entry.confirmed + self._longest_trust)
-            bound = max(entry.confirmed, proven)
-            if now < bound + self._stale:
-                found[text] = entry
+            if now < max(entry.confirmed, proven) + self._stale:
+                found[token] = entry
         if len({entry.session.id for entry in found.values()}) != 1:
             return None
         entry = next(iter(found.values()))
@@ -202,130 +275,39 @@ class Authenticator:
     def _may_be_of_others(
         self, credentials: Credentials, found: Container[bytes], entry: CacheEntry
     ) -> bool:
-        """Whether a genuine token may be of another session, which nobody can look up."""
-        tokens = self._tokens
-        unknown = [text for text in credentials.session if text not in found]
+        """Whether a token that cannot be looked up now may be of another session."""
+        tokens, session_id = self._tokens, entry.session.id
+        unknown = [token for token in credentials.session if token not in found]
         if any(tokens.is_session(t) or self._may_be_unsigned(t) for t in unknown):
             return True
-        if credentials.agrees(entry.session.id):
+        if credentials.agrees(session_id):
             return False
-        prefix = refresh_prefix(entry.session.id)
+        prefix = refresh_prefix(session_id)
         others = [text for text in credentials.refresh if not text.startswith(prefix)]
         unsigned = self._policy.accept_unsigned
         return any(unsigned or tokens.read_refresh(text) for text in others)
 
-    async def _by_session(
-        self, texts: Sequence[bytes], client: Client, passive: bool
-    ) -> tuple[Authenticated | Invalid, int]:
-        """The answer by the session tokens, and how many of them are genuine: signed by
-        us, or in the table."""
-        if not texts:
-            return Invalid(Reason.ABSENT), 0
-        requester = _Request(client, self._dispatcher.publish)
-        hits = ((text, self.hit(text, passive, requester)) for text in texts)
-        found: Found = {text: entry for text, entry in hits if entry is not None}
-        asked = [text for text in texts if text not in found]
-        signed = {text for text in asked if self._tokens.is_session(text)}
-        genuine = [t for t in asked if t in signed or self._may_be_unsigned(t)]
-        if genuine:
-            found |= await self._find(genuine, requester, passive)
-        live = {e.session.id: e for e in found.values() if isinstance(e, CacheEntry)}
-        known = sum(1 for t, a in found.items() if t in signed or a != Invalid(NONE))
-        if len(live) > 1:
-            return Invalid(Reason.CONFLICT), known
-        if not live:
-            return Invalid(_reason_of(found)), known
-        return Authenticated(session=next(iter(live.values())).session), known
-
-    def _may_be_unsigned(self, text: bytes) -> bool:
-        """Whether the table has to be asked for a session token that we did not sign."""
-        if not self._policy.accept_unsigned and not self._store.capabilities.plain:
-            return False
-        # In a column that holds tokens in clear this would find the digest itself.
-        return not text.startswith(PREFIX) and self._tokens.read_refresh(text) is None
-
-    async def _find(
-        self, texts: Sequence[bytes], requester: Requester, passive: bool
-    ) -> Found:
-        """What the table says of each of these texts."""
-        self.misses += 1
-        ticket, before = self._cache.ticket(), self._clock()
-        digests = {sha256(text).digest(): text for text in texts}
-        whys = {key: self._negative_cache.why(key, before) for key in digests}
-        answers: Found = {digests[k]: Invalid(why or NONE) for k, why in whys.items()}
-        keys = {key.hex(): key for key, why in whys.items() if why is None}
-        if not keys:
-            return answers
-        in_clear = self._in_clear(texts)
-        if in_clear:
-            records = await self._loader.load(list(keys), in_clear)
-        else:
-            records = await self._loader.load(list(keys))
-        read = Read(before, self._clock())
-        if records:
-            self._database_clock.update(records[0].read_at, read.after)
-        known_digests = {record.token_digest for record in records}
-        for text, key in keys.items():
-            if text not in known_digests:
-                self._negative_cache.meet(key, read.after)
-        for record in records:
-            # A row nobody asked for means that answers got mixed up below us.
-            asked = keys.get(record.token_digest)
-            if asked is None:
-                continue
-            known = self._cache.get_any(asked)
-            noted = self._activity.noted(record.id, record.token_digest)
-            claim = self._tokens.claim(digests[asked])
-            record = record if claim is None else replace(record, claim=claim)
-            answer = make_entry(record, self._policy, asked, read, known, noted)
-            answers[digests[asked]] = answer
-            if isinstance(answer, Invalid):
-                self._cache.drop(asked)
-                if answer.reason in FINAL:
-                    self._negative_cache.meet(asked, read.after, answer.reason)
-                continue
-            self._admit(answer, passive)
-            self._observe(answer, read.after, requester)
-            self._cache.put(ticket, answer)
-        return answers
-
-    def _in_clear(self, texts: Sequence[bytes]) -> dict[str, str]:
-        """Those tokens that a row may hold as they are: none that we made."""
-        if not self._store.capabilities.plain:
-            return {}
-        return {
-            sha256(text).hexdigest(): text.decode("ascii")
-            for text in texts
-            if not self._tokens.is_session(text)
-        }
-
-    def _admit(self, entry: CacheEntry, passive: bool) -> None:
-        now = self._clock()
-        if passive:
-            self._pass(entry, now)
-        else:
-            self._note(entry, now)
-            entry.used = now
-
     def is_forged(self, credentials: Credentials) -> bool:
-        """Whether nothing of this can be a session, and there is nothing to report about
-        it: a plain call without I/O, for callers that would have to cross a thread."""
+        """Whether no token of these can be of a session, and no event has to be published.
+
+        A plain call without I/O: it saves a thread the call into the event loop.
+        """
         is_session, read_refresh = self._tokens.is_session, self._tokens.read_refresh
         if credentials.refresh and self._policy.accept_unsigned:
             return False
-        if any(self._may_be_unsigned(text) for text in credentials.session):
+        if any(self._may_be_unsigned(token) for token in credentials.session):
             return False
-        texts = (*credentials.session, *credentials.refresh)
-        return not any(is_session(text) or read_refresh(text) for text in texts)
+        tokens = (*credentials.session, *credentials.refresh)
+        return not any(is_session(token) or read_refresh(token) for token in tokens)
 
     async def find_presented(
         self, credentials: Credentials, client: Client, known: Session | None
     ) -> list[Session]:
-        """The sessions of these tokens, ``known`` among them, that may be alive: those that
-        a login or a logout of their holder ends, whether or not they count for a request.
+        """Return the sessions of these tokens that may be alive, and ``known``.
 
-        Nothing is replaced, and nothing is activity; a replayed token is one here as well.
-        Raises :class:`SessionsUnavailable`.
+        A login or a logout of their holder ends them, whether or not they count for a
+        request. Nothing is refreshed, and nothing is activity; a replayed token ends its
+        session here as well. Raises :class:`SessionsUnavailable`.
         """
         found = {} if known is None else {known.id: known}
         try:
@@ -339,39 +321,28 @@ class Authenticator:
         self, found: dict[str, Session], credentials: Credentials, client: Client
     ) -> None:
         asked = dict[str, bytes]()
-        for text in self._possible(credentials.session):
-            key = sha256(text).digest()
+        for token in credentials.session:
+            if not self._tokens.is_session(token) and not self._may_be_unsigned(token):
+                continue
+            key = sha256(token).digest()
             entry = self._cache.get(key)
             if entry is not None and self._clock() < entry.hard:
                 found.setdefault(entry.session.id, entry.session)
             else:
-                asked[key.hex()] = text
+                asked[key.hex()] = token
         if asked:
-            in_clear = self._in_clear(list(asked.values()))
-            for record in await self._loader.load(list(asked), in_clear):
+            plain = self._plain_tokens(asked.values())
+            for record in await self._loader.load(list(asked), plain):
                 if may_live(record, self._policy):
                     found.setdefault(record.id, Session.of(record))
         refresh = credentials.refresh
         for record in await self._refresher.find_presented(refresh, client, found):
             found.setdefault(record.id, Session.of(record))
 
-    def _possible(self, texts: Sequence[bytes]) -> list[bytes]:
-        """What may be a session token: all that we signed, and every other text where the
-        table may know one that we did not sign. They are asked for in one query."""
-        is_session, may_be_unsigned = self._tokens.is_session, self._may_be_unsigned
-        return [text for text in texts if is_session(text) or may_be_unsigned(text)]
-
-    def _notice_swap(self, credentials: Credentials) -> None:
-        tokens = self._tokens
-        if any(tokens.read_refresh(text) for text in credentials.session) or any(
-            tokens.is_session(text) for text in credentials.refresh
-        ):
-            self._dispatcher.publish(TokenSwapped())
-
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A request that is answered on the event loop, whose client is known already."""
+    """The requester of a request that is answered on the event loop."""
 
     client: Client
     publish: Callable[[Event], None]
@@ -381,11 +352,3 @@ class _Request:
 
     def client_key(self) -> int:
         return hash((self.client.address, self.client.user_agent_hash))
-
-
-def _reason_of(found: Found) -> Reason:
-    """Why none of these is a session: what a row says comes before that there is none."""
-    reasons = [answer.reason for answer in found.values() if isinstance(answer, Invalid)]
-    if not reasons:
-        return Reason.FORGED
-    return next((reason for reason in reasons if reason is not NONE), NONE)

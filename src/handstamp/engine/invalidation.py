@@ -327,7 +327,7 @@ class Invalidator:
         connection. :meth:`Connections.remove` undoes this.
         """
         self._connections.add(session, close)
-        if ticket is None or not self._cache.admits(ticket, session):
+        if ticket is None or not self._cache.allows(ticket, session):
             self.check_soon(session.id)
 
     def check_soon(self, session_id: str) -> None:
@@ -400,7 +400,7 @@ class Invalidator:
             record, verdict = found.get(session_id), None
             if record is not None:
                 # With the activity that is not written yet.
-                active_at = self._activity.noted(record.id, record.token_digest)
+                active_at = self._activity.pending(record.id, record.token_digest)
                 verdict = judge_family(record, self._policy, active_at=active_at)
             if verdict is None or isinstance(verdict, Invalid):
                 self._cache.forget_session(session_id)

@@ -1,16 +1,23 @@
-"""Carrying out what the rotation rules decide, so that all who ask get one answer.
+"""Refresh: what the rotation rules decide is carried out, once for all callers.
 
-Within a process, everyone who presents the same refresh token at the same time shares
-one flight; a client that goes away cancels nobody's. Between processes the conditional
-UPDATE decides, and whoever lost it reads and judges again: it then finds itself one step
-behind a rotation of a moment ago, derives the same successor and hands that out.
+Rule 1. In one process, all requests that present the same refresh token at the same time
+share one call (SingleFlight). A client that disconnects cancels no other.
+Rule 2. Between processes the conditional UPDATE decides. A process that loses it reads and
+judges again. It then finds its token one step behind a rotation of a moment ago, derives
+the same successor and returns that.
+Rule 3. Where a request has several refresh tokens, one that refreshes counts before a
+replay, and a replay before a refusal, so that no other cookie hides the replay. Two tokens
+that refresh different sessions are a conflict.
+Rule 4. A replay ends its session, unless the request also has a good token of that session:
+then it is a forgotten cookie, for its holder has both.
+Rule 5. A passive request replaces no token. It is authenticated by the refresh token as it
+is, and a replaced one is accepted from the cache until grace ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from handstamp.core.lifetime import FINAL, may_live
 from handstamp.core.models import (
@@ -35,23 +42,24 @@ from handstamp.core.rotation import (
 )
 from handstamp.core.tokens import RefreshToken, TokenPair, digest, refresh_prefix
 from handstamp.engine.batching import SingleFlight
-from handstamp.engine.cache import Read, make_entry, outlived, refresh_key
+from handstamp.engine.cache import FOREVER, Read, as_passive, refresh_key
 from handstamp.engine.state import EngineState
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import DuplicateCookies, LateRefresh, Refreshed, Reissued, Replayed
 from handstamp.stores.base import Ended, RotatingStore, rotating
 
-_TRIES = 5
-"""Each lost race means that another process made progress, so a few are plenty."""
-MOST_UNSIGNED = 32
-"""Refresh tokens without a signature that one login or logout asks for, a query each. With
-more of them nobody can say whose they are."""
-_ORDER = (Rotate, Reissue, Replay, Refuse)
-"""Which of several cookies counts."""
+_MAX_TRIES = 5
+"""Each lost UPDATE means that another process won one, so a few tries are enough."""
+MAX_UNSIGNED = 32
+"""Refresh tokens without a signature that one login or logout looks up, a query each."""
+_PRECEDENCE = (Rotate, Reissue, Replay, Refuse)
+"""Which of several refresh tokens counts (rule 3)."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Finding:
+class _Judged:
+    """A refresh token, the row of its session, and what the rules decide about it."""
+
     token: RefreshToken
     record: Record
     verdict: RefreshVerdict
@@ -60,67 +68,72 @@ class _Finding:
 
 
 class Refresher:
-    """Refresh tokens in, one live session and its tokens out."""
+    """Exchanges a refresh token for a live session and its new tokens."""
 
     def __init__(self, state: EngineState, *, ended: Callable[[Ended, str], None]) -> None:
+        self._state = state
         self._store = state.store
         self._tokens = state.tokens
         self._policy = state.policy
         self._cache = state.cache
         self._negative_cache = state.negative_cache
-        self._activity = state.activity
         self._dispatcher = state.dispatcher
-        self._bindings = state.bindings
         self._clock = state.clock
-        self._database_clock = state.database_clock
         self._ended = ended
         self._single_flight: SingleFlight[tuple[str, bool], Authenticated | Invalid] = (
             SingleFlight()
         )
 
     def reset_after_fork(self) -> None:
-        """In a forked child: no flight of the parent's will ever land here."""
+        """Forget, in a forked child, the calls of its parent: they never end here."""
         self._single_flight.clear()
 
     async def refresh(
         self, texts: Sequence[bytes], client: Client, *, passive: bool
     ) -> Authenticated | Invalid:
-        """Authenticate by whichever of these refresh tokens stands; rotate unless
-        ``passive``. Raises :class:`SessionsUnavailable`."""
-        tokens = [token for text in texts if (token := self._read(text)) is not None]
+        """Authenticate by one of these refresh tokens, and rotate unless ``passive``.
+
+        Raises :class:`SessionsUnavailable`.
+        """
+        tokens = self._parse(texts)
         if not tokens:
             return Invalid(Reason.FORGED)
         now = self._clock()
-        whys = {
-            token.digest: self._negative_cache.why(_key(token), now) for token in tokens
-        }
-        tokens = [token for token in tokens if whys[token.digest] is None]
+        denied = [self._negative_cache.get(_key(token), now) for token in tokens]
+        tokens = [t for t, reason in zip(tokens, denied, strict=True) if reason is None]
         if not tokens:
-            return Invalid(next(why for why in whys.values() if why is not None))
+            return Invalid(next(reason for reason in denied if reason is not None))
         chosen = tokens[0] if len(tokens) == 1 else await self._choose(tokens)
         if chosen is None:
             return Invalid(Reason.CONFLICT)
-        if passive and (known := self._known(chosen)) is not None:
-            return Authenticated(session=known)
-        return await self._fly(chosen, client, passive)
+        entry = self._cache.get(_key(chosen)) if passive else None
+        if entry is not None and self._clock() < min(entry.deadline, entry.confirmed):
+            return Authenticated(session=entry.session)
+        key = (chosen.digest, passive)
+        return await self._single_flight.do(
+            key, lambda: self._refresh(chosen, client, passive)
+        )
 
-    def _read(self, text: bytes) -> RefreshToken | None:
-        token = self._tokens.read_refresh(text)
-        if token is not None or not self._policy.accept_unsigned:
-            return token
-        return RefreshToken(text=text, session_id=None, state=text, remember=True)
+    def _parse(self, texts: Sequence[bytes]) -> list[RefreshToken]:
+        """Return the tokens that we signed, and all others if unsigned ones may count."""
+        tokens = []
+        for text in texts:
+            token = self._tokens.read_refresh(text)
+            if token is None and self._policy.accept_unsigned:
+                token = RefreshToken(text=text, session_id=None, state=text, remember=True)
+            if token is not None:
+                tokens.append(token)
+        return tokens
 
     async def _choose(self, tokens: Sequence[RefreshToken]) -> RefreshToken | None:
-        """Among several cookies, the one that stands; None if they contradict. If none
-        stands, a replay goes before what ends nothing, so that no other cookie hides it.
+        """Return the one of several tokens that counts, or None for a conflict (rule 3).
 
-        Nothing is written on the way. A stale token beside the current one of the same
-        session is a forgotten cookie and no theft: its holder has both.
+        Nothing is written.
         """
-        findings = [f for t in tokens if (f := await self._find(t)) is not None]
-        standing = [f for f in findings if isinstance(f.verdict, (Rotate, Reissue))]
-        conflict = len({f.record.id for f in standing}) > 1
-        found = {f.token.digest for f in findings}
+        judged = [each for t in tokens if (each := await self._judge_row(t)) is not None]
+        good = [each for each in judged if isinstance(each.verdict, (Rotate, Reissue))]
+        conflict = len({each.record.id for each in good}) > 1
+        found = {each.token.digest for each in judged}
         genuine = sum(1 for t in tokens if t.session_id is not None or t.digest in found)
         if genuine > 1:
             self._dispatcher.publish(
@@ -128,131 +141,110 @@ class Refresher:
             )
         if conflict:
             return None
-        findings.sort(key=lambda f: _ORDER.index(type(f.verdict)))
-        return findings[0].token if findings else tokens[0]
+        judged.sort(key=lambda each: _PRECEDENCE.index(type(each.verdict)))
+        return judged[0].token if judged else tokens[0]
 
-    async def sessions_beside(
+    async def count_other_sessions(
         self, session_id: str, texts: Sequence[bytes], client: Client
     ) -> int:
-        """How many of these refresh tokens are of another session that goes on.
+        """Return how many of these refresh tokens are of another session that is alive.
 
-        A replay among them ends its session, as it would alone, unless another of these
-        tokens is good for that one. What is worth nothing is not asked for again for a
-        moment. Raises :class:`SessionsUnavailable`.
+        A replay among them ends its session (rule 4). Tokens that are of no such session
+        are not looked up again for a moment. Raises :class:`SessionsUnavailable`.
         """
         others, replayed = list[str](), dict[str, Record]()
-        for token in filter(None, map(self._read, texts)):
+        for token in self._parse(texts):
             if token.session_id == session_id:
                 continue
             key = digest(refresh_prefix(session_id) + token.text)
-            if self._negative_cache.why(key, self._clock()) is not None:
+            if self._negative_cache.get(key, self._clock()) is not None:
                 continue
-            finding = await self._find(token)
-            if finding is not None and finding.record.id != session_id:
-                if _goes_on(finding.verdict):
-                    others.append(finding.record.id)
+            judged = await self._judge_row(token)
+            if judged is not None and judged.record.id != session_id:
+                verdict = judged.verdict
+                if isinstance(verdict, (Rotate, Reissue)) or verdict == Refuse(Reason.LATE):
+                    others.append(judged.record.id)
                     continue
-                if isinstance(finding.verdict, Replay):
-                    replayed[finding.record.id] = finding.record
-            self._negative_cache.meet(key, self._clock())
+                if isinstance(verdict, Replay):
+                    replayed[judged.record.id] = judged.record
+            self._negative_cache.add(key, self._clock())
         for id in replayed.keys() - others:
-            await self._revoke(replayed[id], client)
+            await self._end_replayed(replayed[id], client)
         return len(others)
 
     async def find_presented(
         self, texts: Sequence[bytes], client: Client, known: Container[str]
     ) -> list[Record]:
-        """The sessions of these refresh tokens, but for the ``known``, that may be alive.
+        """Return the sessions of these refresh tokens that may be alive, except ``known``.
 
-        A token that came late is its session's all the same. Where all that is presented
-        of a session is a replay, that ends it. Raises :class:`SessionsUnavailable`.
+        A token that came late is of its session as well. A replay ends its session (rule
+        4). Raises :class:`SessionsUnavailable`.
         """
-        tokens = [t for text in texts if (t := self._read(text)) is not None]
-        others = [t for t in tokens if t.session_id is None or t.session_id not in known]
-        rows = await self._rows(others)
-        replayed, held = dict[str, Record](), dict[str, Record]()
-        for token, record in rows:
-            verdict = self._judge(token, record)
-            if isinstance(verdict, Replay):
-                replayed[record.id] = record
-            elif may_live(record, self._policy, active_at=self._noted(record)):
-                held[record.id] = record
-        for id in replayed.keys() - held.keys():
-            await self._revoke(replayed[id], client)
-        return [record for id, record in held.items() if id not in known]
-
-    async def _rows(
-        self, tokens: Sequence[RefreshToken]
-    ) -> list[tuple[RefreshToken, Record]]:
-        """Each token with the row of its session, if there is one: in one query for those
-        that name it."""
+        tokens = [t for t in self._parse(texts) if t.session_id not in known]
         ids = [t.session_id for t in tokens if t.session_id is not None]
-        named = await self._store.find_many(ids) if ids else ()
-        rows = {record.id: record for record in named}
+        rows = {row.id: row for row in await self._store.find_many(ids)} if ids else {}
+        unsigned = [token for token in tokens if token.session_id is None]
+        if len(unsigned) > MAX_UNSIGNED:
+            raise SessionsUnavailable("too many unsigned refresh tokens to look up")
         found = [(t, rows.get(t.session_id)) for t in tokens if t.session_id is not None]
-        unsigned = [t for t in tokens if t.session_id is None]
-        if len(unsigned) > MOST_UNSIGNED:
-            raise SessionsUnavailable("too many unsigned refresh tokens to ask for")
-        found += [(token, await self._row(token)) for token in unsigned]
-        return [(token, record) for token, record in found if record is not None]
+        found += [(token, await self._find_row(token)) for token in unsigned]
+        replayed, alive = dict[str, Record](), dict[str, Record]()
+        for token, record in found:
+            if record is None:
+                continue
+            pending = self._state.pending_activity(record)
+            if isinstance(self._judge(token, record), Replay):
+                replayed[record.id] = record
+            elif may_live(record, self._policy, active_at=pending):
+                alive[record.id] = record
+        for id in replayed.keys() - alive.keys():
+            await self._end_replayed(replayed[id], client)
+        return [record for id, record in alive.items() if id not in known]
 
-    def _known(self, token: RefreshToken) -> Session | None:
-        entry = self._cache.get(_key(token))
-        now = self._clock()
-        if entry is None or now >= entry.deadline or now >= entry.confirmed:
-            return None
-        return entry.session
-
-    async def _fly(
+    async def _refresh(
         self, token: RefreshToken, client: Client, passive: bool
     ) -> Authenticated | Invalid:
-        key = (token.digest, passive)
-        return await self._single_flight.do(
-            key, lambda: self._settle(token, client, passive)
-        )
-
-    async def _settle(
-        self, token: RefreshToken, client: Client, passive: bool
-    ) -> Authenticated | Invalid:
-        for _ in range(_TRIES):
-            finding = await self._find(token)
-            if finding is None:
+        """Read, judge and act, until no other process was faster (rule 2)."""
+        for _ in range(_MAX_TRIES):
+            judged = await self._judge_row(token)
+            if judged is None:
                 return Invalid(Reason.NOT_FOUND)
-            answer = await self._act(finding, client, passive)
+            answer = await self._act(judged, client, passive)
             if isinstance(answer, Authenticated):
-                self._observe(finding.record, client)
+                record = judged.record
+                event = self._state.bindings.changed(
+                    Session.of(record), record.client, client
+                )
+                if event is not None:
+                    self._dispatcher.publish(event)
             if answer is not None:
                 return answer
         raise SessionsUnavailable("too many others refresh this session")
 
-    def _observe(self, record: Record, client: Client) -> None:
-        """Report a session that is refreshed from elsewhere."""
-        event = self._bindings.changed(Session.of(record), record.client, client)
-        if event is not None:
-            self._dispatcher.publish(event)
-
-    async def _find(self, token: RefreshToken) -> _Finding | None:
+    async def _judge_row(self, token: RefreshToken) -> _Judged | None:
+        """Read the row of a token and judge the token by it; None if there is no row."""
         ticket, before = self._cache.ticket(), self._clock()
-        record = await self._row(token)
+        record = await self._find_row(token)
         if record is None:
-            self._negative_cache.meet(_key(token), self._clock())
+            self._negative_cache.add(_key(token), self._clock())
             return None
         read = Read(before, self._clock())
-        self._database_clock.update(record.read_at, read.after)
+        self._state.database_clock.update(record.read_at, read.after)
         verdict = self._judge(token, record)
         if isinstance(verdict, Refuse) and verdict.reason in FINAL:
-            self._negative_cache.meet(_key(token), read.after, verdict.reason)
-        return _Finding(token, record, verdict, read, ticket)
+            self._negative_cache.add(_key(token), read.after, verdict.reason)
+        return _Judged(token, record, verdict, read, ticket)
 
     def _judge(self, token: RefreshToken, record: Record) -> RefreshVerdict:
-        successors, policy = self._tokens.successors(token, record.id), self._policy
-        active_at = self._noted(record)
-        return judge_refresh(record, token.digest, successors, policy, active_at=active_at)
+        return judge_refresh(
+            record,
+            token.digest,
+            self._tokens.successors(token, record.id),
+            self._policy,
+            active_at=self._state.pending_activity(record),
+        )
 
-    def _noted(self, record: Record) -> datetime | None:
-        return self._activity.noted(record.id, record.token_digest)
-
-    async def _row(self, token: RefreshToken) -> Record | None:
+    async def _find_row(self, token: RefreshToken) -> Record | None:
         if token.session_id is not None:
             return await self._store.find_by_id(token.session_id)
         table = await rotating(self._store)
@@ -261,96 +253,101 @@ class Refresher:
         record = await table.find_by_refresh(token.digest)
         if record is not None:
             return record
-        # One from before handstamp names no session. Once it has rotated it is found by
-        # the session token it led to, whose text does not depend on the session's id.
+        # A token that the application issued before handstamp names no session. After its
+        # rotation the row is found by the session token that it led to, whose text does
+        # not depend on the id of the session.
         successors = self._tokens.successors(token, "")
         found = await self._store.find([pair.session_digest for pair in successors])
         return found[0] if found else None
 
     async def _act(
-        self, finding: _Finding, client: Client, passive: bool
+        self, judged: _Judged, client: Client, passive: bool
     ) -> Authenticated | Invalid | None:
-        """Do what was decided; None if somebody else was first."""
-        match finding.verdict:
+        """Do what was decided; None if another process was faster."""
+        record = judged.record
+        match judged.verdict:
+            case Rotate() | Reissue() if passive:
+                return self._authenticate_passive(judged)
             case Rotate(pair):
-                if passive:
-                    self._mark_seen(finding.record)
-                    return self._vouch(finding)
-                return await self._rotate(finding, pair, client)
+                return await self._rotate(judged, pair, client)
             case Reissue(pair, _, redate):
-                if passive:
-                    return self._vouch(finding)
-                return await self._reissue(finding, pair, client, redate)
+                return await self._reissue(judged, pair, client, redate)
             case Replay():
-                return await self._revoke(finding.record, client)
+                return await self._end_replayed(record, client)
             case Refuse(reason):
-                return self._refuse(finding.record, reason, client)
+                if reason is Reason.LATE:
+                    self._dispatcher.publish(
+                        LateRefresh(
+                            session_id=record.id, user_id=record.user_id, client=client
+                        )
+                    )
+                return Invalid(reason)
 
     def mark_seen(self, issued: Issued) -> None:
         """See :meth:`Sessions.mark_seen`."""
         able = self._store.capabilities
         if able.refresh and able.activity:
             key = digest(issued.session_token.encode())
-            self._activity.mark_seen(issued.session.id, key.hex())
+            self._state.activity.mark_seen(issued.session.id, key.hex())
 
-    def _mark_seen(self, record: Record) -> None:
-        """Whoever presents the row's own refresh token got the answer that carried it."""
-        if not was_seen(record, self._policy.session_ttl):
-            self._activity.mark_seen(record.id, record.token_digest)
-
-    def _vouch(self, finding: _Finding) -> Authenticated:
-        """A passive request: the refresh token as it stands, and nothing is replaced.
-
-        A replaced token is believed until grace ends. After that, use of its successor
-        decides about it, and each request asks.
-        """
-        key = _key(finding.token)
-        record, policy = replace(finding.record, claim=finding.token.claim), self._policy
-        entry = make_entry(outlived(record), policy, key, finding.read)
-        if isinstance(finding.verdict, Reissue) and not isinstance(entry, Invalid):
-            until = finding.read.before + self._grace_left(finding)
-            entry.hard, entry.deadline = min(entry.hard, until), min(entry.deadline, until)
-        if not isinstance(entry, Invalid):
-            self._cache.put(finding.ticket, entry)
-        return Authenticated(session=Session.of(record))
+    def _authenticate_passive(self, judged: _Judged) -> Authenticated:
+        """Authenticate a request that replaces no token (rule 5)."""
+        token, record, until = judged.token, judged.record, FOREVER
+        if isinstance(judged.verdict, Reissue):
+            # After grace, the use of its successor decides, so each request asks.
+            until = judged.read.before + self._grace_left(judged)
+        elif not was_seen(record, self._policy.session_ttl):
+            # The client that presents the current refresh token has received it.
+            self._state.activity.mark_seen(record.id, record.token_digest)
+        self._state.cache_record(
+            as_passive(record),
+            _key(token),
+            judged.ticket,
+            judged.read,
+            claim=token.claim,
+            until=until,
+        )
+        return Authenticated(session=Session.of(replace(record, claim=token.claim)))
 
     async def _rotate(
-        self, finding: _Finding, pair: TokenPair, client: Client
+        self, judged: _Judged, pair: TokenPair, client: Client
     ) -> Authenticated | None:
-        token, policy, before = finding.token, self._policy, self._clock()
-        ticket = self._cache.ticket()
-        record = await self._rotating.rotate(self._step(finding, pair, token.digest))
+        ticket, before = self._cache.ticket(), self._clock()
+        rotation = self._rotation(judged, pair, presented=judged.token.digest)
+        record = await self._rotating.rotate(rotation)
         if record is None:
             return None
         self._dispatcher.publish(
             Refreshed(session_id=record.id, user_id=record.user_id, client=client)
         )
-        until = before + policy.grace.total_seconds()
-        read = Read(before, self._clock())
-        answer = self._answer(record, pair, token.remember, until, ticket, read)
+        until = before + self._policy.grace.total_seconds()
+        rotated = replace(
+            judged, record=record, read=Read(before, self._clock()), ticket=ticket
+        )
+        answer = self._issue(rotated, pair, until)
         self._cache.retire(record.id, keep=bytes.fromhex(record.token_digest), until=until)
         return answer
 
     async def _reissue(
-        self, finding: _Finding, pair: TokenPair, client: Client, redate: bool
+        self, judged: _Judged, pair: TokenPair, client: Client, redate: bool
     ) -> Authenticated | None:
-        record, read, ticket = finding.record, finding.read, finding.ticket
-        until = read.before + self._grace_left(finding)
+        until = judged.read.before + self._grace_left(judged)
         if redate:
-            before, ticket = self._clock(), self._cache.ticket()
-            step = self._step(finding, pair, pair.refresh_digest)
-            redated = await self._rotating.redate(step)
+            ticket, before = self._cache.ticket(), self._clock()
+            rotation = self._rotation(judged, pair, presented=pair.refresh_digest)
+            redated = await self._rotating.redate(rotation)
             if redated is None:
                 return None
-            record, read = redated, Read(before, self._clock())
+            read = Read(before, self._clock())
+            judged = replace(judged, record=redated, read=read, ticket=ticket)
             until = before + self._policy.grace.total_seconds()
+        record = judged.record
         self._dispatcher.publish(
             Reissued(
                 session_id=record.id, user_id=record.user_id, client=client, redated=redate
             )
         )
-        remember = finding.token.remember
-        return self._answer(record, pair, remember, until, ticket, read)
+        return self._issue(judged, pair, until)
 
     @property
     def _rotating(self) -> RotatingStore:
@@ -358,31 +355,39 @@ class Refresher:
         assert isinstance(self._store, RotatingStore)  # noqa: S101
         return self._store
 
-    def _grace_left(self, finding: _Finding) -> float:
-        assert isinstance(finding.verdict, Reissue)  # noqa: S101 - the caller matched
-        age = finding.record.read_at - finding.verdict.rotated_at
+    def _grace_left(self, judged: _Judged) -> float:
+        assert isinstance(judged.verdict, Reissue)  # noqa: S101 - the caller matched
+        age = judged.record.read_at - judged.verdict.rotated_at
         return (self._policy.grace - age).total_seconds()
 
-    def _answer(
-        self,
-        record: Record,
-        pair: TokenPair,
-        remember: bool,
-        until: float,
-        ticket: Ticket,
-        read: Read,
-    ) -> Authenticated:
-        key, record = bytes.fromhex(record.token_digest), replace(record, claim=pair.claim)
-        self._negative_cache.forget(key)
-        entry = make_entry(record, self._policy, key, read, self._cache.get_any(key))
-        if not isinstance(entry, Invalid):
-            self._cache.put(ticket, entry)
+    def _rotation(self, judged: _Judged, pair: TokenPair, *, presented: str) -> Rotation:
+        policy = self._policy
+        return Rotation(
+            id=judged.record.id,
+            presented=presented,
+            token_digest=pair.session_digest,
+            refresh_digest=pair.refresh_digest,
+            session_ttl=policy.session_ttl,
+            refresh_ttl=policy.refresh_ttl,
+            longest=policy.lifetime(remember=judged.token.remember),
+        )
+
+    def _issue(self, judged: _Judged, pair: TokenPair, until: float) -> Authenticated:
+        """Return the tokens of a row that has just become, or still is, ``pair``'s."""
+        record = replace(judged.record, claim=pair.claim)
+        key = bytes.fromhex(record.token_digest)
+        self._state.cache_record(record, key, judged.ticket, judged.read)
         issued = Issued.of(
-            record, pair, remember=remember, deliver_until=until, ticket=ticket
+            record,
+            pair,
+            remember=judged.token.remember,
+            deliver_until=until,
+            ticket=judged.ticket,
         )
         return Authenticated(session=issued.session, issued=issued)
 
-    async def _revoke(self, record: Record, client: Client) -> Invalid:
+    async def _end_replayed(self, record: Record, client: Client) -> Invalid:
+        """End a session, because two parties hold its refresh tokens."""
         reason = "refresh token replayed"
         ended = await self._store.revoke(record.id, reason=reason)
         if ended is not None:
@@ -397,30 +402,6 @@ class Refresher:
             self._ended(ended, reason)
         self._cache.doubt_session(record.id)
         return Invalid(Reason.REPLAYED)
-
-    def _refuse(self, record: Record, reason: Reason, client: Client) -> Invalid:
-        if reason is Reason.LATE:
-            self._dispatcher.publish(
-                LateRefresh(session_id=record.id, user_id=record.user_id, client=client)
-            )
-        return Invalid(reason)
-
-    def _step(self, finding: _Finding, pair: TokenPair, presented: str) -> Rotation:
-        policy = self._policy
-        return Rotation(
-            id=finding.record.id,
-            presented=presented,
-            token_digest=pair.session_digest,
-            refresh_digest=pair.refresh_digest,
-            session_ttl=policy.session_ttl,
-            refresh_ttl=policy.refresh_ttl,
-            longest=policy.lifetime(remember=finding.token.remember),
-        )
-
-
-def _goes_on(verdict: RefreshVerdict) -> bool:
-    """Whether the session of a refresh token stands, though this one may have come late."""
-    return isinstance(verdict, (Rotate, Reissue)) or verdict == Refuse(Reason.LATE)
 
 
 def _key(token: RefreshToken) -> bytes:

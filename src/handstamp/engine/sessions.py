@@ -12,7 +12,6 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
@@ -27,28 +26,28 @@ from handstamp.core.models import (
     Client,
     Invalid,
     Issued,
-    NewSession,
     Session,
     Ticket,
 )
-from handstamp.core.tokens import ENTROPY, Tokens, ids_of, list_secrets
-from handstamp.engine.activity import prune_in_batches
+from handstamp.core.tokens import Tokens, list_secrets
 from handstamp.engine.authenticate import Authenticator
-from handstamp.engine.cache import Cache, Read, make_entry
+from handstamp.engine.cache import Cache
 from handstamp.engine.clocks import Clock, DatabaseClock, uptime
 from handstamp.engine.dispatch import EventDispatcher, Stats, Subscriber
 from handstamp.engine.invalidation import Invalidator, NotificationListener
+from handstamp.engine.issue import Issuer, make_id
 from handstamp.engine.refresh import Refresher
-from handstamp.engine.state import EngineState, make_id, new_id
-from handstamp.engine.step_up import SteppingUp
-from handstamp.errors import ConfigError, LoginRefused
-from handstamp.events import Event, LoggedIn, LoginWasRefused, Revoked
-from handstamp.stores.base import CreatingStore, Ended, Store, channel_of
+from handstamp.engine.state import EngineState
+from handstamp.errors import ConfigError
+from handstamp.events import Event, Revoked
+from handstamp.stores.base import Ended, Store, channel_of
 from handstamp.stores.shapes import ULID_HASHED, TableShape
 from handstamp.stores.table import TableStore
 
 E = TypeVar("E", bound=Event)
 _UNKNOWN = Client()
+PRUNE_BATCH = 500
+"""The most rows that one transaction of ``prune`` deletes."""
 
 
 class Sessions:
@@ -102,8 +101,7 @@ class Sessions:
             if isinstance(database, str)
             else database
         )
-        self.clock, self._entropy = clock, entropy
-        self._new_id = new_id or partial(make_id, shape.new_id, entropy)
+        self.clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._state = state = EngineState(
             store=self.store,
@@ -126,6 +124,12 @@ class Sessions:
             clock=clock,
         )
         self._tasks: list[asyncio.Task[None]] = []
+        self._session_issuer = Issuer(
+            state=state,
+            entropy=entropy,
+            new_id=new_id or partial(make_id, shape.new_id, entropy),
+            ended=self._ended,
+        )
         self._refresher = Refresher(state, ended=self._ended)
         self._authenticator = self._authenticating(state)
         self.hit = self._authenticator.hit
@@ -270,48 +274,8 @@ class Sessions:
         characters of ``a-zA-Z0-9_-``. Raises :class:`LoginRefused`, `SessionsUnavailable`.
         """
         await self.open()
-        able = await self.store.ready()
-        if not isinstance(self.store, CreatingStore):
-            raise ConfigError("this store opens no sessions: it has no create()")
-        session_id = await new_id(self.store, self._new_id, able)
-        pair = self._state.tokens.mint(
-            session_id, self._entropy(2 * ENTROPY), remember=remember, claim=claim
-        )
-        ticket, before = self._state.cache.ticket(), self.clock()
-        new = NewSession.of(
-            (session_id, user_id, client),
-            pair,
-            self.policy,
-            remember=remember,
-            replaces=ids_of(replaces),
-            refreshes=able.refresh,
-        )
-        try:
-            created = await self.store.create(new, self.policy)
-        except LoginRefused as exc:
-            self.publish(LoginWasRefused(user_id=user_id, reason=exc.reason))
-            raise
-        for ended in created.ended:
-            self._ended(ended, "replaced by a new login")
-        record = replace(created.record, claim=claim)
-        read = Read(before, self.clock())
-        self._state.database_clock.update(record.read_at, read.after)
-        key = bytes.fromhex(record.token_digest)
-        self._state.negative_cache.forget(key)
-        entry = make_entry(record, self.policy, key, read)
-        if not isinstance(entry, Invalid):
-            self._state.cache.put(ticket, entry)
-        self.publish(
-            LoggedIn(
-                session_id=record.id, user_id=user_id, client=client, remember=remember
-            )
-        )
-        return Issued.of(
-            record,
-            pair,
-            remember=remember,
-            deliver_until=before + self.policy.session_ttl.total_seconds(),
-            longest=new.longest if able.sliding else None,
+        return await self._session_issuer.create(
+            user_id, client, remember=remember, replaces=replaces, claim=claim
         )
 
     async def refresh(
@@ -402,8 +366,9 @@ class Sessions:
         has to sign in again.
         """
         await self.open()
-        stepping_up = SteppingUp(state=self._state, entropy=self._entropy)
-        return await stepping_up.step_up(session_id, level, refresh, claim)
+        return await self._session_issuer.replace_tokens(
+            session_id, level=level, refresh=refresh, claim=claim
+        )
 
     async def renew(
         self, session_id: str, *, claim: str | None, refresh: Sequence[bytes] = ()
@@ -411,8 +376,9 @@ class Sessions:
         """Replace the tokens of a live session, with another claim. Otherwise as
         :meth:`step_up`."""
         await self.open()
-        steps = SteppingUp(state=self._state, entropy=self._entropy)
-        return await steps.step_up(session_id, None, refresh, claim)
+        return await self._session_issuer.replace_tokens(
+            session_id, level=None, refresh=refresh, claim=claim
+        )
 
     def _ended(self, ended: Ended, reason: str) -> None:
         self._state.cache.forget_session(ended.id)
@@ -437,9 +403,17 @@ class Sessions:
         ]
 
     async def prune(self) -> int:
-        """Delete rows dead for longer than ``Policy.retention``; returns how many."""
+        """Delete rows dead for longer than ``Policy.retention``; returns how many.
+
+        Each batch is a transaction of its own and skips locked rows, so that no login and
+        no flush waits for it. Raises :class:`SessionsUnavailable`.
+        """
         await self.open()
-        return await prune_in_batches(self.store, self.policy)
+        total, deleted = 0, PRUNE_BATCH
+        while deleted == PRUNE_BATCH:
+            deleted = await self.store.prune(self.policy, batch=PRUNE_BATCH)
+            total += deleted
+        return total
 
     async def flush(self) -> int:
         """Write pending activity now; returns how many rows changed. Raises
@@ -482,7 +456,7 @@ class Sessions:
         """Figures of this process, for metrics and health pages."""
         activity, authenticator = self._state.activity, self._authenticator
         return Stats(
-            cached=self._state.cache.believed,
+            cached=self._state.cache.live,
             hits=authenticator.hits,
             misses=authenticator.misses,
             queries=self.store.queries,

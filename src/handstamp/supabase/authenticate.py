@@ -47,10 +47,10 @@ from handstamp.core.models import (
     Record,
     Session,
 )
+from handstamp.engine.activity import Requester
 from handstamp.engine.authenticate import Authenticator
 from handstamp.engine.batching import BatchLoader, SingleFlight
-from handstamp.engine.bindings import Requester
-from handstamp.engine.cache import CacheEntry, Read, make_entry, refresh_key
+from handstamp.engine.cache import CacheEntry, Read, refresh_key
 from handstamp.engine.invalidation import NotificationListener
 from handstamp.engine.refresh import Refresher
 from handstamp.engine.state import EngineState
@@ -109,15 +109,14 @@ class SupabaseAuthenticator(Authenticator):
         self._verifying = Lock()
         self._single_flight: SingleFlight[bytes, Issued | None] = SingleFlight()
 
-    def _note(self, entry: CacheEntry, now: float) -> None:
-        """These tables have no place for activity; so that a hit is not asked again."""
-        entry.touched = now
-
-    def _pass(self, entry: CacheEntry, now: float) -> None:
-        """Nor for a first use."""
+    def _record(self, entry: CacheEntry, now: float, passive: bool = False) -> None:
+        """Do not write activity: these tables have no column for it. The next hits record
+        nothing until it would be due again."""
+        if not passive:
+            entry.touched = entry.used = now
 
     def _observe(self, entry: CacheEntry, now: float, requester: Requester | None) -> None:
-        """Nor for the client that signed in: each refresh writes its own."""
+        """Do not compare the client: each refresh writes its own into the row."""
 
     def _may_be_of_others(
         self, credentials: Credentials, found: Container[bytes], entry: CacheEntry
@@ -237,7 +236,7 @@ class SupabaseAuthenticator(Authenticator):
     async def _read(self, session_ids: Iterable[str]) -> dict[str, Record | Invalid]:
         """The rows of these sessions; in place of one that does not stand, the reason."""
         before = self._clock()
-        whys = {i: self._negative_cache.why(i.encode(), before) for i in session_ids}
+        whys = {i: self._negative_cache.get(i.encode(), before) for i in session_ids}
         found: dict[str, Record | Invalid] = {i: Invalid(w) for i, w in whys.items() if w}
         asked = [i for i in whys if i not in found]
         if not asked:
@@ -249,7 +248,7 @@ class SupabaseAuthenticator(Authenticator):
             row = rows.get(session_id)
             verdict = _judge(row, self._policy)
             if isinstance(verdict, Invalid):
-                self._negative_cache.meet(session_id.encode(), after, verdict.reason)
+                self._negative_cache.add(session_id.encode(), after, verdict.reason)
             if row is not None:
                 self._database_clock.update(row.read_at, after)
             found[session_id] = verdict
@@ -300,22 +299,19 @@ class SupabaseAuthenticator(Authenticator):
         token, key = shown.token, sha256(shown.text).digest()
         ticket, before = self._cache.ticket(), self._clock()
         row = (await self._read([token.session_id]))[token.session_id]
-        entry: CacheEntry | Invalid
         if isinstance(row, Invalid):
-            entry = row
-        elif row.user_id != token.user_id:
-            return Invalid(Reason.FORGED)
-        else:
-            record = bounded(row, token.expires_at, token.aal)
-            entry = make_entry(record, self._policy, key, Read(before, self._clock()))
-        if isinstance(entry, Invalid):
             self._cache.drop(key)
+            return row
+        if row.user_id != token.user_id:
+            return Invalid(Reason.FORGED)
+        # Used from the cache until it has to be refreshed; after that it is read each time.
+        # The margin is for refreshing: without a database it shortens nothing.
+        margin = MARGIN.total_seconds() if self._is_renewable(shown) else 0.0
+        record = bounded(row, token.expires_at, token.aal)
+        read = Read(before, self._clock())
+        entry = self._state.cache_record(record, key, ticket, read, margin=margin)
+        if isinstance(entry, Invalid):
             return entry
-        if self._is_renewable(shown):
-            # Believed until it wants to be replaced; after that it is read each time. The
-            # margin is for refreshing: without a database it shortens nothing.
-            entry.deadline = min(entry.deadline, entry.hard - MARGIN.total_seconds())
-        self._cache.put(ticket, entry)
         return Authenticated(session=entry.session)
 
     async def _renew(
@@ -342,13 +338,13 @@ class SupabaseAuthenticator(Authenticator):
         token, session_id = shown.claim.refresh_token, shown.token.session_id
         whole = f"{session_id}\n{spelled_once(token)}"
         key = refresh_key(sha256(whole.encode()).digest())
-        if self._negative_cache.why(key, self._clock()) is not None:
+        if self._negative_cache.get(key, self._clock()) is not None:
             return None  # refused a moment ago
 
         async def ask() -> Issued | None:
             issued = await self.refresh(token, client, session_id)
             if issued is None:
-                self._negative_cache.meet(key, self._clock())
+                self._negative_cache.add(key, self._clock())
             return issued
 
         return await self._single_flight.do(key, ask)

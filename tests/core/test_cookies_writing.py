@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from handstamp.config import Cookies
 from handstamp.core.cookies import LONGEST_AGE, CookieWriter, cookie_name
-from tests.core.making import make_tokens
+from tests.core.samples import make_tokens
 
 WRITER = CookieWriter(Cookies())
 OCTETS = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]"

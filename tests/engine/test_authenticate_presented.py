@@ -13,7 +13,7 @@ import pytest
 from handstamp import Policy, Sessions
 from handstamp.core.cookies import Credentials
 from handstamp.core.tokens import digest
-from handstamp.engine.refresh import MOST_UNSIGNED
+from handstamp.engine.refresh import MAX_UNSIGNED
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import Replayed
 from handstamp.stores.shapes import UUID_PLAIN
@@ -101,7 +101,7 @@ async def test_what_came_before_handstamp_ends_as_well() -> None:
         )
         engine.sessions._state.cache.reset_after_fork()
         made_up = [f"made-up-{number}" for number in range(100)]
-        few = made_up[: MOST_UNSIGNED - 1]
+        few = made_up[: MAX_UNSIGNED - 1]
         for credentials in (
             shown([old_session]),
             shown((), [old_refresh]),

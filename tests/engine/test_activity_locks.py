@@ -146,7 +146,7 @@ async def test_p10_a_batch_that_met_a_lock_is_kept(table: PostgresTable, dsn: st
     hasty = TableStore(dsn, budget=timedelta(seconds=0.05), connect=table.frozen.connect)
     activity = ActivityBuffer()
     for row in rows:
-        activity.notice(entry_of(row), 60.0)
+        activity.touch(entry_of(row), 60.0)
     async with Held(dsn, rows[1:2]):
         with pytest.raises(SessionsUnavailable):
             await activity.flush(hasty, POLICY)

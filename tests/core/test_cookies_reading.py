@@ -17,7 +17,7 @@ from handstamp.core.cookies import (
     CookieReader,
     Credentials,
 )
-from tests.core.making import make_tokens
+from tests.core.samples import make_tokens
 
 READER = CookieReader(Cookies())
 OURS = b"__Host-session="

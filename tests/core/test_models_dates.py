@@ -15,7 +15,7 @@ from handstamp.core.rotation import judge_refresh, rotated_at, seen_at, was_seen
 from handstamp.core.tokens import TokenPair
 from handstamp.engine.cache import Read, make_entry
 from handstamp.stores.memory import MemoryStore
-from tests.core.making import NOW, make_record
+from tests.core.samples import NOW, make_record
 
 FIRST, LAST = (each.replace(tzinfo=UTC) for each in (datetime.min, datetime.max))
 CENTURY = timedelta(days=36_500)

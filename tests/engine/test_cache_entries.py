@@ -9,7 +9,7 @@ import pytest
 
 from handstamp.config import Policy
 from handstamp.core.models import Invalid, Reason, Record
-from handstamp.engine.cache import NEVER, CacheEntry, Read, make_entry, outlived
+from handstamp.engine.cache import NEVER, CacheEntry, Read, as_passive, make_entry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = b"k" * 32
@@ -138,6 +138,6 @@ def test_a_used_entry_from_the_future_counts_as_now() -> None:
 def test_a_passive_request_sees_the_family() -> None:
     """With the session token long dead."""
     assert isinstance(make_entry(record(expires_at=NOW), LAZY, KEY, READ), Invalid)
-    made = make_entry(outlived(record(expires_at=NOW)), LAZY, KEY, READ)
+    made = make_entry(as_passive(record(expires_at=NOW)), LAZY, KEY, READ)
     assert isinstance(made, CacheEntry)
     assert made.hard == 100.0 + timedelta(days=30).total_seconds()

@@ -15,7 +15,7 @@ from handstamp.blocking import call
 from handstamp.config import Policy, TrustedProxies
 from handstamp.core.models import Client, Issued, Session
 from handstamp.core.requests import read_client
-from handstamp.engine.bindings import INTERVAL, MOST, Bindings
+from handstamp.engine.activity import MAX_CHANGED, OBSERVE_INTERVAL, BindingTracker
 from handstamp.events import BindingChanged
 from handstamp.wsgi import SessionAuthMiddleware as WsgiMiddleware
 from tests.support import asgi, wsgi
@@ -52,7 +52,7 @@ class Asgi:
         self, address: str, agent: str = LAPTOP, *headers: tuple[bytes, bytes], **more: Any
     ) -> None:
         """One request, a second after the one before."""
-        self.engine.clock.advance(seconds(INTERVAL))
+        self.engine.clock.advance(seconds(OBSERVE_INTERVAL))
         named = [(b"user-agent", agent.encode()), self.cookie, *headers]
         answer = await asgi.get(self.app, "/", *named, client=(address, 1), **more)
         assert answer.status == 200
@@ -122,7 +122,7 @@ async def test_a_cached_session_is_looked_at_once_a_second(
     browser = await visitor(engine)
     await browser.get(HOME)
     for n in range(100):
-        engine.clock.advance(-seconds(INTERVAL) + seconds(0.001))
+        engine.clock.advance(-seconds(OBSERVE_INTERVAL) + seconds(0.001))
         await browser.get(AWAY, f"{PHONE} {n}", method="POST" if n % 2 else "GET")
     assert changes(engine) == []
     await browser.get(AWAY, PHONE)
@@ -194,7 +194,7 @@ def test_under_wsgi_the_event_is_published_on_the_event_loop(method: str) -> Non
 
         middleware = WsgiMiddleware(app, engine.sessions)
         for address in (HOME, AWAY, AWAY):
-            engine.clock.advance(seconds(INTERVAL))
+            engine.clock.advance(seconds(OBSERVE_INTERVAL))
             shown = {"REMOTE_ADDR": address, "HTTP_USER_AGENT": LAPTOP}
             sent = {**shown, "HTTP_COOKIE": wsgi.cookie(issued)}
             wsgi.serve(middleware, wsgi.environ("/", method=method, **sent))
@@ -234,7 +234,7 @@ NOBODY = Client()
 )
 def test_what_the_row_does_not_know_is_no_change(was: Client, now: Client) -> None:
     """Nor is another address of the same network."""
-    assert Bindings().changed(SESSION, was, now) is None
+    assert BindingTracker().changed(SESSION, was, now) is None
 
 
 @pytest.mark.parametrize(
@@ -250,12 +250,12 @@ def test_what_the_row_does_not_know_is_no_change(was: Client, now: Client) -> No
 )
 def test_what_differs_from_what_the_row_knows_is_a_change(was: Client, now: Client) -> None:
     """It is a signal and no verdict, so rather one too many."""
-    assert Bindings().changed(SESSION, was, now) is not None
+    assert BindingTracker().changed(SESSION, was, now) is not None
 
 
 def test_sessions_that_moved_are_few() -> None:
     """However many move, the oldest are forgotten first; those at home take no room."""
-    bindings = Bindings(most=100)
+    bindings = BindingTracker(max_changed=100)
     for n in range(1000):
         session = replace(SESSION, id=str(n))
         assert bindings.changed(session, KNOWN, KNOWN) is None
@@ -263,4 +263,4 @@ def test_sessions_that_moved_are_few() -> None:
     assert len(bindings) == 100
     assert bindings.changed(replace(SESSION, id="999"), KNOWN, client_of(AWAY)) is None
     assert bindings.changed(replace(SESSION, id="0"), KNOWN, client_of(AWAY)) is not None
-    assert MOST == 10_000
+    assert MAX_CHANGED == 10_000

@@ -24,7 +24,7 @@ from handstamp.core.models import (
     masked,
 )
 from handstamp.engine.cache import CacheEntry
-from tests.core.making import NOW, OLD_KEY, make_record, make_tokens
+from tests.core.samples import NOW, OLD_KEY, make_record, make_tokens
 
 TOKENS = make_tokens()
 PAIR = TOKENS.mint("01JGGZ5Z8V0000000000000000", bytes(range(64)), remember=True)

@@ -1,4 +1,4 @@
-"""Tokens that open nothing: remembered with the reason, briefly, and never in the way."""
+"""NegativeCache: invalid tokens, remembered briefly and with the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from handstamp.config import Policy
 from handstamp.core.lifetime import FINAL
 from handstamp.core.models import Answer, Invalid, Issued, Reason, Unknown
 from handstamp.core.tokens import ENTROPY, Tokens
-from handstamp.engine.cache import LIFE, MOST, NegativeCache
+from handstamp.engine.cache import MAX_NEGATIVE, NEGATIVE_LIFE, NegativeCache
 from handstamp.events import LateRefresh, Replayed
 from handstamp.stores.memory import MemoryUser
 from tests.support.engines import (
@@ -43,53 +43,53 @@ async def answer(engine: Engine, text: str) -> Answer:
     return await engine.sessions.authenticate(shown([text]), LAPTOP)
 
 
-def test_a_stranger_is_known_for_its_life() -> None:
+def test_a_digest_is_kept_for_its_life() -> None:
     """Up to the last moment, and not at it."""
     negative_cache = NegativeCache(life=2.0)
-    negative_cache.meet(key(1), 100.0)
-    assert negative_cache.why(key(1), 101.999)
-    assert not negative_cache.why(key(1), 102.0)
-    assert not negative_cache.why(key(2), 100.0)
+    negative_cache.add(key(1), 100.0)
+    assert negative_cache.get(key(1), 101.999)
+    assert not negative_cache.get(key(1), 102.0)
+    assert not negative_cache.get(key(2), 100.0)
 
 
-def test_a_stranger_has_its_reason() -> None:
+def test_a_digest_has_its_reason() -> None:
     """The last one that was given; without one, it is that there is no row."""
     negative_cache = NegativeCache()
-    negative_cache.meet(key(1), 100.0)
-    negative_cache.meet(key(2), 100.0, Reason.IDLE)
-    negative_cache.meet(key(2), 100.0, Reason.REVOKED)
-    why = [negative_cache.why(key(n), 101.0) for n in (1, 2, 3)]
+    negative_cache.add(key(1), 100.0)
+    negative_cache.add(key(2), 100.0, Reason.IDLE)
+    negative_cache.add(key(2), 100.0, Reason.REVOKED)
+    why = [negative_cache.get(key(n), 101.0) for n in (1, 2, 3)]
     assert why == [Reason.NOT_FOUND, Reason.REVOKED, None]
 
 
-def test_meeting_again_counts_from_now() -> None:
-    """The table has just not known it once more."""
+def test_adding_again_counts_from_now() -> None:
+    """Fresh data has just denied it once more."""
     negative_cache = NegativeCache(life=2.0)
-    negative_cache.meet(key(1), 100.0)
-    negative_cache.meet(key(1), 101.5)
-    assert negative_cache.why(key(1), 103.0)
+    negative_cache.add(key(1), 100.0)
+    negative_cache.add(key(1), 101.5)
+    assert negative_cache.get(key(1), 103.0)
     assert len(negative_cache) == 1
 
 
-def test_c37_strangers_are_few() -> None:
-    """However many come, the oldest leave first, and the memory is bounded."""
-    negative_cache = NegativeCache(most=100)
+def test_c37_the_negative_cache_is_bounded() -> None:
+    """However many are added, the oldest are removed first."""
+    negative_cache = NegativeCache(max_digests=100)
     for number in range(10_000):
-        negative_cache.meet(key(number), 100.0)
+        negative_cache.add(key(number), 100.0)
     assert len(negative_cache) == 100
-    assert [n for n in range(10_000) if negative_cache.why(key(n), 100.0)] == list(
+    assert [n for n in range(10_000) if negative_cache.get(key(n), 100.0)] == list(
         range(9900, 10_000)
     )
-    assert (LIFE, MOST) == (2.0, 10_000)
+    assert (NEGATIVE_LIFE, MAX_NEGATIVE) == (2.0, 10_000)
 
 
-def test_what_became_a_session_is_no_stranger() -> None:
-    """Forgetting works at once, and for what was never met as well."""
+def test_a_digest_that_became_a_session_is_removed() -> None:
+    """Removing works at once, also for a digest that was never added."""
     negative_cache = NegativeCache()
-    negative_cache.meet(key(1), 100.0)
-    negative_cache.forget(key(1))
-    negative_cache.forget(key(2))
-    assert not negative_cache.why(key(1), 100.0)
+    negative_cache.add(key(1), 100.0)
+    negative_cache.remove(key(1))
+    negative_cache.remove(key(2))
+    assert not negative_cache.get(key(1), 100.0)
 
 
 async def test_c36_an_unknown_token_is_asked_for_once_in_its_life() -> None:
@@ -99,18 +99,18 @@ async def test_c36_an_unknown_token_is_asked_for_once_in_its_life() -> None:
         for _ in range(1000):
             assert await answer(engine, genuine(1)) == Invalid(Reason.NOT_FOUND)
         assert engine.store.queries == asked + 1
-        engine.clock.advance(seconds(LIFE))
+        engine.clock.advance(seconds(NEGATIVE_LIFE))
         await answer(engine, genuine(1))
         assert engine.store.queries == asked + 2
 
 
-async def test_c37_strangers_evict_no_live_entry() -> None:
+async def test_c37_unknown_tokens_evict_no_live_entry() -> None:
     """Twenty thousand unknown tokens leave a cache of one where it was."""
     async with running(cache_size=1) as engine:
         issued = await engine.login()
         for number in range(20_000):
             await answer(engine, genuine(number))
-        assert len(engine.sessions._state.negative_cache) == MOST
+        assert len(engine.sessions._state.negative_cache) == MAX_NEGATIVE
         assert engine.sessions.hit(issued.session_token.encode()) is not None
 
 
@@ -152,7 +152,7 @@ async def test_c38_a_session_created_elsewhere_is_found_after_its_life() -> None
         hidden = engine.store.rows.pop(issued.session.id)
         assert await answer(engine, issued.session_token) == Invalid(Reason.NOT_FOUND)
         engine.store.rows[hidden.id] = hidden
-        engine.clock.advance(seconds(LIFE))
+        engine.clock.advance(seconds(NEGATIVE_LIFE))
         found = await answer(engine, issued.session_token)
         assert session_of(found).id == hidden.id
 
@@ -242,7 +242,7 @@ async def test_the_tokens_of_a_signed_out_user_cost_one_query_in_their_life(
             )
             assert answer == Invalid(reason)
         assert engine.store.queries == before + session + refresh
-        engine.clock.advance(seconds(LIFE))
+        engine.clock.advance(seconds(NEGATIVE_LIFE))
         await engine.ask(issued, session=session, refresh=refresh, passive=passive)
         assert engine.store.queries == before + 2 * (session + refresh)
 
@@ -297,7 +297,7 @@ async def test_a_row_that_an_operator_makes_valid_again_is_shadowed_briefly() ->
         row = engine.row(issued.session.id)
         assert await engine.ask(issued) == Invalid(Reason.REVOKED)
         engine.store.rows[row.id] = replace(row, is_active=True, revoked_at=None)
-        engine.clock.advance(seconds(LIFE))
+        engine.clock.advance(seconds(NEGATIVE_LIFE))
         assert session_of(await engine.ask(issued)).id == row.id
 
 

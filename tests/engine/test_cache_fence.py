@@ -249,7 +249,7 @@ def gate_the_lookup(two: Two) -> None:
 @pytest.fixture
 def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deliberately broken variant: every read may be put."""
-    monkeypatch.setattr(cache._Fence, "admits", lambda *_: True)
+    monkeypatch.setattr(cache._Fence, "allows", lambda *_: True)
 
 
 def test_there_are_fifteen_orders() -> None:
