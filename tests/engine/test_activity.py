@@ -90,11 +90,10 @@ def test_a_touch_marks_the_entry() -> None:
     assert (one.touched, one.seen) == (7.0, True)
 
 
-def test_a_passive_first_use_is_seen_and_no_more() -> None:
-    """Its touch has no time, and the entry counts as untouched."""
-    activity, one = ActivityBuffer(), entry()
+def test_a_token_that_is_only_seen_has_no_time() -> None:
+    """The client has its token, and that is no activity."""
+    activity = ActivityBuffer()
     activity.mark_seen("one", "aa")
-    assert (one.touched, one.seen) == (NEVER, True)
     assert [touch.at for touch in pending(activity)] == [None]
 
 

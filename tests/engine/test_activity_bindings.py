@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from handstamp import _request as handles
+from handstamp import _handle as handles
 from handstamp.asgi import SessionAuthMiddleware
 from handstamp.blocking import call
 from handstamp.config import Policy, TrustedProxies

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from handstamp.core.models import Session
-from handstamp.engine.cache import COPIES, NEVER, Cache, CacheEntry
+from handstamp.engine.cache import MAX_COPIES, NEVER, Cache, CacheEntry
 from handstamp.errors import ConfigError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -272,25 +272,25 @@ def test_retiring_never_extends_a_life() -> None:
 
 def test_one_session_has_a_few_entries_and_takes_nobody_elses_place() -> None:
     """Its oldest leaves for its newest, also while they are in doubt."""
-    cache = Cache(COPIES + 1)
+    cache = Cache(MAX_COPIES + 1)
     put(cache, entry(b"bob's", "two", "bob"))
     for number in range(100):
         put(cache, entry(str(number).encode()))
         if number % 7 == 0:
             cache.doubt_session("one")
-    assert len(cache) == COPIES + 1
+    assert len(cache) == MAX_COPIES + 1
     assert cache.get(b"bob's") is not None
     held = {key.decode() for key in cache._by_session["one"]}
-    assert held == {str(n) for n in range(100 - COPIES, 100)}
+    assert held == {str(n) for n in range(100 - MAX_COPIES, 100)}
 
 
 def test_an_entry_that_is_read_again_pushes_none_out() -> None:
     """It takes its own place."""
     cache = Cache(100)
     for _ in range(2):
-        for number in range(COPIES):
+        for number in range(MAX_COPIES):
             put(cache, entry(str(number).encode()))
-    assert len(cache) == COPIES
+    assert len(cache) == MAX_COPIES
 
 
 def test_a_session_that_changed_hands_is_its_new_owners() -> None:

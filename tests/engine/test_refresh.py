@@ -17,7 +17,7 @@ import pytest
 from handstamp.config import Policy
 from handstamp.core.models import Authenticated, Invalid, Reason, Record, Rotation, Unknown
 from handstamp.core.rotation import was_seen
-from handstamp.engine.cache import LIFE
+from handstamp.engine.cache import NEGATIVE_LIFE
 from handstamp.events import (
     DuplicateCookies,
     LateRefresh,
@@ -459,7 +459,7 @@ async def test_c85_a_user_enabled_again_is_back() -> None:
         engine.store.users[ALICE] = MemoryUser(is_active=False)
         await engine.ask(issued)
         engine.store.users[ALICE].is_active = True
-        engine.clock.advance(timedelta(seconds=LIFE))
+        engine.clock.advance(timedelta(seconds=NEGATIVE_LIFE))
         assert session_of(await engine.ask(issued)).id == issued.session.id
 
 

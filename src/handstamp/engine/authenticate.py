@@ -180,7 +180,7 @@ class Authenticator:
             entry = self.hit(token, passive, requester)
             if entry is not None:
                 found[token] = entry
-        missed = [token for token in tokens if token not in found]
+        missed = [text for text in tokens if text not in found]
         signed = {token for token in missed if self._tokens.is_session(token)}
         possible = [t for t in missed if t in signed or self._may_be_unsigned(t)]
         if possible:
@@ -277,7 +277,7 @@ class Authenticator:
     ) -> bool:
         """Whether a token that cannot be looked up now may be of another session."""
         tokens, session_id = self._tokens, entry.session.id
-        unknown = [token for token in credentials.session if token not in found]
+        unknown = [text for text in credentials.session if text not in found]
         if any(tokens.is_session(t) or self._may_be_unsigned(t) for t in unknown):
             return True
         if credentials.agrees(session_id):
