@@ -145,7 +145,7 @@ class SupabaseAuthenticator(Authenticator):
             if record.user_id == owners[record.id] and may_live(record, self._policy):
                 found.setdefault(record.id, Session.of(record))
 
-    async def _ask(
+    async def _authenticate(
         self, credentials: Credentials, client: Client, passive: bool
     ) -> Authenticated | Invalid:
         claims = cast("tuple[CookieSession, ...]", credentials.claims)
