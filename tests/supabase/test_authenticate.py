@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt import PyJWK
 
 from handstamp import Policy
-from handstamp.engine.cache import COPIES
+from handstamp.engine.cache import MAX_COPIES
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import (
     DuplicateCookies,
@@ -711,10 +711,10 @@ async def test_one_holder_cannot_fill_the_cache(world: World) -> None:
     sessions = await world.process()
     client, held = await world.browser(sessions), await world.sign_in(sessions)
     body = held.body()
-    for number in range(3 * COPIES):
+    for number in range(3 * MAX_COPIES):
         header = as_header({**body, "user": {"n": number}})
         assert (await client.get("/me", headers=header)).status_code == 200
-    assert sessions.stats().cached == COPIES
+    assert sessions.stats().cached == MAX_COPIES
     again, asked = await queries(sessions, client.get("/me", headers=header))
     assert (again.status_code, asked) == (200, 0)
 
@@ -742,8 +742,8 @@ async def test_a_hit_asks_nothing_even_long_after_the_sign_in(world: World) -> N
     header = held.cookie()
     await client.get("/me", headers=header)
     noted: list[object] = []
-    supabase, note = sessions._supabase, sessions._supabase._attend
-    supabase._attend = lambda *a: (noted.append(a), note(*a))[1]  # type: ignore[method-assign]
+    supabase, note = sessions._supabase, sessions._supabase._record
+    supabase._record = lambda *a: (noted.append(a), note(*a))[1]  # type: ignore[method-assign]
     before = sessions.stats().queries
     for _ in range(10):
         assert (await client.get("/me", headers=header)).status_code == 200
