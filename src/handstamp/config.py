@@ -33,47 +33,47 @@ class Policy:
     """All lifetimes and rules of a session.
 
     Raises :class:`ConfigError` on construction for a combination that cannot keep the
-    promises of the documentation. Every process on one table should use one policy.
+    promises of the documentation. Every process on one table must use the same policy.
     """
 
     session_ttl: timedelta = timedelta(minutes=15)
-    """Life of a session token, whole seconds: how often tokens rotate."""
+    """The life of a session token, in whole seconds: how often tokens rotate."""
     refresh_ttl: timedelta = timedelta(days=30)
-    """Life of a refresh token: how long a remembered user may stay away. Where the table
-    has no refresh token, how far activity moves ``expires_at`` ahead."""
+    """The life of a refresh token: how long a remembered user may stay away. In a table
+    without refresh tokens, how far activity moves ``expires_at`` ahead."""
     absolute_ttl: timedelta = timedelta(days=90)
-    """Counted from the sign-in and never extended by anything."""
+    """The longest life of a session, counted from the login. Nothing extends it."""
     browser_ttl: timedelta = timedelta(hours=24)
     """The absolute limit of a session that is not remembered."""
     idle_ttl: timedelta | None = None
-    """Longest pause between two active requests; None for no such limit."""
+    """The longest pause between two active requests; None for no such limit."""
     grace: timedelta = timedelta(seconds=30)
-    """How long a replaced refresh token is still met with its successor."""
+    """How long a replaced refresh token gets the same successor again."""
     touch_every: timedelta = timedelta(seconds=60)
-    """Resolution of ``last_activity_at``."""
+    """The resolution of ``last_activity_at``."""
     flush_every: timedelta = timedelta(seconds=5)
-    """How often the collected activity is written, and the most a crash loses."""
+    """How often the collected activity is written, and the most that a crash loses."""
     max_staleness: timedelta = timedelta(seconds=5)
-    """Longest time a cached session is believed without proof."""
+    """The longest time that a cached session is valid without proof that notifications
+    arrive."""
     longest_trust: timedelta = timedelta(seconds=60)
-    """Longest time until a cached session is read again, however much the notifications
-    are trusted: what the trigger cannot hear is noticed by then. Not shorter than
-    ``max_staleness``."""
+    """The longest time until a cached session is read again, also while notifications
+    arrive: the bound for a change that causes none. Not shorter than ``max_staleness``."""
     time_budget: timedelta = timedelta(seconds=1)
     """The most that authentication adds to a request when the database is silent."""
     stale_while_down: timedelta = timedelta(0)
-    """How much longer than ``max_staleness`` cached sessions are believed while the
-    database gives no answer. Revocations are not heard meanwhile, so: zero."""
+    """How much longer than ``max_staleness`` a cached session is valid while the database
+    does not answer. No revocation is noticed in this time, so the default is zero."""
     retention: timedelta = timedelta(days=30)
-    """How long ``prune`` keeps a row after the session died, for your audit."""
+    """How long ``prune`` keeps the row of a session that has ended, for an audit."""
     max_sessions: int | None = None
-    """Live sessions a user may have; None for no limit."""
+    """How many live sessions a user may have; None for no limit."""
     on_limit: OnLimit = "evict"
     """At the limit, end the oldest session or refuse the new one."""
     end_on_password_change: bool = False
     """Refuse sessions older than the user's ``last_password_change``."""
     accept_unsigned: bool = False
-    """Honour tokens your application issued before handstamp came. Each unknown
+    """Accept tokens that the application issued before it used handstamp. Each unknown
     value then costs a query, so switch it off when the last of them has rotated."""
 
     def __post_init__(self) -> None:
@@ -94,15 +94,15 @@ class Policy:
         if self.flush_every >= self.grace:
             raise ConfigError(
                 f"flush_every ({self.flush_every}) must be shorter than grace "
-                f"({self.grace}): whether a new token was seen must be known by then"
+                f"({self.grace}): the use of a new token must be recorded by then"
             )
 
     def _check_limits(self) -> None:
         if self.longest_trust < self.max_staleness:
             raise ConfigError(
                 f"longest_trust ({self.longest_trust}) must not be shorter than "
-                f"max_staleness ({self.max_staleness}): a session is believed that long "
-                "even without a notification"
+                f"max_staleness ({self.max_staleness}): a cached session is valid that "
+                "long without a notification"
             )
         if self.refresh_ttl < self.session_ttl:
             raise ConfigError("refresh_ttl must not be shorter than session_ttl")
@@ -111,7 +111,7 @@ class Policy:
         if self.idle_ttl is not None and self.idle_ttl < 4 * self.flush_every:
             raise ConfigError(
                 f"idle_ttl ({self.idle_ttl}) must be at least 4 × flush_every "
-                f"({self.flush_every}): activity is written that late"
+                f"({self.flush_every}): activity is written with that delay"
             )
         if self.max_sessions is not None and self.max_sessions < 1:
             raise ConfigError("max_sessions must be at least 1, or None for no limit")
@@ -120,13 +120,13 @@ class Policy:
 
     @property
     def touch_interval(self) -> timedelta:
-        """How often one session's activity is noted: fine enough for ``idle_ttl``, and
-        for an expiry that moves ahead with it."""
+        """How often the activity of one session is recorded: often enough for ``idle_ttl``,
+        and for an ``expires_at`` that activity moves ahead."""
         idle = self.idle_ttl or self.refresh_ttl
         return min(self.touch_every, idle / 4, self.refresh_ttl / 4)
 
     def lifetime(self, *, remember: bool) -> timedelta:
-        """The longest a session lives, counted from its creation."""
+        """The longest life of a session, counted from its creation."""
         if remember:
             return self.absolute_ttl
         return min(self.browser_ttl, self.absolute_ttl)
@@ -137,12 +137,12 @@ class Policy:
     ) -> Policy:
         """A policy from environment variables such as ``HANDSTAMP_SESSION_TTL=900``.
 
-        Durations are in seconds. With a short ``session_ttl`` and nothing said of
-        ``grace`` and ``flush_every``, those shrink along with it, so that a whole
-        life can be watched in seconds by setting a single variable. Likewise
-        ``longest_trust`` is never shorter than ``max_staleness`` unless it is given.
+        Durations are in seconds. If ``grace`` and ``flush_every`` are not given, they
+        follow a short ``session_ttl``, so one variable is enough to watch a whole life in
+        seconds. ``longest_trust`` follows a long ``max_staleness`` in the same way.
 
-        Raises :class:`ConfigError` naming the variable that is not a number.
+        Raises :class:`ConfigError`, which names the variable, for a value that cannot be
+        read and for a name that nearly is the one of a field.
         """
         from handstamp.options import read_policy  # it reads the fields of this class
 
@@ -157,7 +157,7 @@ def _check_duration(name: str, value: object, annotation: str) -> None:
     if value < _ZERO or (value == _ZERO and name != "stale_while_down"):
         raise ConfigError(f"{name} must be longer than zero, not {value}")
     if value > _LONGEST:
-        # Counted from a date it would leave the calendar, and raise at a request.
+        # Added to a date it would be beyond the last date, and raise at a request.
         raise ConfigError(f"{name} must be at most 100 years, not {value}")
 
 
@@ -168,10 +168,10 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 class Cookies:
     """Names and attributes of the two cookies.
 
-    The default names carry the ``__Host-`` prefix, so a browser takes them from this
-    host over https only (RFC 6265bis, section 4.1.3.2). ``HttpOnly`` is always set.
-    Raises :class:`ConfigError` for a combination that browsers would drop or that
-    would weaken the cookie.
+    The default names have the prefix ``__Host-``, so a browser accepts them only from this
+    host, and with ``Secure`` (RFC 6265bis, section 4.1.3.2). ``HttpOnly`` is always set.
+    Raises :class:`ConfigError` for a combination that browsers drop or that weakens the
+    cookie.
     """
 
     session_name: str = "__Host-session"
@@ -181,7 +181,7 @@ class Cookies:
     path: str = "/"
     domain: str | None = None
     insecure_hosts: frozenset[str] = field(default=LOOPBACK)
-    """Hosts that may get cookies without ``Secure``; used only when it is off."""
+    """Hosts that may get cookies without ``Secure``; only used if ``secure`` is False."""
 
     def __post_init__(self) -> None:
         self._check_name("session_name", self.session_name)
@@ -193,16 +193,16 @@ class Cookies:
         if self.same_site == "None" and not self.secure:
             raise ConfigError('same_site="None" needs secure=True: browsers drop it')
         if not _PATH.fullmatch(self.path):
-            raise ConfigError(f"path {self.path!r} cannot stand in a cookie")
+            raise ConfigError(f"path {self.path!r} is not valid in a cookie")
         if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
-            raise ConfigError(f"domain {self.domain!r} cannot stand in a cookie")
+            raise ConfigError(f"domain {self.domain!r} is not valid in a cookie")
 
     def _check_name(self, field: str, name: str) -> None:
         if not _TOKEN.fullmatch(name):
             raise ConfigError(
                 f"{field} {name[:64]!r} is no cookie name (RFC 6265, section 4.1.1)"
             )
-        # Browsers know these prefixes in any case (RFC 6265bis, section 5.7).
+        # Browsers compare these prefixes without case (RFC 6265bis, section 5.7).
         if name.lower().startswith(_PREFIXES) and not self.secure:
             raise ConfigError(
                 f"{field} {name} needs secure=True; for plain http on your own machine "
@@ -221,7 +221,7 @@ class Cookies:
 
 
 class TrustedProxies:
-    """The networks whose ``X-Forwarded-For`` is believed; none by default.
+    """The networks whose ``X-Forwarded-For`` is trusted; none by default.
 
     Arguments are addresses or networks in CIDR notation, as text. Raises
     :class:`ConfigError` for anything else.
