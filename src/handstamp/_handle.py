@@ -69,12 +69,12 @@ class BaseHandle:
     _was_read = False
     """Whether the application has read the session."""
     _started = False
-    """Whether the response has started: cookies can be set no more."""
+    """Whether the response has started: no cookie can be set any more."""
     _set_cookies: tuple[bytes, ...] = ()
     _issued: Issued | None = None
-    """Tokens that were issued for this request …"""
+    """The tokens that were issued for this request."""
     _delivered: Issued | None = None
-    """… and that are on its response."""
+    """The tokens whose cookies are on its response."""
     _client: Client | None = None
 
     _options: MiddlewareOptions
@@ -246,7 +246,7 @@ class BaseHandle:
         if self._bearer:
             raise HandstampError(
                 "a client with a bearer token takes no cookies: call sessions.step_up() "
-                "and put the tokens that it issued into the answer"
+                "and put the tokens that it issued into the response"
             )
         self._check_login()
         refresh = self._options.reader.read(self._headers).refresh

@@ -192,7 +192,7 @@ class SessionAuthMiddleware(BaseMiddleware[ASGIApp, Scope]):
         try:
             await self.app(scope, receive, handle.send)
         except HandstampError as exc:
-            await _answer(exc, scope, handle)
+            await _send_error(exc, scope, handle)
 
     def _fast_path(self, scope: Scope) -> Handle | None:
         """The handle of a plain request with a cached session, else None."""
@@ -226,7 +226,7 @@ class SessionAuthMiddleware(BaseMiddleware[ASGIApp, Scope]):
         return handle
 
     async def _slow_path(self, scope: Scope, send: Send) -> Handle | None:
-        """The handle of any request; None if the request was refused and answered."""
+        """The handle of any request; None if it was refused and the response is sent."""
         headers = _plain_headers(scope)
         handle = self.handle_class(self._options, headers, scope.get("client"))
         # Some servers give a WebSocket handshake a method too; it is a write all the same.
@@ -237,7 +237,7 @@ class SessionAuthMiddleware(BaseMiddleware[ASGIApp, Scope]):
             await self._authenticate(handle, method, scope)
         except (CrossSiteRequest, SessionsUnavailable) as exc:
             handle._sender = send
-            await _answer(exc, scope, handle)
+            await _send_error(exc, scope, handle)
             return None
         return handle
 
@@ -286,7 +286,7 @@ class SessionAuthMiddleware(BaseMiddleware[ASGIApp, Scope]):
         try:
             await self.app(scope, receive, handle.send)
         except HandstampError as exc:
-            await _answer(exc, scope, handle)
+            await _send_error(exc, scope, handle)
         finally:
             if session is not None and guard is not None:
                 sessions.connections.remove(session.id, guard.end)
@@ -362,8 +362,8 @@ def can_deny(scope: Scope) -> bool:
     return "websocket.http.response" in (scope.get("extensions") or ())
 
 
-async def _answer(exc: HandstampError, scope: Scope, handle: Handle) -> None:
-    """Answer an exception as rule 5 says; raise it where that is not possible.
+async def _send_error(exc: HandstampError, scope: Scope, handle: Handle) -> None:
+    """Send the response to an exception, as in rule 5; raise it where that is not possible.
 
     A handshake is denied with the response that an HTTP request gets where the server can
     send one, and else with the close code.

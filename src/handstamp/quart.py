@@ -139,9 +139,12 @@ class SessionAuth:
 
 
 async def handle_error(error: HandstampError) -> ResponseReturnValue:
-    """An error of handstamp as Quart answers ``abort(401)``: your handlers of the status
-    are asked, and one that you register for the error itself replaces this. A WebSocket
-    that cannot be answered with a response is closed with the error's code."""
+    """Return handstamp's exception as Quart returns ``abort(401)``: with your handler for
+    the status if there is one. Register a handler for the exception to replace this one.
+
+    A WebSocket that cannot be denied with a response is closed with the exception's code.
+    Raises an exception with status 500, such as :class:`ConfigError`, for the server's log.
+    """
     too_late = has_websocket_context() and (
         session_auth._started or not asgi.can_deny(_scope())
     )

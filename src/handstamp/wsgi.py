@@ -207,7 +207,7 @@ class SessionAuthMiddleware(BaseMiddleware[WSGIApplication, WSGIEnvironment]):
             try:
                 self._slow_path(handle, environ)
             except (CrossSiteRequest, SessionsUnavailable) as exc:
-                return _answer(exc, handle)
+                return _error_response(exc, handle)
         handle._starter = start_response
         self.attach(environ, handle)
         try:
@@ -215,7 +215,7 @@ class SessionAuthMiddleware(BaseMiddleware[WSGIApplication, WSGIEnvironment]):
         except HandstampError as exc:
             if handle._started or exc.status == 500:
                 raise
-            return _answer(exc, handle)
+            return _error_response(exc, handle)
 
     def _fast_path(self, environ: WSGIEnvironment) -> Handle | None:
         """The handle of a plain request with a cached session, else None."""
@@ -281,7 +281,7 @@ class SessionAuthMiddleware(BaseMiddleware[WSGIApplication, WSGIEnvironment]):
         environ[ENVIRON_KEY] = handle
 
 
-def _answer(exc: HandstampError, handle: Handle) -> Iterable[bytes]:
+def _error_response(exc: HandstampError, handle: Handle) -> Iterable[bytes]:
     """Answer an exception before the response has started: its status, its headers and the
     text that a client may read.
 

@@ -31,7 +31,7 @@ def login() -> str:
 @sock.route("/ws")
 def echo(ws: Any) -> None:
     """Send the user of the socket, then do what the client asks."""
-    ws.send(session_auth.user_id or "nobody")
+    ws.send(session_auth.user_id or "anonymous")
     if ws.receive() == "sign out everywhere":
         sessions_ended = session_auth.revoke_others()
         ws.send(f"ended {sessions_ended}")

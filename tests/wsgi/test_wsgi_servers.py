@@ -53,7 +53,7 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def heard_dsn(dsn: str) -> str:
+def dsn_with_trigger(dsn: str) -> str:
     """A database with the trigger: every worker is notified of every writer."""
     import asyncpg
 
@@ -83,19 +83,21 @@ def everywhere(client: httpx.Client, status: int) -> set[int]:
 
 @forking
 def test_c136_workers_share_nothing_of_what_the_master_had(
-    make: Any, options: list[str], used: str, heard_dsn: str, log: Path
+    make: Any, options: list[str], used: str, dsn_with_trigger: str, log: Path
 ) -> None:
     """Each has connections and a listener of its own; a revocation reaches all."""
-    with serving(make, options, heard_dsn, log, SITE_USED=used) as server:
+    with serving(make, options, dsn_with_trigger, log, SITE_USED=used) as server:
         workers = server.workers(WORKERS)
         before = server.get("/").json()["used"] or {"backends": []}
         holders = [set(w["backends"]) for w in workers.values()] + [set(before["backends"])]
         assert sum(map(len, holders)) == len(set.union(*holders)), holders
         assert all(holders[:-1])
-        alive = {row["pid"] for row in rows(heard_dsn, "select pid from pg_stat_activity")}
+        alive = {
+            row["pid"] for row in rows(dsn_with_trigger, "select pid from pg_stat_activity")
+        }
         assert set.union(*holders) <= alive
         if used:
-            until(lambda: last_seen(heard_dsn) == [before["session"]], "the touch")
+            until(lambda: last_seen(dsn_with_trigger) == [before["session"]], "the touch")
         with server.signed_in() as browser, server.signed_in() as other:
             assert everywhere(browser, 200) <= set(workers)
             assert other.get("/revoke").json() >= 1

@@ -77,4 +77,4 @@ def test_our_own_page_opens_its_socket_under_wsgi(server: Server) -> None:
 def test_an_anonymous_socket_is_anonymous_under_wsgi(server: Server) -> None:
     """Without our cookies another site opens what anybody may open, and no more."""
     with server.client() as client, shake(server, client, "https://evil.example") as socket:
-        assert socket.recv(timeout=20) == "nobody"
+        assert socket.recv(timeout=20) == "anonymous"
