@@ -45,7 +45,7 @@ _limits = supabase_rules._limits
 
 def _one_more(session: Any, counter: int, rules: Any, now: Any) -> Any:
     verdict = _judge_v2(session, counter, rules, now)
-    if isinstance(verdict, Count) and verdict.causes:
+    if isinstance(verdict, Count) and verdict.reused:
         return replace(verdict, counter=verdict.counter + 1)
     return verdict
 

@@ -179,7 +179,7 @@ class AuthProcess:
         # The listener has a clock of its own, so these processes do not listen.
         sessions._listener._channel = None
         # Before the first answer it would go by the system's clock, which is elsewhere.
-        sessions._state.database_clock.saw(clock.now(), clock())
+        sessions._state.database_clock.update(clock.now(), clock())
         sessions.on(Event, self.events.append)
 
     async def close(self) -> None:

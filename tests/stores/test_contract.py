@@ -1220,6 +1220,7 @@ async def test_a_session_whose_owner_is_away_survives(table: Table, user: str) -
     assert (await rotated(table, record)).is_active
 
 
+@needs("prune")
 @pytest.mark.parametrize(
     ("policy", "died"),
     [
@@ -1286,6 +1287,7 @@ async def test_a_row_without_created_at_is_pruned_by_its_refresh_limit(
     assert await table.store.prune(POLICY, batch=10) == 1
 
 
+@needs("prune")
 async def test_pruning_takes_a_batch_at_a_time(table: Table, user: str) -> None:
     """Never more rows than asked for, until none is left."""
     for _ in range(5):
@@ -1295,6 +1297,7 @@ async def test_pruning_takes_a_batch_at_a_time(table: Table, user: str) -> None:
     assert taken == [2, 2, 1, 0]
 
 
+@needs("prune")
 async def test_an_active_sibling_survives_the_pruning(table: Table, user: str) -> None:
     """Exactly the dead go."""
     dead = await created(table, user)
@@ -1378,9 +1381,10 @@ def questions(table: Table, record: Record, new: NewSession) -> list[AuthRequest
         lambda: store.revoke(id, reason="x", user_id=user),
         lambda: store.revoke_user(user, reason="x"),
         lambda: store.list_for_user(user),
-        lambda: store.prune(POLICY, batch=10),
         lambda: store.ping(),
     ]
+    if has(table.name, "prune"):
+        asked.append(lambda: store.prune(POLICY, batch=10))
     if has(table.name, "refresh"):
         asked += [
             lambda: store.find_by_refresh(step.presented),
@@ -1543,6 +1547,7 @@ async def test_c129_a_live_session_is_never_notified(
     assert await listener.heard() == []
 
 
+@needs("prune")
 async def test_pruning_notifies_nothing(
     table: Table, user: str, listener: Listener
 ) -> None:

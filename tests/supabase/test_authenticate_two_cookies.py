@@ -177,7 +177,7 @@ async def test_a_process_that_cannot_refresh_sees_the_conflict_too(world: World)
     client = await world.browser(sessions)
     bodies = [dict(each.body or {}) for each in issued]
     minting = other._issuer.tokens
-    row = await other._auth.find_by_id(issued[0].session.id)
+    (row,) = await other._auth.read_sessions([issued[0].session.id])
     assert row is not None
     bodies[0]["access_token"] = expired(minting, row)
     pairs = [(NAME, encode_session(body)) for body in bodies]

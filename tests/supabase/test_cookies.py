@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,12 +109,10 @@ def test_a_session_is_encoded_to_the_byte() -> None:
 
 @given(session=sessions)
 def test_what_is_encoded_is_decoded(session: dict[str, Any]) -> None:
-    """Tokens, time and user survive, in the value of today and in the one of old."""
+    """The tokens survive, in the value of today and in the one of old."""
     expected = CookieSession(
         access_token=session["access_token"],
         refresh_token=session["refresh_token"],
-        expires_at=session["expires_at"],
-        user=session["user"],
     )
     assert decode_session(value_of(session)) == expected
     assert decode_session(value_of(session, raw=True)) == expected
@@ -123,9 +121,9 @@ def test_what_is_encoded_is_decoded(session: dict[str, Any]) -> None:
 def test_half_a_surrogate_pair_is_escaped() -> None:
     """JavaScript writes it so, and nothing else can: it has no UTF-8."""
     value = encode_session(ordinary(user={"name": "\ud800"}))
-    session = decode_session(value)
-    assert session is not None
-    assert session.user == {"name": "\ud800"}
+    assert decode_session(value) == decode_session(encode_session(ordinary()))
+    raw = value.removeprefix("base64-")
+    assert b"\\ud800" in urlsafe_b64decode(raw + "=" * (-len(raw) % 4))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -206,34 +204,12 @@ def test_auth_js_and_we_agree_on_what_a_session_is(missing: str) -> None:
     assert decode_session(encode_session(session)) is None
 
 
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        *((1.9, 1), ("1", None), (True, None), (None, None), (-1, None)),
-        *((10**400, None), (1e300, None), ([], None)),
-    ],
-)
-def test_a_time_that_is_none_is_none(value: object, seconds: int | None) -> None:
-    """What is no number of seconds until the year 9999 is not known."""
-    session = decode_session(encode_session(ordinary(expires_at=value)))
-    assert session is not None
-    assert session.expires_at == seconds
-
-
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 def test_python_s_own_numbers_are_no_json(constant: str) -> None:
     """JavaScript's reader would not take them."""
     text = json.dumps(ordinary()).replace(": 1", f": {constant}")
     assert constant in text
     assert decode_session(text) is None
-
-
-def test_a_user_that_is_no_object_is_left_out() -> None:
-    """It is only for writing back."""
-    for user in ("x", 1, None, []):
-        session = decode_session(encode_session(ordinary(user=user)))
-        assert session is not None
-        assert session.user is None
 
 
 @given(
@@ -249,7 +225,7 @@ def test_no_value_makes_the_reader_raise(value: str) -> None:
 def test_a_session_shows_no_token() -> None:
     """Nor the user it came with."""
     session = decode_session(encode_session(ordinary(user={"email": "a@b"})))
-    assert repr(session) == "CookieSession(expires_at=1)"
+    assert repr(session) == "CookieSession()"
 
 
 @pytest.mark.parametrize("length", [3180, 3181, 6360, 6361])
@@ -285,7 +261,7 @@ def test_pieces_are_known_by_their_names(cookie: str, verdict: bool) -> None:
 def test_set_cookie_lines_are_the_package_s_to_the_byte() -> None:
     """Set and removed, with its attributes in its order."""
     removed = WRITER.clear({f"{NAME}.0": "x"})
-    assert removed == [VECTORS["set_cookie"][1].encode()]
+    assert list(removed) == [VECTORS["set_cookie"][1].encode()]
     line = WRITER.session({}, {})[0].replace(b"base64-e30", b"base64-eyJh")
     assert line == VECTORS["set_cookie"][0].encode()
 
@@ -310,7 +286,7 @@ def test_our_own_attributes_are_stricter() -> None:
 def test_all_attributes_have_the_order_of_the_cookie_package() -> None:
     """Max-Age, Domain, Path, HttpOnly, Secure, SameSite."""
     cookie = SupabaseCookie(name="k", same_site="None", path="/app", domain="a.example")
-    assert SupabaseCookieWriter(cookie).session({}, {}) == [
+    assert list(SupabaseCookieWriter(cookie).session({}, {})) == [
         b"k=base64-e30; Max-Age=34560000; Domain=a.example; Path=/app; HttpOnly; Secure;"
         b" SameSite=None"
     ]
@@ -346,7 +322,7 @@ def test_a_cookie_that_did_not_change_is_not_written() -> None:
     """Nothing to say is no line at all; the piece that changed is the only one."""
     session = sized(7000)
     came: dict[str, str | None] = {**cut(NAME, encode_session(session))}
-    assert WRITER.session(session, came) == []
+    assert WRITER.session(session, came) == ()
     came[f"{NAME}.1"] = "old"
     assert [f"{NAME}.1"] == [name for name, _ in pairs(WRITER.session(session, came))]
 
@@ -362,14 +338,13 @@ def test_with_a_domain_each_removal_is_written_twice() -> None:
         SupabaseCookie(name="k", http_only=False, secure=False, domain="a.example")
     )
     wide = b"; Max-Age=0; Domain=a.example; Path=/; SameSite=Lax"
-    expected = [b"k.0=" + GONE, b"k.1=" + GONE, b"k.0=" + wide, b"k.1=" + wide]
+    expected = (b"k.0=" + GONE, b"k.1=" + GONE, b"k.0=" + wide, b"k.1=" + wide)
     came = {"k.0": "x", "k.1": "y"}
     assert writer.clear(came) == expected
     lines = writer.session({}, came)
     assert lines[:4] == expected
-    assert lines[4:] == [
-        b"k=base64-e30; Max-Age=34560000; Domain=a.example; Path=/; SameSite=Lax"
-    ]
+    (kept,) = lines[4:]
+    assert kept == b"k=base64-e30; Max-Age=34560000; Domain=a.example; Path=/; SameSite=Lax"
 
 
 def test_with_a_domain_a_name_with_several_values_is_removed_without_it() -> None:
@@ -389,7 +364,7 @@ def test_clearing_removes_what_came_and_nothing_else() -> None:
     lines = WRITER.clear(came)
     assert list(came) == [cookie_name(line).decode() for line in lines]
     assert all(line.endswith(b"=" + GONE) for line in lines)
-    assert WRITER.clear({}) == []
+    assert WRITER.clear({}) == ()
 
 
 @given(session=sessions, before=sessions)

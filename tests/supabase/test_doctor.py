@@ -176,7 +176,8 @@ async def test_what_an_older_supabase_lacks_is_told(supabase_dsn: str) -> None:
         fresh = set(told.of("columns")) - set(before.of("columns"))
         off = sum(before.report["capabilities"].values())
         assert len(fresh) == off - sum(told.report["capabilities"].values()), statements
-        assert {*told.of("columns").values()} == {"notice"}, age
+        # Nothing is off without the column that is the newest.
+        assert {*told.of("columns").values()} == {"notice" if age else "ok"}, age
     said = " ".join(told.of("columns"))
     for missing in (
         "auth.sessions has no refresh_token_hmac_key, refresh_token_counter: new sessions",

@@ -241,35 +241,6 @@ def test_a_low_level_shortens_access_tokens(
 
 
 @pytest.mark.parametrize(
-    ("refusal", "code", "message"),
-    [
-        (Refusal.EXPIRED, "session_expired", "Invalid Refresh Token: Session Expired"),
-        (
-            Refusal.LOW_AAL,
-            "session_expired",
-            "Invalid Refresh Token: Session Expired (Low AAL: User Needs MFA Verification)",
-        ),
-        (Refusal.MALFORMED, "validation_failed", "Refresh token is not valid"),
-        (
-            Refusal.CLIENT_MISSING,
-            "invalid_client",
-            "Client authentication required for OAuth session",
-        ),
-        (
-            Refusal.ALREADY_USED,
-            "refresh_token_already_used",
-            "Invalid Refresh Token: Already Used",
-        ),
-    ],
-)
-def test_refusals_are_told_in_gotrue_s_words(
-    refusal: Refusal, code: str, message: str
-) -> None:
-    """Code and message are those of its own answers."""
-    assert (refusal.code, refusal.message) == (code, message)
-
-
-@pytest.mark.parametrize(
     ("setting", "value"),
     [
         ("timebox", timedelta(0)),

@@ -205,7 +205,7 @@ async def test_no_login_and_no_refresh_is_heard(supabase_dsn: str, version: int)
         for _ in range(3):
             await auth.advance(HOUR)
             await auth.refreshed(created.refresh_token)
-        await auth.store.create(created.session.user_id, LAPTOP)
+        await auth.store.sign_in(created.session.user_id, LAPTOP)
         assert await town.heard() == []
 
 

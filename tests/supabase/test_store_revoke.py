@@ -12,7 +12,6 @@ import asyncpg
 import pytest
 
 from handstamp.stores.base import Ended
-from handstamp.supabase.rules import Refusal
 from tests.support.supabase import (
     HOUR,
     LAPTOP,
@@ -65,7 +64,7 @@ async def test_a_logout_deletes_the_session_and_all_of_it(
     auth: Supabase, listener: Listener
 ) -> None:
     """Its row, its tokens and its claims; said in the same transaction."""
-    created = await auth.another().create(await auth.add_user(), LAPTOP)
+    created = await auth.another().sign_in(await auth.add_user(), LAPTOP)
     other = await auth.login(created.session.user_id)
     ended = await auth.store.revoke(created.session.id, reason="x")
     assert ended == Ended(id=created.session.id, user_id=created.session.user_id)
@@ -150,7 +149,7 @@ async def test_neither_a_login_nor_a_refresh_is_said(
     """Nothing is, that does not end a session."""
     user = await auth.add_user()
     created = await auth.login(user)
-    v1 = await auth.another().create(user, LAPTOP)
+    v1 = await auth.another().sign_in(user, LAPTOP)
     await auth.refreshed(created.refresh_token)
     again = await auth.refreshed(v1.refresh_token)
     await auth.refreshed(again.refresh_token)
@@ -213,7 +212,7 @@ async def test_whoever_ends_several_locks_them_in_the_order_of_their_ids(
     async with supabase(supabase_dsn, budget=HOUR, **V2) as auth:
         store = auth.another(**V2, entropy=lambda n: drawn.pop(0) if n == 16 else bytes(n))
         user = await auth.add_user()
-        high, low = [(await store.create(user, LAPTOP)).session.id for _ in range(2)]
+        high, low = [(await store.sign_in(user, LAPTOP)).session.id for _ in range(2)]
         gotrue = await asyncpg.connect(auth.dsn)
         one = "select id::text from auth.sessions where id = $1 for update"
         try:
@@ -228,121 +227,17 @@ async def test_whoever_ends_several_locks_them_in_the_order_of_their_ids(
         assert [gone.id for gone in await task] == [low, high]
 
 
-async def test_cleaning_up_is_off_unless_it_is_on(auth: Supabase) -> None:
-    """As it is at GoTrue; then no statement is sent."""
-    await auth.login(not_after=auth.now)
-    await auth.advance(400 * DAY)
-    before = auth.store.queries
-    assert await auth.store.prune() == 0
-    assert auth.store.queries == before
-    assert await auth.count("sessions") == 1
-
-
-CLEANUP: dict[str, Any] = {"cleanup": True, "audit": False}
-
-
-async def test_revoked_tokens_go_after_a_day(supabase_dsn: str) -> None:
-    """Later than 24 hours after their last use, and no active one ever."""
-    async with supabase(supabase_dsn, **CLEANUP) as auth:
-        created = await auth.login()
-        await auth.refreshed(created.refresh_token)
-        await auth.advance(DAY)
-        assert await auth.store.prune() == 0
-        await auth.advance(SECOND)
-        assert await auth.store.prune() == 1
-        (row,) = await auth.tokens(created.session.id)
-        assert row["revoked"] is False
-        assert (await auth.refused(created.refresh_token)).refusal is Refusal.NOT_FOUND
-        await auth.advance(400 * DAY)
-        assert await auth.store.prune() == 0
-
-
-async def test_a_session_past_its_end_goes_after_three_days(supabase_dsn: str) -> None:
-    """First its tokens are revoked, after one day; then they go, then the session."""
-    async with supabase(supabase_dsn, **CLEANUP) as auth:
-        created = await auth.login(not_after=auth.now)
-        await auth.advance(DAY)
-        assert await auth.store.prune() == 0
-        await auth.advance(SECOND)
-        assert await auth.store.prune() == 1
-        (row,) = await auth.tokens(created.session.id)
-        assert (row["revoked"], row["updated_at"]) == (True, auth.now)
-        await auth.advance(DAY + SECOND)
-        assert await auth.store.prune() == 1
-        await auth.advance(DAY - 2 * SECOND)
-        assert await auth.store.prune() == 0
-        await auth.advance(SECOND)
-        assert await auth.store.prune() == 1
-        assert await auth.count("sessions") == 0
-
-
-@pytest.mark.parametrize("refreshed", [False, True], ids=["never", "refreshed"])
-@pytest.mark.parametrize("rule", ["timebox", "inactivity"])
-@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
-async def test_a_session_past_a_rule_goes_after_a_day(
-    supabase_dsn: str, rule: str, refreshed: bool, zone: str
-) -> None:
-    """Whatever the time zone of the connection; and none that is alive."""
-    async with supabase(supabase_dsn, **{rule: HOUR}, **CLEANUP) as auth:
-        settings = {**auth.frozen.connect["server_settings"], "timezone": zone}
-        store = auth.another(
-            **{rule: HOUR}, **CLEANUP, connect={"server_settings": settings}
-        )
-        created = await auth.login()
-        if refreshed:
-            await auth.refreshed(created.refresh_token)
-        await auth.advance(DAY + HOUR)
-        await store.prune()
-        assert await auth.count("sessions") == 1
-        await auth.advance(SECOND)
-        assert await store.prune() == 1
-        assert await auth.count("sessions") == 0
-
-
-async def test_cleaning_up_keeps_to_its_limits(supabase_dsn: str) -> None:
-    """Ten sessions at once, so that cascades stay small, and fewer if told."""
-    async with supabase(supabase_dsn, **CLEANUP, **V2) as auth:
-        user = await auth.add_user()
-        for _ in range(14):
-            await auth.login(user, not_after=auth.now)
-        await auth.advance(4 * DAY)
-        assert await auth.store.prune(batch=3) == 3
-        assert await auth.store.prune() == 10
-        assert await auth.store.prune() == 1
-
-
-async def test_cleaning_up_skips_what_is_held(supabase_dsn: str) -> None:
-    """It waits for nobody, and the held session stays for the next time."""
-    async with supabase(supabase_dsn, timebox=HOUR, **CLEANUP, **V2) as auth:
-        held, free = await auth.login(), await auth.login()
-        await auth.advance(10 * DAY)
-        gotrue = await asyncpg.connect(auth.dsn)
-        try:
-            async with gotrue.transaction():
-                await gotrue.execute(
-                    "select from auth.sessions where id = $1 for update", held.session.id
-                )
-                assert await auth.store.prune() == 1
-                assert await auth.store.find_by_id(free.session.id) is None
-        finally:
-            await gotrue.close()
-        assert await auth.store.prune() == 1
-
-
 async def test_after_everything_gotrue_can_read_every_row(supabase_dsn: str) -> None:
-    """Logins, refreshes, upgrades, misuse, ends and cleanups of both kinds."""
-    async with supabase(supabase_dsn, **CLEANUP) as auth:
-        v2 = auth.another(algorithm_version=2, upgrade=100, cleanup=True)
+    """Logins, refreshes, upgrades and misuse of both kinds."""
+    async with supabase(supabase_dsn, audit=False) as auth:
+        v2 = auth.another(algorithm_version=2, upgrade=100)
         user = await auth.add_user()
         for store in (auth.store, v2):
-            created = await store.create(user, LAPTOP)
+            created = await store.sign_in(user, LAPTOP)
             first = await store.refresh(created.refresh_token, LAPTOP)
             await v2.refresh(first.refresh_token, LAPTOP)
             await store.refresh(created.refresh_token, LAPTOP)
-            await store.create(user, LAPTOP)
+            await store.sign_in(user, LAPTOP)
             await auth.advance(SECOND)
             await store.refresh(created.refresh_token, LAPTOP)
             await assert_gotrue_can_read(auth.psql)
-        await auth.advance(2 * DAY)
-        await v2.prune()
-        await assert_gotrue_can_read(auth.psql)

@@ -7,8 +7,9 @@ import os
 
 import asyncpg
 
+from handstamp.core.models import Client
 from handstamp.errors import SessionsUnavailable
-from handstamp.supabase.rows import NewAuthSession, Refreshed
+from handstamp.supabase.rows import Refreshed
 from handstamp.supabase.rules import SupabaseRules
 from handstamp.supabase.store import SupabaseStore
 from handstamp.supabase.tokens import KeyRing
@@ -36,19 +37,21 @@ async def life(dsn: str, version: int, keys: KeyRing) -> list[str]:
     rules = SupabaseRules(algorithm_version=version)  # type: ignore[arg-type]
     store = SupabaseStore(dsn, rules=rules, keys=keys, entropy=os.urandom)
     try:
-        created = await store.create(USER, LAPTOP)
+        created = await store.sign_in(USER, LAPTOP)
         done = await store.refresh(created.refresh_token, LAPTOP)
         assert isinstance(done, Refreshed)
         stored = await connection.fetchval(
             "select refresh_token_hmac_key from auth.sessions"
         )
         plain = [] if stored is None else [_plain(keys, stored, created.session.id)]
-        await connection.execute("alter table auth.sessions add check (tag <> 'bad')")
-        for new in (NewAuthSession(tag="bad"), NewAuthSession(oauth_client_id=USER)):
-            try:
-                await store.create(USER, LAPTOP, new)
-            except SessionsUnavailable:
-                continue
+        await connection.execute(
+            "alter table auth.sessions add check (user_agent <> 'bad')"
+        )
+        try:
+            await store.sign_in(USER, Client(user_agent="bad"))
+        except SessionsUnavailable:
+            pass
+        else:
             raise AssertionError("the table took what it must refuse")
         await store.revoke(created.session.id, reason="x")
     finally:

@@ -11,7 +11,6 @@ import pytest
 
 from handstamp.core.lifetime import judge
 from handstamp.core.models import LONG_AGO, Record, Session, Valid
-from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, SessionsUnavailable
 from handstamp.stores.base import (
     ActivityStore,
@@ -21,11 +20,10 @@ from handstamp.stores.base import (
     RotatingStore,
     StepUpStore,
 )
-from handstamp.supabase.table import SupabaseTable
+from handstamp.supabase.store import SupabaseStore
 from tests.support.supabase import new_store
 from tests.support.supabase_table import CENTURY, SUPABASE, AuthTable, auth_table
 from tests.support.tables import (
-    DAY,
     POLICY,
     fresh_session,
     has,
@@ -36,7 +34,7 @@ FAR_AWAY = [ZoneInfo("America/Los_Angeles"), ZoneInfo("Pacific/Kiritimati")]
 
 @pytest.fixture
 async def table(supabase_dsn: str) -> AsyncIterator[AuthTable]:
-    """Empty tables, whose GoTrue cleans up."""
+    """Empty tables."""
     async with auth_table(supabase_dsn) as table:
         yield table
 
@@ -46,7 +44,7 @@ async def created(table: AuthTable) -> Record:
     return (await table.create(new, POLICY)).record
 
 
-async def found(store: SupabaseTable, session_id: str) -> Record:
+async def found(store: SupabaseStore, session_id: str) -> Record:
     record = await store.find_by_id(session_id)
     assert record is not None
     return record
@@ -99,7 +97,7 @@ async def test_a_store_that_cannot_read_is_not_ready(table: AuthTable) -> None:
 
 async def test_a_store_without_a_server_is_not_ready() -> None:
     """Whether it could read is not certain then; the driver's words are not passed on."""
-    store = SupabaseTable(new_store("postgresql://127.0.0.1:1/none"))
+    store = new_store("postgresql://127.0.0.1:1/none")
     with pytest.raises(SessionsUnavailable) as failure:
         await store.ready()
     assert "127.0.0.1" not in str(failure.value)
@@ -133,7 +131,7 @@ async def test_a_user_deleted_softly_may_not_go_on(table: AuthTable) -> None:
 async def test_a_row_without_a_birthday_lives_and_is_old(table: AuthTable) -> None:
     """Its date can be shown in every time zone, and no step-up takes it for fresh."""
     record = await created(table)
-    store = SupabaseTable(table.auth.another())
+    store = table.auth.another()
     await table.auth.write(record.id, created_at=None)
     read = await found(store, record.id)
     assert isinstance(judge(read, POLICY), Valid)
@@ -146,40 +144,18 @@ async def test_a_row_without_a_birthday_lives_and_is_old(table: AuthTable) -> No
 async def test_no_date_of_a_row_leaves_the_calendar(table: AuthTable, column: str) -> None:
     """An infinite one neither raises, nor gives an end that cannot be shown."""
     record = await created(table)
-    store = SupabaseTable(table.auth.another(inactivity=CENTURY))
+    store = table.auth.another(inactivity=CENTURY)
     await table.auth.psql.execute(f"update auth.sessions set {column} = 'infinity'")
     read = await found(store, record.id)
     assert isinstance(judge(read, POLICY), Valid)
     assert all(read.expires_at.astimezone(zone) > table.now for zone in FAR_AWAY)
 
 
-# Pruning.
-
-
-async def test_a_backlog_is_pruned_to_its_end(table: AuthTable) -> None:
-    """However many sessions ended: GoTrue's limits are those of one statement."""
-    user = await table.add_user()
-    for _ in range(23):
-        await table.auth.login(user, not_after=table.now)
-    await table.advance(4 * DAY)
-    async with Sessions(table.store, secret="s" * 32, policy=POLICY) as sessions:
-        assert await sessions.prune() == 2 * 23  # the tokens are ended first
-    assert await table.count() == 0
-
-
-async def test_a_batch_is_never_more_than_was_asked_for(table: AuthTable) -> None:
-    """Rows of every kind together."""
-    user = await table.add_user()
-    for _ in range(3):
-        await table.auth.login(user, not_after=table.now)
-    await table.advance(4 * DAY)
-    taken = [await table.store.prune(POLICY, batch=2) for _ in range(4)]
-    assert taken == [2, 2, 2, 0]
-
-
-async def test_without_cleanup_nothing_is_pruned(table: AuthTable) -> None:
-    """The setting is GoTrue's, and so is its default."""
+async def test_nothing_is_pruned(table: AuthTable) -> None:
+    """GoTrue's own cleanup deletes rows; ours sends no statement."""
     await created(table)
     await table.advance(timedelta(days=400))
-    assert await SupabaseTable(table.auth.another()).prune(POLICY, batch=10) == 0
+    sent = table.store.queries
+    assert await table.store.prune(POLICY, batch=10) == 0
+    assert table.store.queries == sent
     assert await table.count() == 1

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,10 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from handstamp.core.models import Client
-from handstamp.supabase.rows import (
-    CreatedAuthSession,
-    NewAuthSession,
-    Refreshed,
-    Refused,
-)
-from handstamp.supabase.rules import SupabaseRules
+from handstamp.errors import ConfigError
+from handstamp.supabase.rows import CreatedAuthSession, Refreshed, Refused
+from handstamp.supabase.rules import AuthSession, SupabaseRules
+from handstamp.supabase.schema import INSPECT, TABLES, Schema, read_schema
 from handstamp.supabase.store import SupabaseStore
 from tests.support.frozen_postgres import FrozenPostgres, frozen_postgres
 
@@ -124,10 +122,23 @@ class Supabase:
             f"insert into auth.{table} ({', '.join(row)}) values ({marks})", *row.values()
         )
 
-    async def login(self, user_id: str | None = None, **new: Any) -> CreatedAuthSession:
-        return await self.store.create(
-            user_id or await self.add_user(), LAPTOP, NewAuthSession(**new)
-        )
+    async def login(
+        self,
+        user_id: str | None = None,
+        *,
+        method: str = "password",
+        replaces: tuple[str, ...] = (),
+        **columns: object,
+    ) -> CreatedAuthSession:
+        """Signs in; ``columns`` are then written to the row, as another server may."""
+        owner = user_id or await self.add_user()
+        created = await self.store.sign_in(owner, LAPTOP, method=method, replaces=replaces)
+        if not columns:
+            return created
+        await self.write(created.session.id, **columns)
+        session = await read_session(self.store, created.session.id)
+        assert session is not None
+        return replace(created, session=session)
 
     async def refreshed(self, token: str, **options: Any) -> Refreshed:
         outcome = await self.store.refresh(token, LAPTOP, **options)
@@ -188,10 +199,33 @@ class Supabase:
         }
 
 
+async def read_session(store: SupabaseStore, session_id: str) -> AuthSession | None:
+    """The row with this id."""
+    found = await store.read_sessions([session_id])
+    return found[0] if found else None
+
+
+async def inspect(store: SupabaseStore) -> Schema:
+    """What the tables have now. Raises the first defect that prevents writing."""
+    rows = await store._database.read(INSPECT, store._name, list(TABLES))
+    schema = read_schema(store._name, rows, store.rules)
+    if schema.unwritable is not None:
+        raise ConfigError(schema.unwritable)
+    return schema
+
+
 def new_store(dsn: str, **settings: Any) -> SupabaseStore:
     """A store on the frozen clock; settings of the store, or of its rules."""
     connect = {**FrozenPostgres.connect, **settings.pop("connect", {})}
-    names = ("keys", "pool_size", "budget", "schema", "entropy", "listen_dsn")
+    names = (
+        "keys",
+        "oauth_clients",
+        "pool_size",
+        "budget",
+        "schema",
+        "entropy",
+        "listen_dsn",
+    )
     own = {name: settings.pop(name) for name in names if name in settings}
     return SupabaseStore(
         dsn,

@@ -1,6 +1,6 @@
 """Supabase's own tables as one more table of the store contract.
 
-Sessions are opened by `SupabaseStore.create`, as an application's are; rows are read and
+Sessions are opened by `SupabaseStore.sign_in`, as an application's are; rows are read and
 changed by SQL, in the schema and on the frozen clock of `tests/support/supabase.py`.
 """
 
@@ -16,17 +16,14 @@ from handstamp.config import Policy
 from handstamp.core.models import NewSession
 from handstamp.stores.base import Created
 from handstamp.stores.shapes import TableShape, UsersTable
-from handstamp.supabase.rows import NewAuthSession, record_of
+from handstamp.supabase.rows import record_of
 from handstamp.supabase.store import SupabaseStore
-from handstamp.supabase.table import SupabaseTable
 from tests.support.foreign_tables import ForeignTable
 from tests.support.frozen_postgres import SEARCH_PATH
 from tests.support.supabase import Supabase, supabase
 
 CENTURY = timedelta(days=36_500)
-ABLE = SupabaseTable(
-    SupabaseStore("postgresql://localhost/nothing", entropy=os.urandom)
-).capabilities
+ABLE = SupabaseStore("postgresql://localhost/nothing", entropy=os.urandom).capabilities
 
 SUPABASE = ForeignTable(
     shape=TableShape(
@@ -71,6 +68,7 @@ SUPABASE = ForeignTable(
         "revoked_at": "a session that ended has no row",
         "revoked_reason": "a session that ended has no row",
         "kept": "a session that ended has no row",
+        "prune": "GoTrue's own cleanup deletes the rows of sessions that are over",
     },
 )
 
@@ -91,8 +89,7 @@ class Entropy:
 class AuthTable:
     """`auth.sessions` of one database with a frozen clock.
 
-    Sessions end by age, at the refresh limit of the other tables, and are cleaned up, so
-    there are rows to prune.
+    Sessions end by age, at the refresh limit of the other tables.
     """
 
     name = "supabase"
@@ -103,7 +100,7 @@ class AuthTable:
     def __init__(self, auth: Supabase, entropy: Entropy) -> None:
         self.auth = auth
         self.frozen = auth.frozen
-        self.store = SupabaseTable(auth.store)
+        self.store = auth.store
         self._entropy = entropy
 
     @property
@@ -123,10 +120,8 @@ class AuthTable:
         """
         assert new.limit is None
         self._entropy.id = UUID(new.token_digest)
-        made = await self.store.auth.create(
-            new.user_id, new.client, NewAuthSession(replaces=new.replaces)
-        )
-        record = record_of(made.session, self.store.auth.rules)
+        made = await self.store.sign_in(new.user_id, new.client, replaces=new.replaces)
+        record = record_of(made.session, self.store.rules)
         return Created(record=record, ended=made.ended)
 
     async def write(self, session_id: str, **values: object) -> None:
@@ -164,7 +159,6 @@ async def auth_table(dsn: str, *, time_zone: str = "UTC") -> AsyncIterator[AuthT
         dsn,
         entropy=entropy,
         timebox=Policy().refresh_ttl,
-        cleanup=True,
         connect={"server_settings": {"search_path": SEARCH_PATH, "TimeZone": time_zone}},
     ) as auth:
         yield AuthTable(auth, entropy)

@@ -55,13 +55,14 @@ def has(name: str, word: str) -> bool:
     More words: ``own_ids`` are unique and not the token's digest, ``user_table`` is where
     users can be deleted, and of sessions that ended a ``kept`` row stays; a login keeps to
     ``max_sessions``, the ``lifetimes`` of a policy end sessions, ``touch`` records
-    activity, ``new_tokens`` replaces tokens and ``step_up`` raises a level.
+    activity, ``new_tokens`` replaces tokens, ``step_up`` raises a level and ``prune``
+    deletes rows.
     """
     definition = DEFINITIONS[name]
     shape, users = definition.shape, definition.shape.users
     if word in definition.lacks:
         return False
-    if word in ("max_sessions", "lifetimes", "new_tokens"):
+    if word in ("max_sessions", "lifetimes", "new_tokens", "prune"):
         return True
     if word == "touch":
         return has(name, "activity") or has(name, "sliding")

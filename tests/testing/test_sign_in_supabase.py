@@ -392,7 +392,7 @@ def test_what_supabase_does_not_support_is_an_error() -> None:
         memory_sessions(url=URL, jwt_secret=JWT_SECRET)
     assert JWT_SECRET not in str(raised.value)
     store: Any = MemoryStore()
-    with pytest.raises(ConfigError, match="no MemoryStore stands in"):
+    with pytest.raises(ConfigError, match="no MemoryStore can replace them"):
         SupabaseSessions(store, url=URL, jwt_secret=JWT_SECRET)
     nowhere = "postgresql://nowhere.invalid/x"
     with pytest.raises(ConfigError, match="shape=None"):

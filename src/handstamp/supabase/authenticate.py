@@ -1,25 +1,26 @@
-"""Who makes this request, by the cookie or the bearer token of Supabase Auth.
+"""Which session a request belongs to, by the cookie or the bearer token of Supabase Auth.
 
-Rule 1. An access token is verified once, under the project's keys, and remembered by its
-digest; who it is for is judged by the row of the session that it names, read as any other
-row is: in groups, behind the fence, invalidated by the bus.
-Rule 2. Whoever has fewer than 90 seconds left gets new tokens before the application runs,
-as ``@supabase/ssr`` would do it, but in the database and by GoTrue's rules. A refresh token
-is looked at only beside an access token that is genuine, whatever its age, and of the same
-session: so a flood of made-up ones reaches nothing, and no two sessions become one.
+Rule 1. An access token is verified once, under the project's keys, and kept by its digest.
+Its session is judged by the row that it names, which is read as any other row is: in
+batches, behind the fence, invalidated by notifications.
+Rule 2. A session whose access token has fewer than 90 seconds left gets new tokens before
+the application runs, as ``@supabase/ssr`` does it, but in the database and by GoTrue's
+rules. A refresh token is used only beside an access token that is genuine, whatever its
+age, and of the same session. So a flood of forged ones reaches nothing, and no two sessions
+are merged.
 Rule 3. A refresh that is refused, or fails, or has no answer, takes nothing from an access
-token that is still live. Where the application's own hook failed, the refresh is written
-and its answer alone is lost: at the next request the same token gets the same successor.
-Rule 4. A level of assurance counts only as far as both the token and the row have it.
-Rule 5. Several cookies of one session are that session; of two sessions they are none, for
-one of them may be somebody else's. A session counts while its access token is live, and
-while its refresh token would be accepted. Nothing is refreshed before it is certain whose
-session it is.
-Rule 6. A token of an OAuth client is that client's, with its scopes, and no sign-in to this
-application, unless the client is listed. Whose it is say the token and the row, and a
-token hook of GoTrue's may have changed the one.
-Rule 7. Nobody is refused for the time by a clock that the database has not confirmed
-lately: whoever cannot refresh is then judged by a fresh row.
+token that is still valid. Where the application's own hook failed, the refresh is committed
+and only its response is lost: at the next request the same token gets the same successor.
+Rule 4. The assurance level is the lower one of those in the token and in the row.
+Rule 5. Several cookies of one session are that session. Cookies of two sessions
+authenticate none of them, because one may be set by somebody else. A session counts while
+its access token is valid, and while its refresh token would be accepted. Nothing is
+refreshed before it is certain which session it is.
+Rule 6. A token of an OAuth client belongs to that client, with its scopes, and signs nobody
+in here, unless the client is listed. The token and the row both say to which client it
+belongs, because a token hook of GoTrue's may have changed the token.
+Rule 7. An access token is not refused as expired by a clock that the database has not
+confirmed lately: a session that cannot be refreshed is then judged by a fresh row.
 """
 
 from __future__ import annotations
@@ -59,34 +60,34 @@ from handstamp.events import DuplicateCookies, LateRefresh, Refreshed, Reissued,
 from handstamp.stores.base import Ended
 from handstamp.supabase.cookies import CookieSession
 from handstamp.supabase.jwt import AccessToken, TokenIssuer
-from handstamp.supabase.rows import Refreshed as RefreshOutcome
-from handstamp.supabase.rows import Refused, bounded
+from handstamp.supabase.rows import Refused, limited_to_token
 from handstamp.supabase.rules import AuthSession, Refusal
 from handstamp.supabase.store import SupabaseStore
-from handstamp.supabase.tokens import read_v2, spelled_once
+from handstamp.supabase.tokens import canonical_text, read_v2
 
 logger = logging.getLogger("handstamp")
 
 MARGIN = timedelta(seconds=90)
-"""How much life an access token must have left not to be replaced (``@supabase/ssr``)."""
+"""How long an access token must still be valid not to be replaced (as
+``@supabase/ssr``)."""
 DELIVERY = 30.0
-"""Seconds for which a response may hand out new tokens; whoever misses them gets them
+"""Seconds for which a response may deliver new tokens. A client that misses them gets them
 again, one step behind."""
 VERIFIED = 10_000
-"""Access tokens that are remembered as verified."""
+"""Verified access tokens that are kept."""
 
 
 @dataclass(slots=True)
-class _Presented:
-    """One candidate: the text it is cached under, and what it says."""
+class _Candidate:
+    """One candidate that is not in the cache: its key there, and its two tokens."""
 
-    text: bytes = field(repr=False)
+    key: bytes = field(repr=False)
     claim: CookieSession
     token: AccessToken
 
 
 class SupabaseAuthenticator(Authenticator):
-    """Credentials in, an answer out, for Supabase Auth."""
+    """Decides which session a request belongs to, for Supabase Auth."""
 
     def __init__(
         self,
@@ -152,7 +153,7 @@ class SupabaseAuthenticator(Authenticator):
         if not claims:
             return Invalid(Reason.ABSENT)
         hits: dict[str, CacheEntry] = {}
-        genuine, shown = 0, list[_Presented]()
+        genuine, shown = 0, list[_Candidate]()
         for text, claim in zip(credentials.session, claims, strict=True):
             entry = self.hit(text, passive)
             token = None if entry else self._verify(claim.access_token)
@@ -160,31 +161,34 @@ class SupabaseAuthenticator(Authenticator):
             if entry is not None:
                 hits[entry.session.id] = entry
             elif token is not None:
-                shown.append(_Presented(text, claim, token))
+                shown.append(_Candidate(text, claim, token))
         if len(claims) > 1:
-            return await self._several(hits, shown, client, passive, genuine)
+            return await self._judge_several(hits, shown, client, passive, genuine)
         if hits:
             return Authenticated(session=next(iter(hits.values())).session)
         if not shown:
             return Invalid(Reason.FORGED)
-        return await self._one(shown[0], client, passive)
+        return await self._judge_one(shown[0], client, passive)
 
-    async def _several(
+    async def _judge_several(
         self,
         hits: dict[str, CacheEntry],
-        shown: Sequence[_Presented],
+        shown: Sequence[_Candidate],
         client: Client,
         passive: bool,
         genuine: int,
     ) -> Authenticated | Invalid:
-        """Whose session it is by several cookies (rule 5)."""
-        standing = await self._standing(shown)
-        live = [each for each in standing if self._lives(each)]
-        expired = [each for each in standing if not self._lives(each)]
-        renewable = [each for each in expired if await self._would_renew(each)]
+        """Judges several cookies (rule 5)."""
+        found = await self._read(each.token.session_id for each in shown)
+        owners = {i: row.user_id for i, row in found.items() if isinstance(row, Record)}
+        tokens = ((each, each.token) for each in shown)
+        current = [each for each, t in tokens if owners.get(t.session_id) == t.user_id]
+        live = [each for each in current if self._is_valid(each)]
+        expired = [each for each in current if not self._is_valid(each)]
+        renewable = [each for each in expired if await self._could_refresh(each)]
         ids = {*hits, *(each.token.session_id for each in (*live, *renewable))}
         if not passive:
-            ids |= await self._present(expired, ids, client)
+            ids |= await self._present_expired(expired, ids, client)
         conflict = len(ids) > 1
         if genuine > 1:
             self._dispatcher.publish(
@@ -198,43 +202,36 @@ class SupabaseAuthenticator(Authenticator):
         if not usable:
             return Invalid(Reason.NOT_FOUND if shown else Reason.FORGED)
         latest = max(usable, key=lambda each: each.token.expires_at)
-        return await self._one(latest, client, passive)
+        return await self._judge_one(latest, client, passive)
 
-    async def _present(
-        self, expired: Sequence[_Presented], known: Container[str], client: Client
+    async def _present_expired(
+        self, expired: Sequence[_Candidate], known: Container[str], client: Client
     ) -> set[str]:
-        """Present the refresh tokens of which no session goes on, as if each came alone: a
-        replay ends its session, whatever stands beside it. The ids of those that were
-        accepted after all.
+        """Presents the refresh tokens that no valid session has, as if each came alone: a
+        replay ends its session, whatever other cookies there are. Returns the ids of the
+        sessions whose token was accepted after all.
 
-        One beside a good token of its session is a forgotten cookie: its holder has both.
+        A token beside a good one of the same session is a forgotten cookie, and no replay.
         """
         accepted = set[str]()
         for each in expired:
             id = each.token.session_id
-            if id not in known and self._is_renewable(each):
-                issued = await self._fly(each, client)
+            if id not in known and self._can_refresh(each):
+                issued = await self._refresh_once(each, client)
                 accepted |= set() if issued is None else {id}
         return accepted
 
-    async def _would_renew(self, shown: _Presented) -> bool:
-        """Whether this session could go on by its refresh token, here or elsewhere."""
+    async def _could_refresh(self, shown: _Candidate) -> bool:
+        """Whether the refresh token would be accepted, here or by another server."""
         if not self._names_its_session(shown):
             return False
         if not self._issuer.tokens.can_mint:
-            return True  # whoever mints can tell, and may renew it
+            return True  # only a server that mints knows, and it may refresh the session
         token, session_id = shown.claim.refresh_token, shown.token.session_id
         return await self._auth.would_refresh(token, session_id)
 
-    async def _standing(self, shown: Sequence[_Presented]) -> list[_Presented]:
-        """Those whose session is not over, whatever became of their access token."""
-        found = await self._read(each.token.session_id for each in shown)
-        owners = {i: r.user_id for i, r in found.items() if isinstance(r, Record)}
-        tokens = ((each, each.token) for each in shown)
-        return [each for each, t in tokens if owners.get(t.session_id) == t.user_id]
-
     async def _read(self, session_ids: Iterable[str]) -> dict[str, Record | Invalid]:
-        """The rows of these sessions; in place of one that does not stand, the reason."""
+        """Returns the rows of these sessions, or the reason for one that is over."""
         before = self._clock()
         whys = {i: self._negative_cache.get(i.encode(), before) for i in session_ids}
         found: dict[str, Record | Invalid] = {i: Invalid(w) for i, w in whys.items() if w}
@@ -254,26 +251,26 @@ class SupabaseAuthenticator(Authenticator):
             found[session_id] = verdict
         return found
 
-    async def _one(
-        self, shown: _Presented, client: Client, passive: bool
+    async def _judge_one(
+        self, shown: _Candidate, client: Client, passive: bool
     ) -> Authenticated | Invalid:
-        keeps = passive or not self._is_renewable(shown)
-        if keeps and not self._database_clock.is_fresh and not self._lives(shown):
-            await self._look(shown)  # whatever it finds, it tells the time (rule 7)
-        live = self._lives(shown)
-        if live and (keeps or self._lives(shown, MARGIN)):
-            return await self._look(shown)
+        keeps = passive or not self._can_refresh(shown)
+        if keeps and not self._database_clock.is_fresh and not self._is_valid(shown):
+            await self._judge_by_row(shown)  # any result confirms the time (rule 7)
+        live = self._is_valid(shown)
+        if live and (keeps or self._is_valid(shown, MARGIN)):
+            return await self._judge_by_row(shown)
         if keeps:
             return Invalid(Reason.EXPIRED)
-        return await self._renew(shown, client, live)
+        return await self._refresh_before_app(shown, client, live)
 
-    def _lives(self, shown: _Presented, margin: timedelta = timedelta(0)) -> bool:
+    def _is_valid(self, shown: _Candidate, margin: timedelta = timedelta(0)) -> bool:
         return shown.token.is_live(self._database_clock.now() + margin)
 
-    def _is_renewable(self, shown: _Presented) -> bool:
+    def _can_refresh(self, shown: _Candidate) -> bool:
         return self._issuer.tokens.can_mint and self._names_its_session(shown)
 
-    def _names_its_session(self, shown: _Presented) -> bool:
+    def _names_its_session(self, shown: _Candidate) -> bool:
         refresh_token = shown.claim.refresh_token
         if not refresh_token:
             return False
@@ -286,17 +283,16 @@ class SupabaseAuthenticator(Authenticator):
             known = self._verified.get(key)
         if known is None:
             known = self._issuer.tokens.read(text)
-            if known is None or not self._is_for_us(known):
+            if known is None or (
+                known.client_id is not None and known.client_id not in self._oauth_clients
+            ):
                 return None
             with self._verifying:
                 self._verified[key] = known
         return known
 
-    def _is_for_us(self, token: AccessToken) -> bool:
-        return token.client_id is None or token.client_id in self._oauth_clients
-
-    async def _look(self, shown: _Presented) -> Authenticated | Invalid:
-        token, key = shown.token, sha256(shown.text).digest()
+    async def _judge_by_row(self, shown: _Candidate) -> Authenticated | Invalid:
+        token, key = shown.token, sha256(shown.key).digest()
         ticket, before = self._cache.ticket(), self._clock()
         row = (await self._read([token.session_id]))[token.session_id]
         if isinstance(row, Invalid):
@@ -305,23 +301,23 @@ class SupabaseAuthenticator(Authenticator):
         if row.user_id != token.user_id:
             return Invalid(Reason.FORGED)
         # Used from the cache until it has to be refreshed; after that it is read each time.
-        # The margin is for refreshing: without a database it shortens nothing.
-        margin = MARGIN.total_seconds() if self._is_renewable(shown) else 0.0
-        record = bounded(row, token.expires_at, token.aal)
+        # The margin is for refreshing: in an outage it shortens nothing.
+        margin = MARGIN.total_seconds() if self._can_refresh(shown) else 0.0
+        record = limited_to_token(row, token.expires_at, token.aal)
         read = Read(before, self._clock())
         entry = self._state.cache_record(record, key, ticket, read, margin=margin)
         if isinstance(entry, Invalid):
             return entry
         return Authenticated(session=entry.session)
 
-    async def _renew(
-        self, shown: _Presented, client: Client, live: bool
+    async def _refresh_before_app(
+        self, shown: _Candidate, client: Client, live: bool
     ) -> Authenticated | Invalid:
-        # Whoever can do without leaves time to be looked up (rule 3).
-        patience = self._budget / 2 if live else None
+        # A session that is still valid leaves time to read its row (rule 3).
+        limit = self._budget / 2 if live else None
         try:
-            async with asyncio.timeout(patience):
-                issued = await self._fly(shown, client)
+            async with asyncio.timeout(limit):
+                issued = await self._refresh_once(shown, client)
         except Exception as exc:
             if not live:
                 raise
@@ -329,14 +325,16 @@ class SupabaseAuthenticator(Authenticator):
                 logger.exception("a refresh failed", extra={"action": "refresh_failed"})
             issued = None
         if issued is None:
-            return await self._look(shown) if live else Invalid(Reason.REFRESH_EXPIRED)
+            return (
+                await self._judge_by_row(shown) if live else Invalid(Reason.REFRESH_EXPIRED)
+            )
         return Authenticated(session=issued.session, issued=issued)
 
-    async def _fly(self, shown: _Presented, client: Client) -> Issued | None:
-        """Whoever presents one token for one session at one time shares one refresh, and
-        no client that goes away takes the others along."""
+    async def _refresh_once(self, shown: _Candidate, client: Client) -> Issued | None:
+        """Refreshes once for all requests that present one token for one session at the
+        same time. A client that disconnects cancels nothing for the others."""
         token, session_id = shown.claim.refresh_token, shown.token.session_id
-        whole = f"{session_id}\n{spelled_once(token)}"
+        whole = f"{session_id}\n{canonical_text(token)}"
         key = refresh_key(sha256(whole.encode()).digest())
         if self._negative_cache.get(key, self._clock()) is not None:
             return None  # refused a moment ago
@@ -352,8 +350,11 @@ class SupabaseAuthenticator(Authenticator):
     async def refresh(
         self, refresh_token: str, client: Client, session_id: str | None = None
     ) -> Issued | None:
-        """New tokens for a refresh token, or None if it was refused, as one that is of
-        another session than ``session_id`` is, where that is given."""
+        """Returns new tokens for a refresh token, or None if it was refused.
+
+        With ``session_id``, a token of another session is refused. Raises
+        :class:`SessionsUnavailable` without an answer, and what the claims hook raises.
+        """
         before = self._clock()
         outcome = await self._auth.refresh(refresh_token, client, session_id=session_id)
         if isinstance(outcome, Refused):
@@ -361,27 +362,24 @@ class SupabaseAuthenticator(Authenticator):
             return None
         session = outcome.session
         self._database_clock.update(session.read_at, self._clock())
-        self._report_refresh(outcome, session, client)
-        return self._issuer.issue(outcome, before + DELIVERY)
-
-    def _report_refresh(
-        self, outcome: RefreshOutcome, session: AuthSession, client: Client
-    ) -> None:
-        facts = {"session_id": session.id, "user_id": session.user_id}
+        ids = {"session_id": session.id, "user_id": session.user_id}
         self._dispatcher.publish(
-            Reissued(**facts, client=client, redated=False)
+            Reissued(**ids, client=client, redated=False)
             if outcome.reused
-            else Refreshed(**facts, client=client)
+            else Refreshed(**ids, client=client)
         )
+        return self._issuer.issue(outcome, before + DELIVERY)
 
     def _report_refusal(self, refused: Refused, client: Client) -> None:
         session = refused.session
         if refused.refusal is Refusal.ALREADY_USED and session is not None:
-            ends = refused.family_revoked or bool(refused.ended)
-            report = self._report_replay if ends else self._report_late
-            report(session, client)
+            if refused.family_revoked or refused.ended:
+                self._report_replay(session, client)
+            else:  # without GoTrue's rotation, an old token is refused and nothing ends
+                ids = {"session_id": session.id, "user_id": session.user_id}
+                self._dispatcher.publish(LateRefresh(**ids, client=client))
         if refused.family_revoked and session is not None:
-            # The row stays, as GoTrue has it; what hangs on it need not.
+            # The row stays, as in GoTrue; its open sockets end.
             self._cache.doubt_session(session.id)
             self._connections.close(session.id)
         for ended in refused.ended:
@@ -398,20 +396,15 @@ class SupabaseAuthenticator(Authenticator):
             )
         )
 
-    def _report_late(self, session: AuthSession, client: Client) -> None:
-        """Without GoTrue's rotation an old token is refused, and that is all."""
-        facts = {"session_id": session.id, "user_id": session.user_id}
-        self._dispatcher.publish(LateRefresh(**facts, client=client))
-
     def reset_after_fork(self) -> None:
-        """In a forked child: no flight of the parent's will ever land here."""
+        """See :meth:`Sessions.reset_after_fork`: calls of the parent never return here."""
         self._single_flight.clear()
         self._verified, self._verifying = LRUCache(VERIFIED), Lock()
 
 
 def _judge(row: Record | None, policy: Policy) -> Record | Invalid:
-    """The row if its session stands. Nothing but a refresh moves its limits, and a session
-    that has reached one is not refreshed."""
+    """Returns the row if its session is valid. Only a refresh moves its limits, and a
+    session that has reached one is not refreshed."""
     if row is None:
         return Invalid(Reason.NOT_FOUND)
     verdict = judge_family(row, policy)

@@ -1,35 +1,40 @@
-"""The cookie of ``@supabase/ssr``: its name, what is in it, and how it is written.
+"""The cookie of ``@supabase/ssr``: how it is read, what is in it, and how it is written.
+
+What is in it:
 
 Rule 1. The value is ``base64-`` and the base64url of a JSON object, without padding. A
-value without that prefix is the JSON itself. Whatever is neither is no session: it is
-treated as absent, and never an error.
-Rule 2. Of the object only the two tokens are believed, and those only as claims to be
-checked. ``expires_at`` must be there, for without it auth-js takes it for no session;
-the ``user`` in it is whatever its holder wrote.
-Rule 3. A value above 3180 characters is cut into ``name.0``, ``name.1``, … of that many.
-What came with the request and is not written again is removed, so that no old piece is
-ever read as part of a new value.
-Rule 4. Removals stand before what is set. With a domain, each removal is written twice,
-without it and with it, for a cookie of the time before the domain would shadow ours. And
-what came with several values is removed without the domain before it is set with it.
-Rule 5. A cookie that came with the value it would get is not written again.
+value without that prefix is the JSON itself. Anything else is no session: it counts as
+absent, and is never an error.
+Rule 2. Only the two tokens of the object are read, as claims to be checked. ``expires_at``
+must be there, because without it auth-js takes the object for no session; the ``user`` in
+it is written by its holder, and not read.
 
-Request headers -> what a request claims by the cookie of ``@supabase/ssr``.
+How it is read:
 
-Rule 1. Order decides nothing, and neither does the form. Somebody else may have set a
-cookie beside the user's own, so everything that could be a session is a candidate: each
-value of the name itself, and ``name.0``, ``name.1``, … joined up to any number before the
-first that is missing or empty. Where a name came several times, as after a change of the
-cookie's domain, each of its values counts.
-Rule 2. What could be a session is bounded: four values of the name, 32 ways to join the
-pieces, four sessions in the end. Beyond that nothing of the cookie counts. Whoever reads in
-order to end sessions reads every value, and is told where the pieces are too many.
-Rule 3. Percent escapes are undone as JavaScript's cookie package does it: all, or none
+Rule 3. Neither order nor form decides anything. Another site may have set a cookie beside
+the user's own, so everything that could be a session is a candidate: each value of the name
+itself, and ``name.0``, ``name.1``, … joined up to any number before the first one that is
+missing or empty. Where a name came several times, as after a change of the cookie's domain,
+each of its values counts.
+Rule 4. The number of candidates is limited: four values of the name, 32 ways to join the
+pieces, four sessions in the end. Above that nothing of the cookie counts. To end sessions,
+every value is read, and the result says where there are too many pieces.
+Rule 5. Percent escapes are decoded as JavaScript's cookie package does it: all, or none
 where one is wrong. Only space and tab are trimmed.
-Rule 4. Several Cookie headers are one. One above 64 KiB is not looked at: what is cut off
-would decide.
-Rule 5. At most 32 names are remembered as sent, for each may become a line of the
-response: a stranger's cookies must not make it larger than proxies take.
+Rule 6. Several Cookie headers are one. One above 64 KiB is ignored: what was cut off could
+decide.
+Rule 7. At most 32 names are remembered as received, because each one may become a line of
+the response, and foreign cookies must not make it larger than proxies accept.
+
+How it is written:
+
+Rule 8. A value above 3180 characters is cut into ``name.0``, ``name.1``, … of that length.
+What came with the request and is not written again is removed, so that no old piece is ever
+read as part of a new value.
+Rule 9. Removals come before what is set. With a domain, each removal is written twice,
+without it and with it, because a cookie from before the domain was configured would hide
+ours. What came with several values is removed without the domain before it is set with it.
+Rule 10. A cookie that came with the value it would get is not written again.
 """
 
 from __future__ import annotations
@@ -37,17 +42,26 @@ from __future__ import annotations
 import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import count
 from urllib.parse import unquote, urlsplit
 
 from handstamp.config import Cookies, SameSite
-from handstamp.core.cookies import LONGEST_AGE, MOST_CANDIDATES, RawHeaders, pick
+from handstamp.core.cookies import (
+    LONGEST_AGE,
+    MOST_CANDIDATES,
+    NOTHING,
+    Came,
+    Credentials,
+    RawHeaders,
+    pick,
+)
+from handstamp.core.models import Issued
 from handstamp.errors import ConfigError
 
 MOST_CHARACTERS = 3180
-"""In one cookie; the rest goes into the next."""
+"""Of a value in one cookie; the rest goes into the next one."""
 LONGEST_ACCESS_TOKEN = 32 * 1024
 LONGEST_REFRESH_TOKEN = 256
 NO_STORE = (
@@ -57,28 +71,31 @@ NO_STORE = (
 )
 """The headers that ``@supabase/ssr`` puts beside every cookie it writes."""
 
+MOST_BYTES = 64 * 1024
+"""Of the Cookie headers. The cookie may hold the user's metadata, so it may be long."""
+MOST_NAMES = 32
+MOST_JOINED = 32
+"""Ways to join the pieces that came. Two cookies of four pieces each have 30."""
+MOST_DECODED = 8 * MOST_BYTES
+"""Characters that are decoded for one request, over all candidates."""
+
 _PREFIX = "base64-"
-_LATEST = 253_402_300_799  # the last second a datetime holds
 _IGNORED = str.maketrans("", "", " \t\r\n=")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 _HOST = re.compile(r"[a-z0-9._-]+")
-
-Came = Mapping[str, str | None]
-"""The cookies of our names a request had: name -> value, None where it had several."""
+_NUMBER = rb"(?:\.(?:0|[1-9][0-9]{0,8}))?"
+_NEIGHBOURS = rb"(?:-(?:flow-[A-Za-z0-9_-]{8,64}-|flows-)?code-verifier|-user)?"
+_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_BEARER = re.compile(rb"bearer +([A-Za-z0-9._-]+) *", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CookieSession:
-    """What the cookie claims: two tokens, neither of them checked.
-
-    ``expires_at`` is in seconds since 1970, or None when it is no such number. ``user``
-    may be written back as it is, and must not be believed.
-    """
+    """The two tokens of a session object in a cookie, neither of them checked. An access
+    token that came as a bearer token has "" as its refresh token."""
 
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
-    expires_at: int | None = None
-    user: Mapping[str, object] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +116,13 @@ class SupabaseCookie:
     domain: str | None = None
 
     def __post_init__(self) -> None:
-        Cookies(
+        self.as_settings(Cookies())
+
+    def as_settings(self, base: Cookies) -> Cookies:
+        """Returns ``base`` with the name and the attributes of this cookie, for code that
+        knows a pair of cookies only. Raises :class:`ConfigError` as the class does."""
+        return replace(
+            base,
             session_name=self.name,
             refresh_name=f"{self.name}.0",
             same_site=self.same_site,
@@ -110,10 +133,10 @@ class SupabaseCookie:
 
 
 def storage_key(url: str) -> str:
-    """The cookie's name for a project's URL, such as ``sb-abcd-auth-token``.
+    """Returns the cookie's name for a project's URL, such as ``sb-abcd-auth-token``.
 
-    Raises :class:`ConfigError` for a text that is no http(s) URL, or whose host makes no
-    cookie name.
+    Raises :class:`ConfigError` for a text that is no http(s) URL, or whose host cannot be
+    in a cookie name.
     """
     try:
         parts = urlsplit(url.strip())
@@ -128,9 +151,9 @@ def storage_key(url: str) -> str:
 
 
 def encode_session(session: Mapping[str, object]) -> str:
-    """The cookie's whole value for a session object, as JavaScript would write it.
+    """Returns the cookie's whole value for a session object, as JavaScript writes it.
 
-    Raises ValueError or TypeError for what is no JSON.
+    Raises ValueError or TypeError for an object that JSON cannot hold.
     """
     text = json.dumps(session, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Half of a surrogate pair has no UTF-8; escaped it is \udXXX, as in JavaScript.
@@ -139,7 +162,7 @@ def encode_session(session: Mapping[str, object]) -> str:
 
 
 def decode_session(value: str) -> CookieSession | None:
-    """The session in a cookie's whole value, or None where there is none (rule 1)."""
+    """Returns the session in a cookie's whole value, or None if there is none (rule 1)."""
     try:
         fields = json.loads(_json_of(value), parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -150,18 +173,12 @@ def decode_session(value: str) -> CookieSession | None:
     refresh = _token(fields.get("refresh_token"), LONGEST_REFRESH_TOKEN)
     if access is None or refresh is None:
         return None
-    user = fields.get("user")
-    return CookieSession(
-        access_token=access,
-        refresh_token=refresh,
-        expires_at=_seconds(fields["expires_at"]),
-        user=user if isinstance(user, dict) else None,
-    )
+    return CookieSession(access_token=access, refresh_token=refresh)
 
 
 def cut(name: str, value: str) -> dict[str, str]:
-    """The cookies that carry ``value``, by name. It needs no percent-encoding: it is
-    what :func:`encode_session` gives."""
+    """Returns the cookies that hold ``value``, by name. It needs no percent-encoding: it is
+    a result of :func:`encode_session`."""
     if len(value) <= MOST_CHARACTERS:
         return {name: value}
     starts = range(0, len(value), MOST_CHARACTERS)
@@ -175,12 +192,9 @@ def is_piece(cookie: str, name: str) -> bool:
 
 
 class SupabaseCookieWriter:
-    """Renders the values of Set-Cookie headers, as bytes.
+    """Writes the values of Set-Cookie headers: a :class:`handstamp.core.cookies.Writer`."""
 
-    Whoever puts them on a response puts :data:`NO_STORE` beside them.
-    """
-
-    __slots__ = ("_gone", "_gone_here", "_kept", "_name")
+    __slots__ = ("_gone", "_gone_here", "_kept", "_name", "names", "no_store")
 
     def __init__(self, cookie: SupabaseCookie) -> None:
         self._name = cookie.name
@@ -188,30 +202,47 @@ class SupabaseCookieWriter:
         self._kept = _attributes(cookie, age, cookie.domain)
         self._gone = _attributes(cookie, 0, cookie.domain)
         self._gone_here = _attributes(cookie, 0, None) if cookie.domain else None
+        self.names = _Names(cookie.name)
+        self.no_store = NO_STORE
 
-    def session(self, session: Mapping[str, object], came: Came) -> list[bytes]:
-        """The lines that make ``session`` the content of the cookie, over what came."""
+    def deliver(self, issued: Issued, came: Came) -> tuple[bytes, ...]:
+        """See :meth:`Writer.deliver`."""
+        return self.session(issued.body or {}, came)
+
+    def session(self, session: Mapping[str, object], came: Came) -> tuple[bytes, ...]:
+        """Returns the lines that replace what came by ``session``."""
         pieces = cut(self._name, encode_session(session))
         stale = [n for n in came if is_piece(n, self._name) and n not in pieces]
         changed = [n for n, value in pieces.items() if came.get(n) != value]
-        kept = [f"{n}={pieces[n]}{self._kept}".encode("ascii") for n in changed]
-        return self._removals(stale) + self._shadows(changed, came) + kept
+        several = [n for n in changed if n in came and came[n] is None]
+        return (
+            *self._removals(stale),
+            *(_line(n, self._gone_here) for n in several if self._gone_here is not None),
+            *(_line(n, pieces[n] + self._kept) for n in changed),
+        )
 
-    def _shadows(self, names: Iterable[str], came: Came) -> list[bytes]:
-        tail = self._gone_here
-        if tail is None:
-            return []
-        several = [n for n in names if n in came and came[n] is None]
-        return [f"{name}={tail}".encode("ascii") for name in several]
-
-    def clear(self, came: Came) -> list[bytes]:
-        """The lines that remove every cookie that came; none for a request without."""
+    def clear(self, came: Came) -> tuple[bytes, ...]:
+        """Returns the lines that remove every cookie that came."""
         return self._removals(came)
 
-    def _removals(self, names: Iterable[str]) -> list[bytes]:
+    def _removals(self, names: Iterable[str]) -> tuple[bytes, ...]:
         tails = [self._gone] if self._gone_here is None else [self._gone_here, self._gone]
         names = list(names)
-        return [f"{name}={tail}".encode("ascii") for tail in tails for name in names]
+        return tuple(_line(name, tail) for tail in tails for name in names)
+
+
+class _Names(Container[bytes]):
+    """The names of the cookie and of all of its pieces."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __contains__(self, cookie: object) -> bool:
+        return isinstance(cookie, bytes) and is_piece(cookie.decode("latin-1"), self._name)
+
+
+def _line(name: str, rest: str) -> bytes:
+    return f"{name}={rest}".encode("ascii")
 
 
 def _attributes(cookie: SupabaseCookie, age: int, domain: str | None) -> str:
@@ -228,7 +259,7 @@ def _attributes(cookie: SupabaseCookie, age: int, domain: str | None) -> str:
 
 
 def _json_of(value: str) -> str:
-    """The JSON text in a value; raises ValueError for base64 that is none."""
+    """Returns the JSON text in a value. Raises ValueError for wrong base64."""
     if not value.startswith(_PREFIX):
         return value
     text = value[len(_PREFIX) :].translate(_IGNORED)
@@ -245,72 +276,20 @@ def _token(value: object, longest: int) -> str | None:
     return value if 0 < len(value) <= longest else None
 
 
-def _seconds(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return int(value) if 0 <= value <= _LATEST else None
-
-
 def _refuse(constant: str) -> object:
     # Python's reader takes NaN and Infinity, JavaScript's does not.
     raise ValueError("this is no JSON")
 
 
-MOST_BYTES = 64 * 1024
-"""A session may hold the user's metadata, so its cookie is larger than one of ours."""
-MOST_NAMES = 32
-MOST_JOINED = 32
-"""Ways to join the pieces that came. Two cookies of four pieces each have 30."""
-MOST_DECODED = 8 * MOST_BYTES
-"""Characters that one request makes us decode, over all candidates."""
-
-_NUMBER = rb"(?:\.(?:0|[1-9][0-9]{0,8}))?"
-_NEIGHBOURS = rb"(?:-(?:flow-[A-Za-z0-9_-]{8,64}-|flows-)?code-verifier|-user)?"
-_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_BEARER = re.compile(rb"bearer +([A-Za-z0-9._-]+) *", re.IGNORECASE)
-
-
 _Candidate = tuple[CookieSession, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupabaseCredentials:
-    """What a request claims; nothing in it is checked.
-
-    ``sessions`` are the candidates of the cookie and ``texts`` the values that hold them,
-    one for each; ``bearer`` is an access token that came in their place. ``came`` are the
-    cookies that the request had under our names and those auth-js keeps beside them: what
-    a writer needs to know. ``incomplete`` says that there may be more sessions than these.
-    """
-
-    sessions: tuple[CookieSession, ...] = ()
-    texts: tuple[str, ...] = field(default=(), repr=False)
-    bearer: str | None = field(default=None, repr=False)
-    came: Came = field(default_factory=dict, repr=False)
-    incomplete: bool = False
-
-    @property
-    def sent(self) -> bool:
-        """Whether the request carried anything of ours, well formed or not."""
-        return self.bearer is not None or bool(self.came)
-
-    @property
-    def ambient(self) -> bool:
-        """Whether a browser attached it by itself, so that another site may be behind
-        the request."""
-        return self.bearer is None and bool(self.came)
-
-    def __bool__(self) -> bool:
-        return self.bearer is not None or bool(self.sessions)
-
-
-NOTHING_OF_SUPABASE = SupabaseCredentials()
-
-
 class SupabaseCookieReader:
-    """Reads the cookie ``name`` out of raw request headers; compiled once."""
+    """Reads the cookie ``name``, or a bearer token, from raw request headers: a
+    :class:`handstamp.core.cookies.Reader`."""
 
     __slots__ = ("_name", "_needle", "_pattern", "_whole")
+    agrees = None  # one cookie holds both tokens
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -322,20 +301,20 @@ class SupabaseCookieReader:
         )
 
     def sole(self, header: bytes) -> bytes | None:
-        """The whole value as it came, where nothing about it is unusual, else None.
+        """Returns the whole value as it came, or None where anything about it is unusual.
 
-        The short way for the request of every day, and what may be remembered of it:
-        one value is always one session. :meth:`read` finds the session that is in it.
+        This is the fast path, and the key by which the cache knows the session: one value
+        is always one session. :meth:`read` finds the session that is in it.
         """
         if len(header) > MOST_BYTES:
             return None
         at = header.find(self._needle)
         if header.startswith(self._whole, at):
-            return self._alone(header, at)
+            return self._in_one(header, at)
         return self._in_pieces(header)
 
-    def _alone(self, header: bytes, at: int) -> bytes | None:
-        """The same for a cookie in one piece, which a hit is to cost little."""
+    def _in_one(self, header: bytes, at: int) -> bytes | None:
+        """The same for a cookie that is not cut, as fast as possible."""
         start, end = at + len(self._needle) + 1, header.find(b";", at)
         value = header[start:end] if end >= 0 else header[start:]
         if at and header[at - 2 : at] != b"; ":
@@ -360,42 +339,60 @@ class SupabaseCookieReader:
 
     def read(
         self, headers: RawHeaders, *, bearer: bool = True, every: bool = False
-    ) -> SupabaseCredentials:
-        """Everything in ``headers`` that claims to be a session.
+    ) -> Credentials:
+        """Returns everything in ``headers`` that claims to be a session.
 
-        ``headers`` are pairs of bytes, names in any case. With ``bearer``, an
-        ``Authorization: Bearer`` header replaces the cookie altogether. With ``every``,
-        what would be too much to count is read as well, in order to end sessions.
+        ``headers`` are pairs of bytes, names in any case. An ``Authorization: Bearer``
+        header replaces the cookie, also without ``bearer``: these tokens are made for it.
+        With ``every``, also what is above the limits of rule 4 is read, in order to end
+        sessions.
         """
         cookie, authorization = pick(headers, None if every else MOST_BYTES)
-        if bearer and authorization is not None:
+        if authorization is not None:
             match = _BEARER.fullmatch(authorization)
             if match is not None:
-                return SupabaseCredentials(bearer=match[1].decode("ascii"))
-        found = self._pattern.findall(cookie)
-        if not found:
-            return NOTHING_OF_SUPABASE
-        values: dict[str, list[str]] = {}
-        for name, raw in found:
-            values.setdefault(name.decode("ascii"), []).append(_unescaped(raw))
+                alone = CookieSession(
+                    access_token=match[1].decode("ascii"), refresh_token=""
+                )
+                return Credentials(session=(_cache_key(alone),), claims=(alone,), sent=True)
+        values = self._values(cookie)
+        if not values:
+            return NOTHING
         whole = dict.fromkeys(value for value in values.get(self._name, ()) if value)
         joined = self._joined(values)
         texts = (*whole, *(joined or ()))
+        found: list[_Candidate] = []
         if every:
             found = _decoded(texts, None)
-        elif joined is None or len(whole) > MOST_CANDIDATES:
-            found = []
-        else:
+        elif joined is not None and len(whole) <= MOST_CANDIDATES:
             found = _decoded(texts, MOST_DECODED)
-        return SupabaseCredentials(
-            sessions=tuple(session for session, _ in found),
-            texts=tuple(text for _, text in found),
+        keys = tuple(_cache_key(session) for session, _ in found)
+        if len(found) == 1:
+            sole = self.sole(cookie)
+            if sole is not None and sole == found[0][1].encode("latin-1", "replace"):
+                keys = (sole,)  # so that the fast path finds it
+        return Credentials(
+            session=keys,
+            claims=tuple(session for session, _ in found),
             came=_came(values),
+            sent=True,
+            ambient=True,
             incomplete=joined is None,
         )
 
+    def came(self, headers: RawHeaders) -> Came:
+        """See :meth:`Reader.came`; also beside a bearer token."""
+        cookie, _ = pick(headers, None)
+        return _came(self._values(cookie))
+
+    def _values(self, cookie: bytes) -> dict[str, list[str]]:
+        values: dict[str, list[str]] = {}
+        for name, raw in self._pattern.findall(cookie):
+            values.setdefault(name.decode("ascii"), []).append(_unescaped(raw))
+        return values
+
     def _joined(self, values: Mapping[str, list[str]]) -> list[str] | None:
-        """Every text that the pieces may make, longest first; None for too many."""
+        """Returns every text that the pieces can make, longest first; None for too many."""
         ways, joined = [""], list[str]()
         for number in count():
             came = values.get(f"{self._name}.{number}", ())
@@ -410,12 +407,12 @@ class SupabaseCookieReader:
 
 
 def _decoded(texts: Iterable[str], most: int | None) -> list[_Candidate]:
-    """The sessions in these texts, each with its text; none if there are too many, or
-    more than ``most`` characters to decode, if that is a limit (rules 1 and 2)."""
+    """Returns the sessions in these texts, each with its text; none if there are too many,
+    or more than ``most`` characters to decode, if that is a limit (rules 3 and 4)."""
     found: dict[tuple[str, str], _Candidate] = {}
     size = 0
     for text in texts:
-        # No JSON object begins with another one: the start of a session is none.
+        # No JSON object begins with another one, so the start of a session is no session.
         if any(known.startswith(text) for _, known in found.values()):
             continue
         size += len(text)
@@ -441,11 +438,14 @@ def _unescaped(raw: bytes) -> str:
 
 
 def _came(values: Mapping[str, list[str]]) -> Came:
+    """The names that came, each with its value, or None for several values (rule 7)."""
     names = list(values)
     if len(names) > MOST_NAMES:  # the lowest numbers are the likeliest to be read
         names = sorted(names, key=len)[:MOST_NAMES]
-    return {name: _only(values[name]) for name in names}
+    return {n: values[n][0] if len(set(values[n])) == 1 else None for n in names}
 
 
-def _only(values: list[str]) -> str | None:
-    return values[0] if len(set(values)) == 1 else None
+def _cache_key(claim: CookieSession) -> bytes:
+    """Both tokens: an entry for an access token alone lives longer in the cache than one
+    for a session that can be refreshed."""
+    return f"{claim.access_token}\n{claim.refresh_token}".encode()

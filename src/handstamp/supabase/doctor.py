@@ -35,7 +35,7 @@ from handstamp.supabase.schema import (
     ABSENT,
     ALWAYS,
     AMR,
-    LOOK,
+    INSPECT,
     TABLES,
     V2,
     WATCHED,
@@ -46,12 +46,12 @@ from handstamp.supabase.schema import (
     Schema,
     absences,
     bypass_sql,
+    display_name,
     grant_sql,
     hidden_tables,
     lacking_grants,
     needs,
     read_schema,
-    spelled,
     supabase_triggers,
 )
 from handstamp.supabase.sql import SupabaseStatements
@@ -86,12 +86,6 @@ FEATURES = (
         AMR,
         "how a user signed in (amr)",
         "access tokens made here say no amr, and are aal1",
-    ),
-    Feature(
-        "sessions",
-        ("factor_id",),
-        "the factor that was used",
-        "which factor was used is not known",
     ),
     Feature(
         "mfa_factors",
@@ -142,12 +136,6 @@ FEATURES = (
         "there are no sessions of OAuth clients",
     ),
     Feature(
-        "sessions",
-        ("scopes",),
-        "scopes of OAuth clients",
-        "access tokens made here name no scope",
-    ),
-    Feature(
         "users",
         ("is_anonymous",),
         "anonymous users are told apart",
@@ -183,7 +171,7 @@ def columns_remarks(name: str, schema: Schema) -> Iterator[Finding]:
     """What is missing and what is off for that, or that nothing is."""
     for feature in FEATURES:
         lacking = [c for c in feature.columns if not schema.has(feature.table, c)]
-        place = spelled(name, feature.table)
+        place = display_name(name, feature.table)
         if feature.table not in schema.columns:
             text = f"there is no {place}: {feature.without}"
         elif lacking:
@@ -274,7 +262,7 @@ def _unseen(name: str, found: Found, role: str) -> Iterator[Finding]:
 
 
 def _listed(name: str, tables: Iterable[str]) -> str:
-    return ", ".join(spelled(name, table) for table in tables)
+    return ", ".join(display_name(name, table) for table in tables)
 
 
 def _summary(role: str, *, may_write: bool) -> Finding:
@@ -376,7 +364,7 @@ def supabase_samples(name: str, sql: SupabaseStatements) -> list[Sample]:
             feature=feature,
             sql=statement,
             values=[value],
-            indexes={t: Index(spelled(name, t), c) for t, c in columns.items()},
+            indexes={t: Index(display_name(name, t), c) for t, c in columns.items()},
         )
         for feature, statement, value, columns in asked
     ]
@@ -384,7 +372,7 @@ def supabase_samples(name: str, sql: SupabaseStatements) -> list[Sample]:
 
 async def read_tables(connection: Connection, name: str) -> Found:
     """The tables in the schema ``name``, their columns and the role's privileges."""
-    rows = await connection.fetch(LOOK, name, list(TABLES))
+    rows = await connection.fetch(INSPECT, name, list(TABLES))
     return {row["name"]: row for row in rows}
 
 
@@ -404,7 +392,7 @@ async def diagnose_supabase(
     Raises :class:`ConfigError` where there is no table of sessions.
     """
     found = await read_tables(connection, name)
-    table = spelled(name, "sessions")
+    table = display_name(name, "sessions")
     if "sessions" not in found:
         raise ConfigError(f"there is no table {table}")
     facts = await read_facts(connection, found["sessions"]["oid"])

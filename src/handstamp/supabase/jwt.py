@@ -1,27 +1,25 @@
-"""The keys of Supabase's access tokens: the secret, or a set of JSON Web Keys.
+"""The access tokens of Supabase Auth: the keys, reading them, and minting them as GoTrue
+does.
 
-Rule 1. A key has one algorithm, told by its own type, never by a token. A public key is
-therefore never taken for the secret of an HMAC.
-Rule 2. A token's ``kid`` picks the key. Without one, or with one that is not here, only
-the secret is left, for HS256, as GoTrue has it.
+A signature says only that a token was issued. Whether its session is still valid is in
+``auth.sessions``.
+
+Rule 1. A key has one algorithm, which its own type determines, never a token. A public key
+is therefore never taken for the secret of an HMAC.
+Rule 2. A token's ``kid`` selects the key. Without one, or with one that is unknown, the
+secret is used, with HS256, as in GoTrue.
 Rule 3. A key too short for its algorithm is refused at the start.
-
-Supabase's access tokens: checked without asking anybody, and minted as GoTrue does.
-
-A signature says that a token was issued, and no more: whether its session still lives is
-in ``auth.sessions``. Beyond GoTrue's own rules:
-
-Rule 1. ``exp``, ``sub`` and ``session_id`` must be there, the last two uuids. The API
-keys of a project are signed by the same key, and name no session: they are no login.
-Rule 2. A header may choose among our keys, and nothing else. ``alg`` must be the one
-algorithm of the chosen key, ``crit`` is refused, ``jku``, ``jwk`` and ``x5u`` are not
-looked at, and ``none`` is no algorithm.
-Rule 3. Whatever else arrives is None, not an exception, and what is too long is refused
-before any key is touched.
-Rule 4. Reading and time are two things: a signature holds for ever and may be remembered,
-the time is judged at each use, by the caller's clock.
-
-New tokens of Supabase Auth, as its server would answer them."""
+Rule 4. ``exp``, ``sub`` and ``session_id`` must be there, the last two uuids: stricter than
+GoTrue. The API keys of a project are signed by the same key and name no session, so they
+sign nobody in.
+Rule 5. A header may select one of our keys, and nothing else. ``alg`` must be the one
+algorithm of that key, ``crit`` is refused, ``jku``, ``jwk`` and ``x5u`` are not read, and
+``none`` is no algorithm.
+Rule 6. Anything else is None, not an exception, and a text that is too long is refused
+before any key is used.
+Rule 7. Reading does not depend on the time: a signature stays valid, so a token that was
+read may be kept. Its times are judged at each use, by the caller's clock.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +34,7 @@ from typing import Any
 from handstamp.core.models import Issued, Session
 from handstamp.errors import ConfigError
 from handstamp.supabase.cookies import LONGEST_ACCESS_TOKEN
-from handstamp.supabase.rows import CreatedAuthSession, bounded, record_of
-from handstamp.supabase.rows import Refreshed as RefreshOutcome
+from handstamp.supabase.rows import NewTokens, limited_to_token, record_of
 from handstamp.supabase.rules import (
     AAL1,
     AAL2,
@@ -60,6 +57,8 @@ except ImportError as missing:
 KeySet = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """JSON text, ``{"keys": […]}``, or the list itself, as ``GOTRUE_JWT_KEYS`` has it."""
 
+Claims = dict[str, Any]
+
 _ALGORITHMS = {
     ("oct", None): ("HS256",),
     ("RSA", None): ("RS256", "RS512"),
@@ -70,6 +69,13 @@ _ALGORITHMS = {
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
 _SHORTEST_SECRET = 32
 _SHORTEST_RSA = 2048
+_FORM = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_LATEST = 253_402_300_799  # the last second a datetime holds
+_NO_SESSION = "00000000-0000-0000-0000-000000000000"
+_SECOND_FACTORS = frozenset({"totp", "mfa/phone", "mfa/webauthn"})
+_FIXED = ("sub", "session_id", "iat", "exp")
+_TEXTS = ("email", "phone", "role", "aal")
+_JWS = PyJWS()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,7 @@ class Key:
 
 
 class Keys:
-    """All keys that are believed, and the one that signs.
+    """All keys that verify tokens, and the one that signs them.
 
     ``secret`` is ``GOTRUE_JWT_SECRET``; ``key_set`` is ``…_JWT_KEYS``, or the public set
     of ``/.well-known/jwks.json`` where another server signs. The key whose ``key_ops``
@@ -115,7 +121,7 @@ class Keys:
         return f"Keys({sorted(self._by_kid)}, secret={self._secret is not None})"
 
     def pick(self, kid: str | None, algorithm: str) -> Key | None:
-        """The key that a token's header points to, if it is of that algorithm."""
+        """Returns the key that a token's header names, if it is of that algorithm."""
         key = None if kid is None else self._by_kid.get(kid)
         if key is None:
             key = self._secret
@@ -164,7 +170,7 @@ def _key(member: dict[str, Any]) -> Key:
 
 
 def _algorithm(member: Mapping[str, Any]) -> str:
-    """The key's one algorithm: what it says, if that fits what it is (rule 1)."""
+    """Returns the key's one algorithm: the one it names, if that fits its type (rule 1)."""
     kty, named = member.get("kty"), member.get("alg")
     curve = member.get("crv") if kty in ("EC", "OKP") else None
     able: tuple[str, ...] = ()
@@ -193,20 +199,9 @@ def _load(member: dict[str, Any], algorithm: str) -> PyJWK:
     return loaded
 
 
-Claims = dict[str, Any]
-
-_FORM = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-_LATEST = 253_402_300_799  # the last second a datetime holds
-_NO_SESSION = "00000000-0000-0000-0000-000000000000"
-_SECOND_FACTORS = frozenset({"totp", "mfa/phone", "mfa/webauthn"})
-_FIXED = ("sub", "session_id", "iat", "exp")
-_TEXTS = ("email", "phone", "role", "aal")
-_JWS = PyJWS()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessToken:
-    """What a correctly signed access token says; :meth:`is_live` says whether still.
+    """The claims of a correctly signed access token that decide, valid or not.
 
     ``client_id`` is set for tokens of an OAuth client.
     """
@@ -219,13 +214,13 @@ class AccessToken:
     client_id: str | None
 
     def is_live(self, now: datetime) -> bool:
-        """Whether its time has come and is not over: no leeway, the end excluded."""
+        """Whether ``nbf`` has come and ``exp`` has not: no leeway, the end excluded."""
         begun = self.not_before is None or self.not_before <= now
         return begun and now < self.expires_at
 
 
 def assurance_level(methods: Iterable[str]) -> str:
-    """The level that these ways of signing in amount to, ``aal1`` or ``aal2``."""
+    """Returns the level that these methods of sign-in give: ``aal1`` or ``aal2``."""
     return AAL1 if _SECOND_FACTORS.isdisjoint(methods) else AAL2
 
 
@@ -233,8 +228,8 @@ class AccessTokens:
     """Reads and mints access tokens under a project's keys.
 
     ``issuer`` is ``GOTRUE_JWT_ISSUER``. ``claims`` is called with the claims of each
-    token before it is signed, and returns those to sign: what GoTrue's own access token
-    hook does there, for that is not asked when this library mints.
+    token before it is signed, and returns those to sign. It replaces GoTrue's own access
+    token hook, which is not called when this library mints.
     """
 
     __slots__ = ("_claims", "_issuer", "_keys")
@@ -256,7 +251,8 @@ class AccessTokens:
         return self._keys.signing is not None
 
     def read(self, token: str) -> AccessToken | None:
-        """What ``token`` says, if it is ours, whatever the time; otherwise None."""
+        """Returns the claims of ``token`` if one of our keys signed it, whatever the time;
+        otherwise None."""
         if len(token) > LONGEST_ACCESS_TOKEN:
             return None
         match = _FORM.fullmatch(token)
@@ -269,7 +265,7 @@ class AccessTokens:
         try:
             payload = _JWS.decode(token, key.verifying, algorithms=[key.algorithm])
         except (PyJWTError, ValueError, TypeError, RecursionError):
-            return None  # older versions read the header again, a call deeper than we do
+            return None  # older versions parse the header again, one call deeper than we do
         return _read_claims(payload)
 
     def mint(
@@ -281,16 +277,31 @@ class AccessTokens:
         issued_at: datetime,
         expires_at: datetime,
     ) -> str:
-        """A token with GoTrue's claims, changed by nothing but the hook.
+        """Returns a token with GoTrue's claims, changed only by the hook.
 
-        ``amr`` are the rows of ``auth.mfa_amr_claims`` and decide the level. Raises
+        ``amr`` are the rows of ``auth.mfa_amr_claims`` and determine the level. Raises
         :class:`ConfigError` where there is no key to sign with, or the hook leaves no
         token that GoTrue would take, or the token would be too long to be read again.
         """
         claims: Claims = {"iss": self._issuer} if self._issuer else {}
         claims |= {"sub": user.id, "aud": user.aud or ""}
         claims |= {"iat": _seconds(issued_at), "exp": _seconds(expires_at)}
-        claims |= _of_user(user) | _of_session(session, amr)
+        claims |= {
+            "email": user.email,
+            "phone": user.phone,
+            "app_metadata": dict(user.app_metadata),
+            "user_metadata": dict(user.user_metadata),
+            "role": user.role or "",
+            "is_anonymous": user.is_anonymous,
+            "session_id": session.id,
+            "aal": assurance_level(entry.method for entry in amr),
+        }
+        if amr:
+            newest_first = sorted(amr, key=lambda entry: entry.at, reverse=True)
+            claims["amr"] = [
+                {"method": entry.method, "timestamp": _seconds(entry.at)}
+                for entry in newest_first
+            ]
         return self._sign(claims if self._claims is None else self._changed(claims))
 
     def _changed(self, claims: Claims) -> Claims:
@@ -318,7 +329,14 @@ class AccessTokens:
                 "no key signs access tokens: one must have the operation sign"
             )
         headers = None if key.kid is None else {"kid": key.kid}
-        minted = _JWS.encode(_json(claims), key.signing, key.algorithm, headers)
+        try:
+            text = json.dumps(
+                claims, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+            )
+        except (TypeError, ValueError, RecursionError):
+            raise ConfigError("the claims of an access token are no JSON") from None
+        payload = text.encode("utf-8", "backslashreplace")  # half a surrogate pair: \udXXX
+        minted = _JWS.encode(payload, key.signing, key.algorithm, headers)
         if len(minted) > LONGEST_ACCESS_TOKEN:
             raise ConfigError(
                 f"an access token has more than {LONGEST_ACCESS_TOKEN} characters: leave "
@@ -327,48 +345,13 @@ class AccessTokens:
         return minted
 
 
-def _of_user(user: AuthUser) -> Claims:
-    return {
-        "email": user.email,
-        "phone": user.phone,
-        "app_metadata": dict(user.app_metadata),
-        "user_metadata": dict(user.user_metadata),
-        "role": user.role or "",
-        "is_anonymous": user.is_anonymous,
-    }
-
-
-def _of_session(session: AuthSession, amr: Sequence[AmrEntry]) -> Claims:
-    newest_first = sorted(amr, key=lambda entry: entry.at, reverse=True)
-    optional = {
-        "amr": [
-            {"method": entry.method, "timestamp": _seconds(entry.at)}
-            for entry in newest_first
-        ],
-        "client_id": session.oauth_client_id,
-        "scope": session.scopes,
-    }
-    level = assurance_level(entry.method for entry in amr)
-    claims: Claims = {"session_id": session.id, "aal": level}
-    return claims | {name: value for name, value in optional.items() if value}
-
-
 def _seconds(at: datetime) -> int:
     return int(at.timestamp() // 1)
 
 
-def _json(claims: Claims) -> bytes:
-    try:
-        text = json.dumps(
-            claims, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-        )
-    except (TypeError, ValueError, RecursionError):
-        raise ConfigError("the claims of an access token are no JSON") from None
-    return text.encode("utf-8", "backslashreplace")  # half a surrogate pair: \udXXX
-
-
 def _read_header(segment: str) -> tuple[str | None, str] | None:
-    """The ``kid`` and the ``alg`` in a token's header, or None for one we do not take."""
+    """Returns the ``kid`` and the ``alg`` in a token's header, or None for a header that is
+    refused (rule 5)."""
     header = (
         _read_json(urlsafe_b64decode(segment + "==")) if len(segment) % 4 != 1 else None
     )
@@ -425,59 +408,58 @@ def _time(value: object) -> datetime | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenIssuer:
-    """How answers with new tokens are made."""
+    """Makes the tokens of a session that was just written, as GoTrue's response has them.
+
+    ``with_user`` adds the user to the body, for supabase-js in a browser.
+    """
 
     tokens: AccessTokens
     rules: SupabaseRules
     with_user: bool
 
     def check(self) -> None:
-        """Raise :class:`ConfigError` where nothing can be minted: before a row is written
-        of which nobody could ever get the tokens."""
+        """Raises :class:`ConfigError` where no key can sign: before a row is written whose
+        tokens could never be delivered."""
         if not self.tokens.can_mint:
             raise ConfigError(
                 "no key signs access tokens: give jwt_secret=, or jwt_keys= with a "
                 "private key, to sign in and to refresh here"
             )
 
-    def issue(
-        self, given: CreatedAuthSession | RefreshOutcome, deliver_until: float
-    ) -> Issued:
-        """The access token of a session that was just written, and its refresh token."""
-        rules, session = self.rules, given.session
-        level = assurance_level(entry.method for entry in given.amr)
-        now = session.read_at
-        ends = access_token_ends(session, level, rules, now)
-        access = self.tokens.mint(
-            session, given.user, given.amr, issued_at=now, expires_at=ends
-        )
-        record = bounded(record_of(session, rules), ends, level)
-        return Issued(
-            session=Session.of(record),
-            session_token=access,
-            refresh_token=given.refresh_token,
-            remember=True,
-            session_lifetime=None,
-            refresh_lifetime=None,
-            deliver_until=deliver_until,
-            body=self._body(access, given.refresh_token, given.user, now, ends),
-        )
+    def issue(self, new: NewTokens, deliver_until: float) -> Issued:
+        """Returns an access token of the session and its new refresh token.
 
-    def _body(
-        self, access: str, refresh: str, user: AuthUser, now: datetime, ends: datetime
-    ) -> dict[str, object]:
+        ``deliver_until`` is when a response may no longer deliver them. Raises what the
+        claims hook raises.
+        """
+        session, user, now = new.session, new.user, new.session.read_at
+        level = assurance_level(entry.method for entry in new.amr)
+        ends = access_token_ends(session, level, self.rules, now)
+        access = self.tokens.mint(session, user, new.amr, issued_at=now, expires_at=ends)
         body: dict[str, object] = {
             "access_token": access,
             "token_type": "bearer",
             "expires_in": int((ends - now).total_seconds()),
             "expires_at": int(ends.timestamp()),
-            "refresh_token": refresh,
+            "refresh_token": new.refresh_token,
         }
-        return body | {"user": _public(user)} if self.with_user else body
+        if self.with_user:
+            body["user"] = _public(user)
+        record = limited_to_token(record_of(session, self.rules), ends, level)
+        return Issued(
+            session=Session.of(record),
+            session_token=access,
+            refresh_token=new.refresh_token,
+            remember=True,
+            session_lifetime=None,
+            refresh_lifetime=None,
+            deliver_until=deliver_until,
+            body=body,
+        )
 
 
 def _public(user: AuthUser) -> dict[str, object]:
-    """The user as auth-js shows one; whoever reads a cookie must not believe it."""
+    """The user as auth-js has it. A reader of the cookie must not believe it."""
     times = {
         name: at.isoformat().replace("+00:00", "Z")
         for name in ("created_at", "updated_at", "last_sign_in_at")

@@ -1,23 +1,16 @@
-"""Refreshing by a v1 token: a row of ``auth.refresh_tokens`` and its session, locked.
+"""A refresh in the tables of Supabase Auth, beside GoTrue: by a v1 token, which is a row of
+``auth.refresh_tokens``, or by a v2 token, which is a signed counter.
 
-Refreshing by a v2 token: a signed counter, and the locked session that counts.
-
-Refreshing a session of Supabase Auth in its own database, beside GoTrue.
-
-GoTrue never waits for a lock, and neither does this: what is held by others is asked again
-after 10 to 29 ms. When the retry budget is spent there is no answer. That is *unknown*, and
-nobody is refused for it: GoTrue's own 409 would sign a browser out.
-
-What both kinds of refresh do with the tables of Supabase Auth.
-
-Rule 1. Nothing waits for a lock. Rows that somebody else holds are skipped, the transaction
-ends, and a moment later everything is asked again, from the start.
-Rule 2. First everything is judged without a lock, so that what is refused anyway holds
-nothing; then once more under the locks, on what is true by then.
-Rule 3. A transaction is short: whoever inserts a child row of the session, or updates it,
-makes every refresh of it wait, GoTrue's too.
-
-Opening a session in Supabase Auth's own tables, as GoTrue does at a sign-in.
+Rule 1. Nothing waits for a lock, as in GoTrue. Rows that another transaction has locked are
+skipped, the transaction ends, and after 10 to 29 ms everything starts again.
+Rule 2. When the retry budget is spent there is no answer: the result is *unknown*, and a
+session is not refused for it. GoTrue's own 409 would sign a browser out.
+Rule 3. Everything is judged first without a lock, so that a refused request holds none;
+then once more under the locks, on fresh data.
+Rule 4. A transaction is short: whoever updates the session, or inserts a row that refers to
+it, makes every refresh of it wait, GoTrue's too.
+Rule 5. Limits of time are judged by the database's clock at the first read of the request,
+however often it tries again.
 """
 
 from __future__ import annotations
@@ -44,27 +37,25 @@ from handstamp.supabase.rows import (
     Refused,
     amr_of,
     session_of,
-    storable,
+    text_or_null,
     token_of,
     user_of,
+    visible,
 )
 from handstamp.supabase.rules import (
     AuthSession,
-    Cause,
     Count,
     HandOut,
     Misused,
     Refusal,
     StoredToken,
     SupabaseRules,
-    judge_client,
     judge_rivals,
     judge_session,
     judge_user,
     judge_v1,
     judge_v2,
 )
-from handstamp.supabase.schema import HIDDEN
 from handstamp.supabase.sql import SupabaseStatements
 from handstamp.supabase.tokens import (
     CounterToken,
@@ -77,51 +68,56 @@ from handstamp.supabase.tokens import (
 )
 
 Entropy = Callable[[int], bytes]
-"""So many fresh random bytes, such as ``os.urandom``."""
+"""Returns this many fresh random bytes, such as ``os.urandom``."""
 
-_HELD = (
+SHORTEST_PAUSE = 10
+PAUSES = 20
+"""A pause between two attempts is ``SHORTEST_PAUSE`` ms and up to ``PAUSES`` - 1 more."""
+
+_LOCKED = (
     asyncpg.DeadlockDetectedError,
     asyncpg.LockNotAvailableError,
     asyncpg.SerializationError,
-    asyncpg.InvalidCachedStatementError,  # the table has just got a column
+    asyncpg.InvalidCachedStatementError,  # a column was added to the table just now
 )
 
 
-class HeldError(Exception):
-    """Somebody else holds a row: roll back, and ask again a moment later."""
+class _LockedError(Exception):
+    """Another transaction holds a row: roll back, and try again after a pause."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Asked:
-    """One request: who makes it, and the database's clock when it came. ``notify`` is
-    whether the notification queue still takes anything. ``session_id`` is the one session
-    that may be refreshed, where that is known."""
+class _Request:
+    """One refresh: its client, and the database's clock when it came (rule 5).
+
+    ``session_id`` is the only session that may be refreshed, where it is known. ``notify``
+    says whether the notification queue has room.
+    """
 
     client: Client
-    oauth_client_id: str | None
     session_id: str | None = None
     came_at: datetime | None = None
     notify: bool = True
 
     @property
     def now(self) -> datetime:
-        """What limits of time are judged by, however often it is tried."""
-        assert self.came_at is not None  # noqa: S101 - every look-up comes first
+        """The time by which limits are judged."""
+        assert self.came_at is not None  # noqa: S101 - set at the first read
         return self.came_at
 
-    def is_about(self, session: AuthSession) -> bool:
-        """Whether this session may be refreshed by it at all."""
+    def may_refresh(self, session: AuthSession) -> bool:
+        """Whether the request is for this session."""
         return self.session_id in (None, session.id)
 
-    def told(self) -> tuple[str | None, str | None]:
-        """User agent and address; what a client does not tell is written as NULL."""
-        agent = storable(self.client.user_agent)
+    def client_columns(self) -> tuple[str | None, str | None]:
+        """User agent and address, as they are written; None is written as NULL."""
+        agent = text_or_null(self.client.user_agent)
         return agent, canonical_address(self.client.address)
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One database whose statements are known, and what goes for it."""
+class AuthTables:
+    """The tables of one database: its connections, their SQL, the rules and the keys."""
 
     database: Database
     sql: SupabaseStatements
@@ -129,152 +125,143 @@ class Work:
     keys: KeyRing
     entropy: Entropy
 
-    async def look_up(self, sql: str, value: str) -> asyncpg.Record:
-        """The one row of a question that says whether anything could be seen."""
-        (row,) = await self.database.read(sql, value)
-        if row["hidden"]:
-            raise SessionsUnavailable(HIDDEN)
+    def new_counter_token(self, session_id: str) -> tuple[str, str]:
+        """Returns the key to store for a session, and its v2 token of counter 0."""
+        plain = new_key(self.entropy(32))
+        stored = self.keys.seal(plain, session_id, self.entropy(12))
+        return stored, write_v2(session_id, 0, self.keys.open(stored, session_id))
+
+    async def _read(self, sql: str, value: str) -> asyncpg.Record:
+        """Reads the one row of a statement that also says whether the table is visible."""
+        (row,) = visible(await self.database.read(sql, value))
         return row
 
-    async def locked(
-        self, asked: Asked, step: Callable[[Connection], Awaitable[Outcome]]
-    ) -> Outcome | None:
-        """Do one step in a transaction; None if somebody holds what it needs."""
-        async with self.database.acquire_write() as connection:
-            try:
-                async with connection.transaction(isolation="read_committed"):
-                    if not asked.notify:
-                        await connection.execute(SKIP_TRIGGER)
-                    return await step(connection)
-            except (HeldError, *_HELD):
-                return None
-            except asyncpg.ProgramLimitExceededError:
-                # The notification queue is full. Asking frees what nobody needs; the
-                # next time nothing is said, and the staleness bound does the rest.
-                await connection.execute(QUEUE_USAGE)
-                asked.notify = False
-                return None
-
-    async def row(self, connection: Connection, sql: str, value: object) -> asyncpg.Record:
-        """A row that is now locked. What is not there is held by somebody, or gone, as
-        the next attempt will see."""
+    async def _locked_row(
+        self, connection: Connection, sql: str, value: object
+    ) -> asyncpg.Record:
+        """Returns a row that is now locked. A row that is not found is locked by another
+        transaction, or deleted, which the next attempt will see."""
         self.database.queries += 1
         row = await connection.fetchrow(sql, value)
         if row is None:
-            raise HeldError
+            raise _LockedError
         return row
 
-    async def lock_session(
+    async def _locked_session(
         self, connection: Connection, session_id: str | None
     ) -> tuple[asyncpg.Record, AuthSession]:
-        """The session as it is by now, locked, and its row, which tells the user too."""
-        await self.row(connection, self.sql.lock_session, session_id)
-        row = await self.row(connection, self.sql.read_session, session_id)
+        """Locks the session and reads it again: its row, which has the user too."""
+        await self._locked_row(connection, self.sql.lock_session, session_id)
+        row = await self._locked_row(connection, self.sql.read_session, session_id)
         session = session_of(row)
         assert session is not None  # noqa: S101 - a row that is locked has an id
         return row, session
 
-    async def update(
+    async def _in_transaction(
+        self, request: _Request, step: Callable[[Connection], Awaitable[Outcome]]
+    ) -> Outcome | None:
+        """Runs one step in a transaction; None if another one holds what it needs."""
+        async with self.database.acquire_write() as connection:
+            try:
+                async with connection.transaction(isolation="read_committed"):
+                    if not request.notify:
+                        await connection.execute(SKIP_TRIGGER)
+                    return await step(connection)
+            except (_LockedError, *_LOCKED):
+                return None
+            except asyncpg.ProgramLimitExceededError:
+                # The notification queue is full. This query frees what every listener has
+                # read. The next attempt notifies no one, and the staleness bound holds.
+                await connection.execute(QUEUE_USAGE)
+                request.notify = False
+                return None
+
+    async def _write(
         self,
         connection: Connection,
         session: AuthSession,
-        asked: Asked,
+        request: _Request,
         key: str | None = None,
         counter: int | None = None,
     ) -> None:
-        """Write a refresh that writes no v1 token; None leaves key and counter alone."""
+        """Writes a refresh that writes no v1 token; None leaves key and counter alone."""
         self.database.queries += 1
-        values = session.id, *asked.told(), key, counter
+        values = session.id, *request.client_columns(), key, counter
         await connection.execute(self.sql.update, *values)
 
-    def judge(self, session: AuthSession, asked: Asked) -> Refusal | None:
-        """What speaks against refreshing it, by its user and by time."""
-        refusal = judge_user(session, asked.now)
+    def _judge(self, session: AuthSession, request: _Request) -> Refusal | None:
+        """Judges the user and the limits of time."""
+        refusal = judge_user(session, request.now)
         if refusal is not None:
-            # A user who is gone is told as GoTrue tells it here.
+            # For a user who is gone GoTrue answers here as for an unknown token.
             return Refusal.NOT_FOUND if refusal is Refusal.USER_NOT_FOUND else refusal
-        verdict = judge_session(session, self.rules, asked.now)
+        verdict = judge_session(session, self.rules, request.now)
         return verdict if isinstance(verdict, Refusal) else None
 
-    async def judge_locked(
-        self, session: AuthSession, asked: Asked, connection: Connection
+    async def _judge_locked(
+        self, session: AuthSession, request: _Request, connection: Connection
     ) -> Refusal | None:
-        """The same once more, and what may be asked under the locks only."""
-        refusal = self.judge(session, asked)
-        refusal = refusal or judge_client(session, asked.oauth_client_id)
+        """Judges the same again, and what is certain only under the locks."""
+        refusal = self._judge(session, request)
+        if refusal is None and session.oauth_client_id is not None:
+            refusal = Refusal.OAUTH_CLIENT
         if refusal is not None or not self.rules.single_per_user:
             return refusal
-        await self.row(connection, self.sql.lock_user, session.user_id)
+        await self._locked_row(connection, self.sql.lock_user, session.user_id)
         self.database.queries += 1
         rows = await connection.fetch(self.sql.rivals, session.user_id)
         others = filter(None, map(session_of, rows))
-        return judge_rivals(session, others, self.rules, asked.now)
+        return judge_rivals(session, others, self.rules, request.now)
 
-    def resealed(self, session: AuthSession) -> str | None:
-        """The key as it is to be stored from now on; None where it stays as it is."""
-        assert session.key is not None  # noqa: S101 - asked where there is one
+    def _resealed(self, session: AuthSession) -> str | None:
+        """Returns the session's key as it is to be stored; None where it stays as it is."""
+        assert session.key is not None  # noqa: S101 - a v2 token needs one
         if not self.keys.needs_resealing(session.key):
             return None
         return self.keys.reseal(session.key, session.id, self.entropy(12))
 
 
-def refused(session: AuthSession, refusal: Refusal) -> Refused:
-    """A refusal that wrote nothing."""
-    return Refused(refusal=refusal, session=replace(session, key=None))
+async def refresh(
+    tables: AuthTables, token: str, client: Client, session_id: str | None = None
+) -> Outcome:
+    """Refreshes a session by a refresh token of either kind.
+
+    ``session_id`` is the session that the token must be of, where that is known. Raises
+    :class:`SessionsUnavailable` without an answer, also when other transactions held the
+    session for the whole retry budget.
+    """
+    claim = None if is_v1(token) else read_v2(token)
+    if claim is None and not is_v1(token):
+        return Refused(refusal=Refusal.MALFORMED)
+    request = _Request(client=client, session_id=session_id)
+    deadline = uptime() + tables.rules.retry_budget.total_seconds()
+    while True:
+        if claim is None:
+            outcome = await _attempt_v1(tables, token, request)
+        else:
+            outcome = await _attempt_v2(tables, claim, request)
+        if outcome is not None:
+            return outcome
+        await asyncio.sleep((SHORTEST_PAUSE + tables.entropy(1)[0] % PAUSES) / 1000)
+        if uptime() >= deadline:
+            raise SessionsUnavailable("too many refresh one session at once")
 
 
-def refreshed(
-    row: asyncpg.Record,
-    session: AuthSession,
-    asked: Asked,
-    token: str,
-    *,
-    v2: bool,
-    counter: int | None,
-    causes: tuple[Cause, ...],
-) -> Refreshed:
-    """A refresh that was written just now."""
-    agent, address = asked.told()
-    now = replace(
-        session,
-        refreshed_at=session.read_at,
-        updated_at=session.read_at,
-        token_updated_at=None,
-        user_agent=agent,
-        address=address,
-        key=None,
-        counter=counter,
-    )
-    return Refreshed(
-        session=now,
-        user=user_of(row),
-        amr=amr_of(row),
-        refresh_token=token,
-        v2=v2,
-        causes=causes,
-    )
+async def would_refresh(tables: AuthTables, token: str, session_id: str) -> bool:
+    """Whether the rules of rotation would accept this refresh token of ``session_id``.
 
-
-async def attempt_v1(work: Work, token: str, asked: Asked) -> Outcome | None:
-    """What becomes of a v1 token; None if somebody holds its rows."""
-    row = await work.look_up(work.sql.find_v1, token)
-    asked.came_at = asked.came_at or row["now"]
-    stored, session = token_of(row), session_of(row)
-    if stored is None or not row["user_found"]:
-        return Refused(refusal=Refusal.NOT_FOUND)
-    if session is None:
-        return await _refuse_orphan(work, stored, row["banned_until"], asked)
-    if stored.user_id != session.user_id or not asked.is_about(session):
-        return Refused(refusal=Refusal.NOT_FOUND)
-    refusal = work.judge(session, asked)
-    if refusal is not None:
-        return refused(session, refusal)
-    return await work.locked(asked, partial(_refresh_v1, work, token, asked))
-
-
-async def accepts_v1(work: Work, token: str, session_id: str) -> bool:
-    """Whether a v1 token of this session would be accepted, without a lock."""
-    row = await work.look_up(work.sql.find_v1, token)
+    Locks nothing and writes nothing. The limits of the session itself are not judged.
+    """
+    if not is_v1(token):
+        claim = read_v2(token)
+        if claim is None or claim.session_id != session_id:
+            return False
+        session = session_of(await tables._read(tables.sql.find_v2, session_id))
+        if session is None or _signing_key(tables, session, claim) is None:
+            return False
+        counted = judge_v2(session, claim.counter, tables.rules, session.read_at)
+        return isinstance(counted, Count)
+    row = await tables._read(tables.sql.find_v1, token)
     stored, session = token_of(row), session_of(row)
     if stored is None or session is None or session.id != session_id:
         return False
@@ -282,210 +269,179 @@ async def accepts_v1(work: Work, token: str, session_id: str) -> bool:
         return False
     active = None
     if stored.revoked:
-        rows = await work.database.read(work.sql.active, stored.session_id)
+        rows = await tables.database.read(tables.sql.active, stored.session_id)
         active = token_of(rows[0]) if rows else None
-    verdict = judge_v1(stored, active, work.rules, session.read_at)
+    verdict = judge_v1(stored, active, tables.rules, session.read_at)
     return not isinstance(verdict, Misused)
 
 
-async def _refuse_orphan(
-    work: Work, stored: StoredToken, banned_until: datetime | None, asked: Asked
-) -> Refused:
-    """A token from before there were sessions, which no one can use any more."""
-    if banned_until is not None and asked.now < banned_until:
-        return Refused(refusal=Refusal.BANNED)
-    await work.database.fetch(work.sql.forget_orphan, stored.id)
-    return Refused(refusal=Refusal.NO_SESSION)
+async def _attempt_v1(tables: AuthTables, token: str, request: _Request) -> Outcome | None:
+    """One attempt with a v1 token; None if another transaction holds its rows."""
+    row = await tables._read(tables.sql.find_v1, token)
+    request.came_at = request.came_at or row["now"]
+    stored, session = token_of(row), session_of(row)
+    if stored is None or not row["user_found"]:
+        return Refused(refusal=Refusal.NOT_FOUND)
+    if session is None:
+        # A token from before there were sessions: nothing can be refreshed by it.
+        banned_until = row["banned_until"]
+        if banned_until is not None and request.now < banned_until:
+            return Refused(refusal=Refusal.BANNED)
+        await tables.database.fetch(tables.sql.forget_orphan, stored.id)
+        return Refused(refusal=Refusal.NO_SESSION)
+    if stored.user_id != session.user_id or not request.may_refresh(session):
+        return Refused(refusal=Refusal.NOT_FOUND)
+    refusal = tables._judge(session, request)
+    if refusal is not None:
+        return _refused(session, refusal)
+    step = partial(_refresh_v1, tables, token, request)
+    return await tables._in_transaction(request, step)
 
 
 async def _refresh_v1(
-    work: Work, token: str, asked: Asked, connection: Connection
+    tables: AuthTables, token: str, request: _Request, connection: Connection
 ) -> Outcome:
-    stored = token_of(await work.row(connection, work.sql.lock_v1, token))
+    stored = token_of(await tables._locked_row(connection, tables.sql.lock_v1, token))
     assert stored is not None  # noqa: S101 - a row that is locked has an id
-    row, session = await work.lock_session(connection, stored.session_id)
+    row, session = await tables._locked_session(connection, stored.session_id)
     session = replace(session, token_updated_at=stored.updated_at)
-    refusal = await work.judge_locked(session, asked, connection)
+    refusal = await tables._judge_locked(session, request, connection)
     if refusal is not None:
-        return refused(session, refusal)
-    active = await _active(work, connection, stored)
-    verdict = judge_v1(stored, active, work.rules, session.read_at)
+        return _refused(session, refusal)
+    active = None
+    if stored.revoked:
+        tables.database.queries += 1
+        found = await connection.fetchrow(tables.sql.active, stored.session_id)
+        active = None if found is None else token_of(found)
+    verdict = judge_v1(stored, active, tables.rules, session.read_at)
     if isinstance(verdict, Misused):
-        return await _refuse_v1(work, connection, session, verdict)
+        # The session stays, and so does its access token.
+        if verdict.ends:
+            tables.database.queries += 1
+            await connection.execute(tables.sql.revoke_family, session.id)
+        refused = _refused(session, Refusal.ALREADY_USED)
+        return replace(refused, family_revoked=verdict.ends)
     if isinstance(verdict, HandOut):
-        await work.update(connection, session, asked)
-        told, v2, counter = verdict.token, False, session.counter
-    else:
-        told, v2, counter = await _swap(work, connection, session, stored, asked)
-    return refreshed(
-        row, session, asked, told, v2=v2, counter=counter, causes=verdict.causes
-    )
-
-
-async def _active(
-    work: Work, connection: Connection, stored: StoredToken
-) -> StoredToken | None:
-    if not stored.revoked:
-        return None
-    work.database.queries += 1
-    row = await connection.fetchrow(work.sql.active, stored.session_id)
-    return None if row is None else token_of(row)
-
-
-async def _refuse_v1(
-    work: Work, connection: Connection, session: AuthSession, verdict: Misused
-) -> Refused:
-    """The session stays, and so does the access token that goes with it."""
-    if verdict.ends:
-        work.database.queries += 1
-        await connection.execute(work.sql.revoke_family, session.id)
-    return replace(refused(session, Refusal.ALREADY_USED), family_revoked=verdict.ends)
+        await tables._write(connection, session, request)
+        return _refreshed(row, session, request, verdict.token, reused=True)
+    new, counter = await _swap(tables, connection, session, stored, request)
+    return _refreshed(row, session, request, new, reused=verdict.reused, counter=counter)
 
 
 async def _swap(
-    work: Work,
+    tables: AuthTables,
     connection: Connection,
     session: AuthSession,
     stored: StoredToken,
-    asked: Asked,
-) -> tuple[str, bool, int | None]:
-    """Write a new token; the text to hand out, whether it is v2, and the counter."""
-    fresh = mint_v1(work.entropy(8))
-    v2 = work.rules.upgrades and work.sql.knows_v2
-    key, counter, told = _upgraded(work, session) if v2 else (None, None, fresh)
-    values = session.id, *asked.told(), key, counter, fresh, stored.id, v2
-    work.database.queries += 1
-    row = await connection.fetchrow(work.sql.swap, *values)
+    request: _Request,
+) -> tuple[str, int | None]:
+    """Writes a new token. Returns its text, which is v2 where the session is upgraded, and
+    the counter of the session."""
+    new = fresh = mint_v1(tables.entropy(8))
+    key, counter = None, None
+    v2 = tables.rules.upgrades and tables.sql.has_v2
+    if v2:
+        key, counter, new = _upgraded(tables, session)
+    values = session.id, *request.client_columns(), key, counter, fresh, stored.id, v2
+    tables.database.queries += 1
+    row = await connection.fetchrow(tables.sql.swap, *values)
     if row is None or row["made"] is None:
-        raise HeldError  # there is such a token: mint another
-    return told, v2, session.counter if counter is None else counter
+        raise _LockedError  # there is a token of this text: mint another one
+    return new, session.counter if counter is None else counter
 
 
-def _upgraded(work: Work, session: AuthSession) -> tuple[str | None, int, str]:
-    """The key to write, if any, the counter, and the v2 token to hand out."""
+def _upgraded(tables: AuthTables, session: AuthSession) -> tuple[str | None, int, str]:
+    """Returns the key to write (None to keep it), the counter, and the v2 token."""
     if session.key is None or session.counter is None:
-        plain = new_key(work.entropy(32))
-        sealed = work.keys.seal(plain, session.id, work.entropy(12))
-        key = work.keys.open(sealed, session.id)
-        return sealed, 0, write_v2(session.id, 0, key)
-    key, counter = work.keys.open(session.key, session.id), session.counter + 1
-    return work.resealed(session), counter, write_v2(session.id, counter, key)
+        stored, token = tables.new_counter_token(session.id)
+        return stored, 0, token
+    key, counter = tables.keys.open(session.key, session.id), session.counter + 1
+    return tables._resealed(session), counter, write_v2(session.id, counter, key)
 
 
-async def attempt_v2(work: Work, claim: CounterToken, asked: Asked) -> Outcome | None:
-    """What becomes of what a v2 token claims; None if somebody holds the session."""
-    session = session_of(await work.look_up(work.sql.find_v2, claim.session_id))
-    if session is None or not asked.is_about(session):
+async def _attempt_v2(
+    tables: AuthTables, claim: CounterToken, request: _Request
+) -> Outcome | None:
+    """One attempt with a v2 token; None if another transaction holds its session."""
+    session = session_of(await tables._read(tables.sql.find_v2, claim.session_id))
+    if session is None or not request.may_refresh(session):
         return Refused(refusal=Refusal.NOT_FOUND)
-    if _signing_key(work, session, claim) is None:
+    if _signing_key(tables, session, claim) is None:
         return Refused(refusal=Refusal.NOT_FOUND)
-    asked.came_at = asked.came_at or session.read_at
-    refusal = work.judge(session, asked)
+    request.came_at = request.came_at or session.read_at
+    refusal = tables._judge(session, request)
     if refusal is not None:
-        return refused(session, refusal)
-    return await work.locked(asked, partial(_refresh_v2, work, claim, asked))
-
-
-async def accepts_v2(work: Work, claim: CounterToken) -> bool:
-    """Whether a v2 token would be accepted, without a lock."""
-    session = session_of(await work.look_up(work.sql.find_v2, claim.session_id))
-    if session is None or _signing_key(work, session, claim) is None:
-        return False
-    verdict = judge_v2(session, claim.counter, work.rules, session.read_at)
-    return isinstance(verdict, Count)
-
-
-def _signing_key(work: Work, session: AuthSession, claim: CounterToken) -> bytes | None:
-    """The session's key if it made this token. Nobody learns what else was wrong."""
-    if session.key is None or session.counter is None:
-        return None
-    key = work.keys.open(session.key, session.id)
-    return key if claim.is_signed_by(key) else None
+        return _refused(session, refusal)
+    step = partial(_refresh_v2, tables, claim, request)
+    return await tables._in_transaction(request, step)
 
 
 async def _refresh_v2(
-    work: Work, claim: CounterToken, asked: Asked, connection: Connection
+    tables: AuthTables, claim: CounterToken, request: _Request, connection: Connection
 ) -> Outcome:
-    row, session = await work.lock_session(connection, claim.session_id)
-    key = _signing_key(work, session, claim)
+    row, session = await tables._locked_session(connection, claim.session_id)
+    key = _signing_key(tables, session, claim)
     if key is None:
         return Refused(refusal=Refusal.NOT_FOUND)
-    refusal = await work.judge_locked(session, asked, connection)
+    refusal = await tables._judge_locked(session, request, connection)
     if refusal is not None:
-        return refused(session, refusal)
-    verdict = judge_v2(session, claim.counter, work.rules, asked.now)
+        return _refused(session, refusal)
+    verdict = judge_v2(session, claim.counter, tables.rules, request.now)
     if isinstance(verdict, Refusal):
-        return refused(session, verdict)
+        return _refused(session, verdict)
     if isinstance(verdict, Misused):
-        return await _refuse_v2(work, connection, session, verdict, asked)
-    counter = verdict.counter
-    await work.update(connection, session, asked, work.resealed(session), counter)
+        # Two clients hold one session: it ends, with every token that it has.
+        refused = _refused(session, Refusal.ALREADY_USED)
+        if not verdict.ends:
+            return refused
+        tables.database.queries += 1
+        await connection.fetch(tables.sql.end, request.notify, [session.id])
+        return replace(refused, ended=(Ended(id=session.id, user_id=session.user_id),))
+    counter, stored = verdict.counter, tables._resealed(session)
+    await tables._write(connection, session, request, stored, counter)
     token = write_v2(session.id, counter, key)
-    return refreshed(
-        row, session, asked, token, v2=True, counter=counter, causes=verdict.causes
-    )
+    return _refreshed(row, session, request, token, reused=verdict.reused, counter=counter)
 
 
-async def _refuse_v2(
-    work: Work,
-    connection: Connection,
+def _signing_key(
+    tables: AuthTables, session: AuthSession, claim: CounterToken
+) -> bytes | None:
+    """Returns the session's key if it signed this token, otherwise None."""
+    if session.key is None or session.counter is None:
+        return None
+    key = tables.keys.open(session.key, session.id)
+    return key if claim.is_signed_by(key) else None
+
+
+def _refused(session: AuthSession, refusal: Refusal) -> Refused:
+    """A refusal of a known session, without its key."""
+    return Refused(refusal=refusal, session=replace(session, key=None))
+
+
+def _refreshed(
+    row: asyncpg.Record,
     session: AuthSession,
-    verdict: Misused,
-    asked: Asked,
-) -> Refused:
-    """Two hold one session: it goes, with every token it has."""
-    refusal = refused(session, Refusal.ALREADY_USED)
-    if not verdict.ends:
-        return refusal
-    work.database.queries += 1
-    await connection.fetch(work.sql.end, asked.notify, [session.id])
-    return replace(refusal, ended=(Ended(id=session.id, user_id=session.user_id),))
-
-
-SHORTEST_PAUSE = 10
-PAUSES = 20
-
-
-async def refresh(
-    work: Work,
+    request: _Request,
     token: str,
-    client: Client,
-    oauth_client_id: str | None,
-    session_id: str | None = None,
-) -> Outcome:
-    """What becomes of the refresh token ``token``, of either kind, if it is one of
-    ``session_id``, where that is given.
-
-    Raises :class:`SessionsUnavailable` without an answer, also when others held the
-    session for the whole retry budget.
-    """
-    attempt = _attempt(work, token)
-    if attempt is None:
-        return Refused(refusal=Refusal.MALFORMED)
-    asked = Asked(client=client, oauth_client_id=oauth_client_id, session_id=session_id)
-    ends = uptime() + work.rules.retry_budget.total_seconds()
-    while True:
-        outcome = await attempt(asked)
-        if outcome is not None:
-            return outcome
-        await asyncio.sleep((SHORTEST_PAUSE + work.entropy(1)[0] % PAUSES) / 1000)
-        if uptime() >= ends:
-            raise SessionsUnavailable("too many refresh one session at once")
-
-
-async def would_refresh(work: Work, token: str, session_id: str) -> bool:
-    """Whether the refresh token ``token`` of ``session_id`` would be accepted by the rules
-    of rotation. Locks nothing and writes nothing."""
-    if is_v1(token):
-        return await accepts_v1(work, token, session_id)
-    claim = read_v2(token)
-    if claim is None or claim.session_id != session_id:
-        return False
-    return await accepts_v2(work, claim)
-
-
-def _attempt(work: Work, token: str) -> Callable[[Asked], Awaitable[Outcome | None]] | None:
-    if is_v1(token):
-        return partial(attempt_v1, work, token)
-    claim = read_v2(token)
-    return None if claim is None else partial(attempt_v2, work, claim)
+    *,
+    reused: bool,
+    counter: int | None = None,
+) -> Refreshed:
+    """A refresh that was written just now. None for ``counter`` keeps the session's."""
+    agent, address = request.client_columns()
+    now = replace(
+        session,
+        refreshed_at=session.read_at,
+        token_updated_at=None,
+        user_agent=agent,
+        address=address,
+        key=None,
+        counter=session.counter if counter is None else counter,
+    )
+    return Refreshed(
+        session=now,
+        user=user_of(row),
+        amr=amr_of(row),
+        refresh_token=token,
+        reused=reused,
+    )

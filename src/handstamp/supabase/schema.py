@@ -1,17 +1,13 @@
-"""What a database of Supabase Auth has, and what our role may do with it.
+"""What a database of Supabase Auth has, what our role may do with it, and the triggers on
+it.
 
-Its tables grew over years, and a column that is missing switches a feature off. Row level
-security is on without a policy: a role that is neither the tables' owner nor BYPASSRLS sees
-empty tables, without any error. To take that for "every session is over" would sign
-everybody out, so it is a complaint of its own, and so is a missing grant.
-
-The trigger on Supabase Auth's tables: what ends a session there, as data.
-
-GoTrue deletes sessions when somebody signs out or changes a password. A refresh moves other
-columns, or these ones forward, and never fires it. Columns that an older database does not
-have are left out: nothing depends on them there.
-
-Whether GoTrue's own writes are heard: the trigger on Supabase Auth's tables.
+Rule 1. The tables changed over years. A column that is missing switches a feature off.
+Rule 2. Row level security is on, without a policy: a role that is neither the tables' owner
+nor BYPASSRLS sees empty tables, without an error. To believe that every session is over
+would sign everybody out. So this is an error of its own, and so is a missing grant.
+Rule 3. The trigger fires on what ends a session: GoTrue deletes sessions when a user signs
+out or changes the password. A refresh writes other columns, or moves these forward, and
+never fires it. Columns that an older database lacks are left out of its condition.
 """
 
 from __future__ import annotations
@@ -52,8 +48,8 @@ REFRESH_INFO: Columns = ("refreshed_at", "user_agent", "ip")
 V2: Columns = ("refresh_token_hmac_key", "refresh_token_counter")
 _SESSION: Columns = ("id", "user_id", "created_at", "updated_at")
 _SESSION_LATER: Columns = (
-    *("factor_id", "aal", "not_after", *REFRESH_INFO),
-    *("tag", "oauth_client_id", "scopes", *V2),
+    *("aal", "not_after", *REFRESH_INFO),
+    *("tag", "oauth_client_id", *V2),
 )
 _TOKEN: Columns = (
     *("instance_id", "id", "token", "user_id", "revoked"),
@@ -70,10 +66,14 @@ AMR: Columns = ("id", "session_id", "created_at", "updated_at", "authentication_
 _AUDIT: Columns = ("instance_id", "id", "payload", "created_at", "ip_address")
 _FACTOR: Columns = ("user_id", "status")
 
-WHOLE = Capabilities(activity=False, password_change=False, fingerprint=False, level=True)
-"""What the tables can do where no column is missing."""
+WHOLE = Capabilities(
+    refresh=False, activity=False, password_change=False, fingerprint=False, level=True
+)
+"""What the tables can do where no column is missing; GoTrue's rules refresh, not ours."""
 SESSION_COLUMNS = (*_SESSION, *_SESSION_LATER)
 USER_COLUMNS = (*_USER, *_USER_LATER)
+_NOT_PRIVATE = ("sessions", "refresh_tokens", "mfa_amr_claims", "audit_log_entries")
+"""Tables of which we read or write nearly every column; the others hold more."""
 REQUIRED: Mapping[str, Columns] = {
     "sessions": _SESSION,
     "refresh_tokens": _TOKEN,
@@ -86,11 +86,11 @@ NEWEST: Mapping[str, Columns] = {
     "users": USER_COLUMNS,
     "mfa_factors": _FACTOR,
 }
-"""The columns of a whole database, as far as a session depends on them."""
+"""The columns of a complete database on which the validity of a session depends."""
 
 _PLAIN = re.compile("[a-z_][a-z0-9_]*")
 
-LOOK = """
+INSPECT = """
     select c.relname as name, c.oid, current_user::text as role,
         has_schema_privilege(n.oid, 'usage') as enters,
         row_security_active(c.oid) as hidden,
@@ -118,19 +118,19 @@ LOOK = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """What is there. ``unreadable`` and ``unwritable`` say what is to be mended before
-    sessions can be read, or written; None where all is well."""
+    """What the database has. ``unreadable`` and ``unwritable`` say what must be corrected
+    before sessions can be read, or written; None where nothing must."""
 
     columns: Mapping[str, frozenset[str]] = field(repr=False)
     unreadable: str | None
     unwritable: str | None
     guarded: bool
-    """Whether row level security is out of the way altogether, so that it may be asked
-    along with each question whether it still is."""
+    """Whether row level security applies to no table, so that each statement can ask
+    whether that is still so."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is left of the features in a database that lacks the newer columns."""
+        """The features that a database without the newer columns still has."""
         return replace(
             WHOLE,
             user_status=any(self.has("users", c) for c in ("banned_until", "deleted_at")),
@@ -143,7 +143,8 @@ class Schema:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The columns and tables a newer Supabase has; each switches something off."""
+        """The columns and tables that a newer Supabase has; each one switches a feature
+        off."""
         later = {"sessions": _SESSION_LATER, "users": _USER_LATER}
         lacking = [t for t in TABLES if t not in self.columns]
         if "mfa_amr_claims" in self.columns:
@@ -155,7 +156,7 @@ class Schema:
 
 Needs = dict[str, dict[str, Columns]]
 Found = Mapping[str, asyncpg.Record]
-"""The answer to :data:`LOOK`, by the names of the tables."""
+"""The result of :data:`INSPECT`, by the names of the tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,21 +175,22 @@ class Grant:
 
 
 def grant_sql(grant: Grant, role: str) -> str:
-    """The statement that gives it to ``role``."""
+    """Returns the statement that grants it to ``role``."""
     return f"grant {grant} to {_always_quoted(role)}"
 
 
 def bypass_sql(role: str) -> str:
-    """The statement after which row level security does not apply to ``role``."""
+    """Returns the statement after which row level security does not apply to ``role``."""
     return f"alter role {_always_quoted(role)} bypassrls"
 
 
 def read_schema(name: str, rows: Sequence[asyncpg.Record], rules: SupabaseRules) -> Schema:
-    """The answer to :data:`LOOK`, judged for what ``rules`` make necessary."""
+    """Judges the result of :data:`INSPECT` by what ``rules`` make necessary."""
     found = {row["name"]: row for row in rows}
     reads, writes = needs(rules)
-    unreadable = _absent(name, found) or _hidden(name, found, reads)
-    unreadable = unreadable or _ungranted(name, found, reads)
+    absent = absences(name, found)
+    unreadable = f"{absent[0]} {ABSENT}" if absent else None
+    unreadable = unreadable or _hidden(name, found, reads) or _ungranted(name, found, reads)
     writes = {**reads, **writes}
     return Schema(
         columns={table: frozenset(row["columns"]) for table, row in found.items()},
@@ -201,7 +203,8 @@ def read_schema(name: str, rows: Sequence[asyncpg.Record], rules: SupabaseRules)
 
 
 def needs(rules: SupabaseRules) -> tuple[Needs, Needs]:
-    """Which columns are read, inserted and updated; () for rows that are deleted."""
+    """Returns the columns that reading needs, and those that writing needs, by table and
+    privilege; () for rows that are deleted."""
     reads: Needs = {
         "sessions": {"select": SESSION_COLUMNS},
         "users": {"select": ("id", "instance_id", "banned_until", "deleted_at")},
@@ -213,7 +216,7 @@ def needs(rules: SupabaseRules) -> tuple[Needs, Needs]:
     writes: Needs = {
         "sessions": {
             "select": SESSION_COLUMNS,
-            "insert": SESSION_COLUMNS,
+            "insert": (*_SESSION, "aal", "user_agent", "ip", *V2),
             "update": ("updated_at", *REFRESH_INFO, *V2),
             "delete": (),
         },
@@ -235,9 +238,11 @@ def needs(rules: SupabaseRules) -> tuple[Needs, Needs]:
 
 
 def absences(name: str, found: Found) -> list[str]:
-    """The tables and columns without which nothing can be done."""
+    """Returns the missing tables and columns without which nothing works."""
     return [
-        spelled(name, table) if table not in found else f"{spelled(name, table)}.{column}"
+        display_name(name, table)
+        if table not in found
+        else f"{display_name(name, table)}.{column}"
         for table, columns in REQUIRED.items()
         for column in (columns if table in found else columns[:1])
         if table not in found or column not in found[table]["columns"]
@@ -245,24 +250,25 @@ def absences(name: str, found: Found) -> list[str]:
 
 
 def hidden_tables(found: Found, tables: Iterable[str], *, policied: bool) -> list[str]:
-    """Those to which row level security applies, with policies for the role or without."""
+    """Returns those of ``tables`` to which row level security applies, with policies for
+    the role or without."""
     rows = {table: found[table] for table in tables if table in found}
     return [t for t, r in rows.items() if r["hidden"] and r["policied"] is policied]
 
 
 def lacking_grants(name: str, found: Found, wanted: Needs) -> Iterator[Grant]:
-    """What the role may not do of what is wanted."""
+    """Yields the wanted privileges that the role does not have."""
     if not all(row["enters"] for row in found.values()):
-        yield Grant("", "usage", f"schema {spelled(name)}")
+        yield Grant("", "usage", f"schema {display_name(name)}")
     for table, privileges in wanted.items():
         for privilege, columns in privileges.items():
             if table in found:
-                place = spelled(name, table)
+                place = display_name(name, table)
                 yield from _grants(table, place, found[table], privilege, columns)
 
 
-def spelled(*names: str) -> str:
-    """A name as people write it, which is quoted only where it must be."""
+def display_name(*names: str) -> str:
+    """Returns a name as people write it: quoted only where it must be."""
     return ".".join(n if _PLAIN.fullmatch(n) else _always_quoted(n) for n in names)
 
 
@@ -271,16 +277,11 @@ def _always_quoted(name: str) -> str:
     return f'"{doubled}"'
 
 
-def _absent(name: str, found: Found) -> str | None:
-    lacking = absences(name, found)
-    return f"{lacking[0]} {ABSENT}" if lacking else None
-
-
 def _hidden(name: str, found: Found, tables: Iterable[str]) -> str | None:
     for table in hidden_tables(found, tables, policied=False):
         role = found[table]["role"]
         return (
-            f"row level security hides {spelled(name, table)} from the role {role}: "
+            f"row level security hides {display_name(name, table)} from the role {role}: "
             f"connect as the tables' owner, supabase_auth_admin, or run {bypass_sql(role)}"
         )
     return None
@@ -295,7 +296,8 @@ def _ungranted(name: str, found: Found, wanted: Needs) -> str | None:
 def _grants(
     table: str, place: str, row: asyncpg.Record, privilege: str, columns: Columns
 ) -> Iterator[Grant]:
-    """No more than is wanted: a table may hold what is nobody's business."""
+    """Yields the grant that ``privilege`` needs. It is for the whole table where all of it
+    is missing and the table holds nothing private, and otherwise for the columns."""
     if privilege == "delete":
         if not row["deletes"]:
             yield Grant(table, privilege, place)
@@ -303,8 +305,9 @@ def _grants(
     wanted = [c for c in columns if c in row["columns"]]
     lacking = tuple(c for c in wanted if c not in (row[privilege] or []))
     if lacking:
-        whole = len(lacking) == len(row["columns"])
-        yield Grant(table, privilege, place, () if whole else lacking)
+        whole = len(lacking) == len(wanted) and privilege in ("select", "insert")
+        columns = () if whole and table in _NOT_PRIVATE else lacking
+        yield Grant(table, privilege, place, columns)
     if privilege == "insert" and not row["numbers"]:
         yield Grant(table, "usage", f"sequence {place}_id_seq")
 
@@ -331,46 +334,34 @@ _FACTOR_CHANGES = {"user_id": differs, "status": differs}
 def supabase_triggers(
     name: str, columns: Mapping[str, Collection[str]], tables: Sequence[str]
 ) -> tuple[NotifyTrigger, ...]:
-    """The triggers for those of ``tables`` in the schema ``name`` that there are, where
-    ``columns`` are those of each table."""
+    """Returns the triggers for those of ``tables`` that the schema ``name`` has.
+    ``columns`` are those of each table that it has."""
     made: list[NotifyTrigger] = []
-    for table in tables:
-        if table in columns:
-            place = f"{quoted(name)}.{quoted(table)}"
-            made += _MADE[table](place, columns[table])
+    for table in (each for each in tables if each in columns):
+        place, have = f"{quoted(name)}.{quoted(table)}", columns[table]
+        if table == "sessions":
+            made += session_triggers(place, "id", _changed(_SESSION_CHANGES, have))
+        elif table == "users":
+            made += user_triggers(place, "id", _changed(_USER_CHANGES, have))
+        else:
+            changed = NotifyTrigger(
+                name="handstamp_factor_changed",
+                table=place,
+                type=ROW | UPDATE,
+                function=USER,
+                condition=_changed(_FACTOR_CHANGES, have),
+                argument="user_id",
+            )
+            added_or_removed = NotifyTrigger(
+                name="handstamp_factor_added_or_removed",
+                table=place,
+                type=ROW | INSERT | DELETE,
+                function=USER,
+                argument="user_id",
+            )
+            truncated = truncate_trigger("handstamp_factors_truncated", place)
+            made += (changed, added_or_removed, truncated)
     return tuple(made)
-
-
-def _sessions(place: str, columns: Collection[str]) -> list[NotifyTrigger]:
-    return session_triggers(place, "id", _changed(_SESSION_CHANGES, columns))
-
-
-def _users(place: str, columns: Collection[str]) -> list[NotifyTrigger]:
-    return user_triggers(place, "id", _changed(_USER_CHANGES, columns))
-
-
-def _factors(place: str, columns: Collection[str]) -> list[NotifyTrigger]:
-    return [
-        NotifyTrigger(
-            name="handstamp_factor_changed",
-            table=place,
-            type=ROW | UPDATE,
-            function=USER,
-            condition=_changed(_FACTOR_CHANGES, columns),
-            argument="user_id",
-        ),
-        NotifyTrigger(
-            name="handstamp_factor_added_or_removed",
-            table=place,
-            type=ROW | INSERT | DELETE,
-            function=USER,
-            argument="user_id",
-        ),
-        truncate_trigger("handstamp_factors_truncated", place),
-    ]
-
-
-_MADE = {"sessions": _sessions, "users": _users, FACTORS: _factors}
 
 
 def _changed(
@@ -392,7 +383,7 @@ async def install_supabase_trigger(
     Returns one outcome for each statement; a table that an older database does not have
     is skipped. Raises as :func:`handstamp.stores.install.install` does.
     """
-    rows = await connection.fetch(LOOK, name, list(TABLES))
+    rows = await connection.fetch(INSPECT, name, list(TABLES))
     columns = {row["name"]: row["columns"] for row in rows}
     triggers = supabase_triggers(name, columns, WATCHED)
     documented = supabase_triggers(name, NEWEST, WATCHED)

@@ -1,8 +1,8 @@
-"""Both generations of GoTrue's refresh tokens, to the byte, and the keys of the second.
+"""The refresh tokens of GoTrue, v1 and v2, byte for byte, and the keys of v2.
 
-v1 is a random word of 12 characters that stands in a row of ``auth.refresh_tokens``.
-v2 stands in no row: it says which session it belongs to and how often that one was
-refreshed, signed with the session's own key.
+A v1 token is a random word of 12 characters, in a row of ``auth.refresh_tokens``. A v2
+token is in no row: it holds the id of its session and the number of its refreshes, signed
+with the session's own key.
 
     byte 0       version, zero
     bytes 1-16   the session's id
@@ -11,11 +11,12 @@ refreshed, signed with the session's own key.
     4 bytes      the first of SHA-256(everything before): a checksum, without a key
 
 Rule 1. GoTrue's base64 decoder is lax (line breaks, stray bits at the end), so several
-texts are one token. What is compared is what they say, never the texts.
-Rule 2. A session's key is stored plain or sealed with AES-256-GCM under a master key.
-GoTrue opens whatever it has the key for, and so do we; sealing is a setting.
-Rule 3. A key that cannot be opened says nothing about the token: that is *unknown*, for
-the operator to mend, and no reason to sign anybody out.
+texts are one token. Their contents are compared, never the texts.
+Rule 2. A session's key is stored plain, or sealed with AES-256-GCM under a master key.
+GoTrue opens every key for which it has the master key, and so does this; sealing is a
+setting.
+Rule 3. A key that cannot be opened says nothing about the token: the result is *unknown*,
+for the operator to correct, and no reason to sign anybody out.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ HIGHEST_COUNTER = 2**63 - 1
 KEY_BYTES = 32
 NONCE_BYTES = 12
 LONGEST_TEXT = 256
-"""Four times the longest token: what is longer is not decoded at all."""
+"""Four times the longest token. A longer text is not decoded."""
 
 _V1 = re.compile(r"[a-z0-9]{12}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -52,7 +53,7 @@ _ALGORITHM = "aes-gcm-hkdf"
 
 
 def mint_v1(entropy: bytes) -> str:
-    """A v1 token of 12 characters, from 8 bytes of fresh randomness.
+    """Returns a v1 token of 12 characters, from 8 bytes of fresh randomness.
 
     Raises ValueError for any other number of bytes.
     """
@@ -62,13 +63,13 @@ def mint_v1(entropy: bytes) -> str:
 
 
 def is_v1(text: str) -> bool:
-    """Whether ``text`` has the form of a v1 token; only the table knows if it is one."""
+    """Whether ``text`` has the form of a v1 token; only the table says if it is one."""
     return _V1.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class CounterToken:
-    """What a v2 token says. It is a claim until :meth:`is_signed_by` holds."""
+    """The contents of a v2 token: claims, until :meth:`is_signed_by` is true."""
 
     session_id: str
     counter: int
@@ -76,13 +77,13 @@ class CounterToken:
     signature: bytes = field(repr=False, compare=False)
 
     def is_signed_by(self, key: bytes) -> bool:
-        """Whether the holder of the session's ``key`` made it, in constant time."""
+        """Whether the session's ``key`` signed it, compared in constant time."""
         expected = hmac.digest(key, self.signed, "sha256")[:_MAC]
         return hmac.compare_digest(self.signature, expected)
 
 
 def read_v2(text: str) -> CounterToken | None:
-    """What a v2 token says, or None if ``text`` is none. Takes what GoTrue takes."""
+    """Returns the contents of a v2 token, or None. Accepts what GoTrue accepts."""
     raw = _lax_base64url(text)
     if raw is None or len(raw) < _SHORTEST or raw[0] != 0:
         return None
@@ -101,7 +102,7 @@ def read_v2(text: str) -> CounterToken | None:
 
 
 def write_v2(session_id: str, counter: int, key: bytes) -> str:
-    """The one text GoTrue writes for this session and counter.
+    """Returns the one text that GoTrue writes for this session and counter.
 
     Raises ValueError for an id that is no uuid, a counter outside 0 to 2^63 - 1, or a
     key that is not 32 bytes.
@@ -117,7 +118,7 @@ def write_v2(session_id: str, counter: int, key: bytes) -> str:
 
 
 def new_key(entropy: bytes) -> str:
-    """A session's key as it is stored plain: 43 characters, of 32 fresh random bytes.
+    """Returns a session's key as it is stored plain: 43 characters, of 32 random bytes.
 
     Raises ValueError for any other number of bytes.
     """
@@ -126,14 +127,14 @@ def new_key(entropy: bytes) -> str:
     return _base64url(entropy)
 
 
-def spelled_once(text: str) -> str:
-    """One text for all that are the same token (rule 1), for whoever must count them."""
+def canonical_text(text: str) -> str:
+    """Returns one text for all texts of the same token (rule 1), to use as a key."""
     raw = _lax_base64url(text)
     return text if raw is None or is_v1(text) else _base64url(raw)
 
 
 class KeyRing:
-    """The master keys that seal the sessions' keys, as GoTrue is configured with them.
+    """The master keys that seal the sessions' keys, with GoTrue's settings for them.
 
     ``encryption_key_id`` and ``encrypt`` are ``SECURITY_DB_ENCRYPTION_ENCRYPTION_KEY_ID``
     and ``…_ENCRYPT``; ``keys`` are all of ``…_DECRYPTION_KEYS``, 32 raw bytes by name.
@@ -164,7 +165,7 @@ class KeyRing:
         return f"KeyRing(keys={len(self._keys)}, encrypt={self._current is not None})"
 
     def open(self, stored: str, session_id: str) -> bytes:
-        """The 32 bytes of a session's key, from what its row holds.
+        """Returns the 32 bytes of a session's key, from the text in its row.
 
         Raises :class:`SessionsUnavailable` when the master key is not here or the
         value is damaged (rule 3).
@@ -177,7 +178,7 @@ class KeyRing:
         return raw
 
     def seal(self, plain: str, session_id: str, nonce: bytes) -> str:
-        """What the row shall hold for the key ``plain`` (43 characters).
+        """Returns what to store for the key ``plain`` (43 characters).
 
         ``nonce`` are 12 fresh random bytes, unused where nothing is sealed.
         """
@@ -196,11 +197,11 @@ class KeyRing:
         return json.dumps(envelope, separators=(",", ":"), ensure_ascii=False)
 
     def reseal(self, stored: str, session_id: str, nonce: bytes) -> str:
-        """What the row shall hold instead of ``stored``; raises as :meth:`open` does."""
+        """Returns what to store in place of ``stored``. Raises as :meth:`open` does."""
         return self.seal(_base64url(self.open(stored, session_id)), session_id, nonce)
 
     def needs_resealing(self, stored: str) -> bool:
-        """Whether GoTrue would write this key anew: sealing is on, and it is plain or
+        """Whether GoTrue would write this key again: sealing is on, and it is plain or
         sealed under another master key."""
         if self._current is None:
             return False
@@ -229,7 +230,7 @@ class _Envelope:
 
 
 def _read_envelope(stored: str) -> _Envelope | None:
-    """A sealed key, or None for whatever GoTrue does not take for one."""
+    """Returns a sealed key, or None for a text that GoTrue takes for a plain one."""
     if not stored.startswith("{"):
         return None
     try:
@@ -264,11 +265,18 @@ def _aes(key: bytes) -> AESGCM:
 
 
 def canonical_uuid(text: str) -> str:
-    """A uuid in lower case with its hyphens; raises ValueError for anything else."""
+    """Returns a uuid in lower case with hyphens. Raises ValueError for anything else."""
     lowered = text.lower()
     if not _UUID.fullmatch(lowered):
         raise ValueError("this is no uuid")
     return lowered
+
+
+def mint_uuid(entropy: bytes) -> str:
+    """Returns a random uuid (version 4) of 16 fresh random bytes."""
+    raw = bytearray(entropy)
+    raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80
+    return _hyphenated(bytes(raw))
 
 
 def _hyphenated(raw: bytes) -> str:
@@ -282,7 +290,8 @@ def _base64url(raw: bytes) -> str:
 
 
 def _lax_base64url(text: str) -> bytes | None:
-    """As Go's ``RawURLEncoding``: line breaks and stray bits pass, padding does not."""
+    """Decodes as Go's ``RawURLEncoding``: with line breaks and stray bits, without
+    padding."""
     if len(text) > LONGEST_TEXT:
         return None
     text = text.replace("\r", "").replace("\n", "")
@@ -301,7 +310,7 @@ def _uvarint(number: int) -> bytes:
 
 
 def _read_uvarint(raw: bytes) -> tuple[int, int] | None:
-    """A number and how many bytes it took; None above 64 bits, as Go's ``Uvarint``."""
+    """Returns a number and its length in bytes; None above 64 bits, as Go's ``Uvarint``."""
     number = 0
     for length, byte in enumerate(raw[:_LONGEST_COUNTER], 1):
         number |= (byte & 0x7F) << 7 * (length - 1)

@@ -264,7 +264,7 @@ def outage(sessions: Sessions, *, just_begun: bool = False) -> Iterator[None]:
     any other store.
     """
     with ExitStack() as stack:
-        store = getattr(sessions.store, "auth", sessions.store)  # of SupabaseTable
+        store = sessions.store
         if isinstance(store, MemoryStore):
             stack.callback(setattr, store, "down", store.down)
             store.down = True
