@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "handstamp"
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 MENTIONED = sorted(set(re.findall(r"`([\w/]+\.py)(?:: ([\w.]+))?`", PAGE)))
-LINKS = sorted(set(re.findall(r"\]\(([^)#:]+)\)", PAGE)))
 INTERNAL = {"", "__main__"}  # the package itself, and its entry point
 
 
@@ -88,9 +87,3 @@ def test_the_page_lists_the_layers_of_the_architecture_test() -> None:
     listed = {int(number): set(re.findall(r"`(\w+)`", rooms)) for number, rooms in rows}
     kept = {number: rooms - INTERNAL for number, rooms in enumerate(LAYERS, 1)}
     assert kept == listed
-
-
-@pytest.mark.parametrize("link", LINKS)
-def test_a_linked_page_exists(link: str) -> None:
-    """Links lead to a file or folder of the project."""
-    assert (ROOT / link).exists()
