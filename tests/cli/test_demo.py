@@ -36,7 +36,7 @@ FAST = {"HANDSTAMP_SESSION_TTL": "2"}
 
 
 def environment(cache: Path, settings: dict[str, str]) -> dict[str, str]:
-    """The shell of somebody who works on another project, with a database of its own."""
+    """The environment of a shell in another project, with a database of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HANDSTAMP_")}
     kept["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     return kept | {"HANDSTAMP_CACHE": str(cache), "DATABASE_URL": NOWHERE} | settings
@@ -48,9 +48,9 @@ class Demo:
     def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
         self.process = process
         self._errors = errors
-        self.said = self._read_until_ready()
-        found = re.search(r"ready: +(http://\S+)", self.said)
-        assert found, f"{self.said}\n{self.complained()}"
+        self.output = self._read_until_ready()
+        found = re.search(r"ready: +(http://\S+)", self.output)
+        assert found, f"{self.output}\n{self.errors_so_far()}"
         self.url = found[1]
         self.client = httpx.Client(base_url=self.url, trust_env=False)
 
@@ -63,7 +63,7 @@ class Demo:
                 break
         return "".join(lines)
 
-    def complained(self) -> str:
+    def errors_so_far(self) -> str:
         """All of its stderr so far."""
         self._errors.seek(0)
         return self._errors.read()
@@ -74,20 +74,20 @@ class Demo:
         assert answer.status_code == 204
         return answer
 
-    def told(self) -> dict[str, Any]:
-        """What the page is told."""
+    def state(self) -> dict[str, Any]:
+        """The state that the page shows."""
         return self.client.get("/demo/figures").json()
 
     def happened(self, action: str) -> bool:
         """Whether the feed has such an event."""
-        return any(event["action"] == action for event in self.told()["feed"])
+        return any(event["action"] == action for event in self.state()["feed"])
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> str:
-        """Send a signal and wait for the end; give what was said last."""
+        """Send a signal and wait for the end; return the last output."""
         self.client.close()
         self.process.send_signal(number)
-        said, _ = self.process.communicate(timeout=60)
-        return said
+        output, _ = self.process.communicate(timeout=300)
+        return output
 
 
 @contextmanager
@@ -118,14 +118,14 @@ def refused(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "handstamp", "demo", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         cwd="/",
         env=environment(cache, {}),
     )
 
 
-def until(condition: Callable[[], T], seconds: float = 30) -> T:
-    """Ask again until the answer is true; give it."""
+def until(condition: Callable[[], T], seconds: float = 180) -> T:
+    """Call until the result is true; returns it."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, "never came true"
@@ -164,21 +164,21 @@ def fast(shared_cache: Path) -> Iterator[Demo]:
 
 @pytest.fixture
 def demo(fast: Demo) -> Demo:
-    """The shared demo, with nobody signed in."""
+    """The shared demo, with no user signed in."""
     fast.client.cookies.clear()
     return fast
 
 
 def test_it_runs_the_example_with_the_users_it_prints(demo: Demo) -> None:
-    """The printed user signs in and the example knows who that is."""
-    assert "alice / wonderland" in demo.said
+    """The printed user signs in, and the example returns the name."""
+    assert "alice / wonderland" in demo.output
     demo.sign_in()
     assert demo.client.get("/me").json()["username"] == "alice"
 
 
 def test_the_printed_curl_line_works(demo: Demo) -> None:
     """The curl line, pasted into a shell, signs in and shows the user."""
-    found = re.search(r"curl .*\\\n.*", demo.said)
+    found = re.search(r"curl .*\\\n.*", demo.output)
     assert found
     done = subprocess.run(found[0], shell=True, capture_output=True, text=True)
     if done.returncode == 127:
@@ -187,39 +187,39 @@ def test_the_printed_curl_line_works(demo: Demo) -> None:
 
 
 def test_the_figures_move(demo: Demo) -> None:
-    """Hits, flushes, written activity and rotations are seen to rise."""
+    """Hits, flushes, written activity and rotations rise."""
     demo.sign_in()
-    before = demo.told()["figures"]
+    before = demo.state()["figures"]
     until(lambda: demo.client.get("/me").is_success and demo.happened("refreshed"))
 
     def moved() -> bool:
         assert demo.client.get("/me").is_success
-        after = demo.told()["figures"]
+        after = demo.state()["figures"]
         names = ("requests", "hits", "queries", "flushes", "written_touches")
         return all(after[name] > before[name] for name in names)
 
     until(moved)
 
 
-def test_watching_is_not_counted(demo: Demo) -> None:
-    """The page and its figures reach neither the example nor a session."""
+def test_the_page_is_not_counted(demo: Demo) -> None:
+    """Requests of the page reach neither the example nor a session."""
     demo.sign_in()
-    before = demo.told()["figures"]
+    before = demo.state()["figures"]
     for path in ("/", "/demo/figures", "/"):
         assert demo.client.get(path).is_success
-    after = demo.told()["figures"]
+    after = demo.state()["figures"]
     for name in ("requests", "hits", "misses"):
         assert before[name] == after[name]
 
 
 def test_lifetimes_come_from_the_environment(demo: Demo) -> None:
-    """A variable changes a lifetime, and what depends on it follows."""
-    policy = demo.told()["policy"]
+    """A variable sets a lifetime, and the others follow from it."""
+    policy = demo.state()["policy"]
     assert (policy["session_ttl"], policy["grace"]) == (2.0, 1.0)
 
 
 def test_the_figures_hold_no_token_and_no_full_address(demo: Demo) -> None:
-    """What the page is told of a session could not be used to enter it."""
+    """No session can be opened with what the page shows."""
     demo.sign_in()
     until(lambda: demo.client.get("/me").is_success and demo.happened("refreshed"))
     text = demo.client.get("/demo/figures").text
@@ -229,7 +229,7 @@ def test_the_figures_hold_no_token_and_no_full_address(demo: Demo) -> None:
 
 
 def test_a_stolen_refresh_token_ends_the_session(demo: Demo) -> None:
-    """The demonstration shows replay detection: the thief costs the session its life."""
+    """The demonstration shows that a replay is detected."""
     demo.sign_in()
 
     def struck() -> bool:
@@ -241,8 +241,8 @@ def test_a_stolen_refresh_token_ends_the_session(demo: Demo) -> None:
     assert demo.happened("replayed")
 
 
-def test_the_thief_has_nothing_of_a_stranger(demo: Demo) -> None:
-    """Without a session of one's own there is nothing to play back."""
+def test_the_thief_needs_a_session(demo: Demo) -> None:
+    """Without a session of the browser there is no token to replay."""
     answer = demo.client.post("/demo/replay")
     assert answer.json() == {"outcome": "no_stale_token"}
     forged = {"Cookie": "refresh=" + "x" * 40}
@@ -250,8 +250,8 @@ def test_the_thief_has_nothing_of_a_stranger(demo: Demo) -> None:
     assert answer.json() == {"outcome": "no_stale_token"}
 
 
-def test_the_thief_does_not_serve_another_site(demo: Demo) -> None:
-    """A page of another site cannot set the thief on its visitor."""
+def test_a_replay_from_another_site_is_refused(demo: Demo) -> None:
+    """Another page cannot end the session of its visitor."""
     answer = demo.client.post("/demo/replay", headers={"Sec-Fetch-Site": "cross-site"})
     assert answer.status_code == 403
 
@@ -267,8 +267,8 @@ def test_the_page_loads_nothing_from_elsewhere(demo: Demo) -> None:
     assert "{nonce}" not in pages[0].text
 
 
-def test_a_second_demo_says_that_there_is_one(demo: Demo, shared_cache: Path) -> None:
-    """A second demo at once ends with a line about the first, which goes on."""
+def test_a_second_demo_reports_the_first(demo: Demo, shared_cache: Path) -> None:
+    """It ends with one line, and the first demo continues."""
     second = refused(shared_cache, "--port", "0")
     assert second.returncode == 1
     assert "another demo is running" in second.stderr
@@ -286,11 +286,11 @@ def test_it_ends_on_a_signal_and_leaves_nothing_running(
         demo.sign_in()
         assert running_pid(data) is not None
         demo.process.send_signal(number)  # and the impatient send it twice
-        said = demo.stop(number)
+        output = demo.stop(number)
         assert demo.process.returncode == 0
         assert running_pid(data) is None
-        assert "Stopped" in said
-        assert "Traceback" not in demo.complained()
+        assert "Stopped" in output
+        assert "Traceback" not in demo.errors_so_far()
 
 
 def test_a_session_survives_a_restart_of_the_demo(cache: Path) -> None:
@@ -299,29 +299,27 @@ def test_a_session_survives_a_restart_of_the_demo(cache: Path) -> None:
         demo.sign_in()
         cookies = dict(demo.client.cookies)
         user = demo.client.get("/me").json()
-        assert demo.told()["policy"]["session_ttl"] == 20
+        assert demo.state()["policy"]["session_ttl"] == 20
     with running(cache) as demo:
         demo.client.cookies.update(cookies)
         assert user == demo.client.get("/me").json()
     assert stat.S_IMODE((cache / "demo" / "secret").stat().st_mode) == 0o600
 
 
-def test_another_database_is_used_instead_of_an_own_one(
-    cache: Path, empty_dsn: str
-) -> None:
-    """With --dsn the tables are made there, after saying so, and no server starts."""
+def test_a_database_can_be_given(cache: Path, empty_dsn: str) -> None:
+    """With --dsn the demo says so before it creates tables there, and starts no server."""
     with running(cache, "--dsn", empty_dsn, **FAST) as demo:
-        assert "created" in demo.said
-        assert demo.said.index("the database you gave") < demo.said.index("created")
+        assert "created" in demo.output
+        assert demo.output.index("the database you gave") < demo.output.index("created")
         demo.sign_in()
         assert demo.client.get("/me").json()["username"] == "alice"
         assert not (cache / "demo" / "data").exists()
 
 
 def test_an_open_host_refuses_sign_in_under_other_names(cache: Path, dsn: str) -> None:
-    """On all interfaces it warns, gives no cookie to another host and has no thief."""
+    """On all interfaces it warns, sets no cookie for another host, and has no thief."""
     with running(cache, "--dsn", dsn, "--host", "0.0.0.0") as demo:
-        assert "refused under any other name" in demo.said
+        assert "refused under any other name" in demo.output
         once = {"Host": "a.example", "Connection": "close"}
         elsewhere = demo.client.post("/login", data=ALICE, headers=once)
         assert elsewhere.status_code == 500
@@ -330,8 +328,8 @@ def test_an_open_host_refuses_sign_in_under_other_names(cache: Path, dsn: str) -
         demo.sign_in()
 
 
-def test_a_taken_port_is_said(cache: Path) -> None:
-    """A port that is given and taken ends the demo in one line, before it starts."""
+def test_a_port_in_use_is_reported(cache: Path) -> None:
+    """The demo ends with one line, before it starts anything."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = refused(cache, "--port", port)
@@ -341,15 +339,15 @@ def test_a_taken_port_is_said(cache: Path) -> None:
     assert not (cache / "demo").exists()
 
 
-def test_without_a_port_the_next_free_one_is_taken() -> None:
-    """Two demos that are given no port get two."""
+def test_without_a_port_the_next_free_one_is_used() -> None:
+    """Two demos get two ports."""
     first, second = listen("127.0.0.1", None), listen("127.0.0.1", None)
     with first.socket, second.socket:
         assert first.port < second.port
 
 
-def test_an_unreachable_database_is_said(cache: Path) -> None:
-    """A database that does not answer ends the demo in one line without the password."""
+def test_an_unreachable_database_is_reported(cache: Path) -> None:
+    """The demo ends with one line, without the password."""
     done = refused(cache, "--port", "0", "--dsn", NOWHERE)
     assert done.returncode == 2
     assert "cannot reach the database" in done.stderr
@@ -357,10 +355,10 @@ def test_an_unreachable_database_is_said(cache: Path) -> None:
     assert "secret-word" not in done.stdout + done.stderr
 
 
-def test_a_missing_package_is_said(
+def test_a_missing_package_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without the extra, the line says which package is missing and how to get it."""
+    """The line names the package and the extra to install."""
     monkeypatch.setattr(demo_package, "find_spec", lambda name: None)
     with pytest.raises(typer.Exit) as ended:
         demo_package.demo()
@@ -370,7 +368,7 @@ def test_a_missing_package_is_said(
 
 @pytest.mark.browser
 def test_the_page_works_in_a_browser(cache: Path, dsn: str, tmp_path: Path) -> None:
-    """A person signs in, sees hits and a refresh, revokes a device, and is robbed."""
+    """A user signs in, sees hits and a refresh, revokes a device, and is robbed."""
     chromium = find_chromium()
     if chromium is None:
         pytest.skip("no Chromium is installed")
@@ -414,4 +412,4 @@ def test_the_page_works_in_a_browser(cache: Path, dsn: str, tmp_path: Path) -> N
         tab.wait_for(text("#message") + ".includes('does not answer')")
         assert tab.complaints == []
         assert demo.process.returncode == 0
-        assert "Traceback" not in demo.complained()
+        assert "Traceback" not in demo.errors_so_far()

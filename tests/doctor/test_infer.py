@@ -1,4 +1,4 @@
-"""From a catalog to a proposed shape: guesses, and what is said of them."""
+"""From a catalog to a proposed shape, and the findings about the guesses."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def rows(about: bool = False, **forms: int) -> Rows:
 
 
 def run(python: str) -> TableShape:
-    """What somebody gets who pastes it."""
+    """The shape that the Python makes."""
     names: dict[str, object] = {}
     exec(python, names)
     return names["shape"]
 
 
 def test_a_table_like_better_auth_s() -> None:
-    """Capitals in the names, naive timestamps, and no row that could be a token."""
+    """Capitals in names, timestamps without a zone, and no row that could be a token."""
     shape = proposed(BETTER_AUTH).shape
     assert (shape.id, shape.user_id, shape.token) == ("id", "userId", "token")
     assert (shape.expires_at, shape.created_at) == ("expiresAt", "createdAt")
@@ -98,7 +98,7 @@ def test_a_table_like_authie_s() -> None:
 
 
 def test_a_table_whose_id_is_the_token() -> None:
-    """As Lucia has it: one column is both, and digests are supposed in it."""
+    """As Lucia's table: one column is both, and it is taken to hold digests."""
     proposal = propose("t", a_table(LUCIA), rows=rows(hex_64=7))
     assert (proposal.shape.id, proposal.shape.token) == ("id", "id")
     assert proposal.shape.at_rest == "digest"
@@ -106,7 +106,7 @@ def test_a_table_whose_id_is_the_token() -> None:
 
 
 def test_a_table_whose_id_is_a_token_in_clear() -> None:
-    """No shape is proposed that would show tokens as ids; without rows nothing is lost."""
+    """No shape is proposed that would show tokens as ids."""
     with pytest.raises(ConfigError, match="could sign in with it"):
         proposed(LUCIA, rows=rows(other=1))
     assert proposed(LUCIA).shape.at_rest == "prefixed"
@@ -148,12 +148,12 @@ AMBIGUOUS = [
 
 @pytest.mark.parametrize("found", AMBIGUOUS, ids=str)
 @pytest.mark.parametrize("columns", [BETTER_AUTH, PLAIN])
-def test_what_could_be_a_digest_is_for_somebody_to_say(
+def test_rows_that_could_be_digests_leave_it_undecided(
     found: Rows | None, columns: str
 ) -> None:
-    """With digests taken for tokens, whoever reads the table could sign in: one such row
-    among many is enough, and so is a table that nobody could count. The Python to paste
-    raises until somebody says it, also for the documented table."""
+    """If digests were taken for tokens, anyone who can read the table could sign in. One
+    such row among many is enough, and so is a table whose rows were not counted. The Python
+    raises until at_rest is filled in, also for the documented table."""
     proposal = propose("user_sessions", a_table(columns), rows=found)
     assert not proposal.decided
     assert proposal.shape.at_rest != "plain"
@@ -163,33 +163,37 @@ def test_what_could_be_a_digest_is_for_somebody_to_say(
     assert "at_rest=...," in python or "at_rest=...)" in python
     with pytest.raises(ConfigError, match="at_rest must be"):
         run(python)
-    told = differences(proposal.shape, proposal.preset, decided=False)
-    assert "at_rest" not in {finding.about for finding in told}
+    findings = differences(proposal.shape, proposal.preset, decided=False)
+    assert "at_rest" not in {finding.about for finding in findings}
 
 
-@pytest.mark.parametrize("said", ["digest", "prefixed", "plain"])
+@pytest.mark.parametrize("at_rest", ["digest", "prefixed", "plain"])
 @pytest.mark.parametrize("found", AMBIGUOUS, ids=str)
-def test_what_somebody_says_is_taken(said: AtRest, found: Rows | None) -> None:
-    """Whatever it looks like."""
-    proposal = proposed(BETTER_AUTH, rows=found, at_rest=said)
-    assert (proposal.shape.at_rest, proposal.decided, proposal.doubts) == (said, True, ())
+def test_a_given_at_rest_is_used(at_rest: AtRest, found: Rows | None) -> None:
+    """Whatever the rows hold."""
+    proposal = proposed(BETTER_AUTH, rows=found, at_rest=at_rest)
+    assert (proposal.shape.at_rest, proposal.decided, proposal.doubts) == (
+        at_rest,
+        True,
+        (),
+    )
 
 
-def test_the_guess_signs_nobody_in() -> None:
-    """SHA-256 in hex is looked up as it is; anything else is left to be over."""
+def test_with_the_guess_no_stored_text_opens_a_session() -> None:
+    """SHA-256 in hex is looked up as it is; sessions of other forms end."""
     for found, guess in ((rows(hex_64=9), "digest"), (rows(base64_43=9), "prefixed")):
         assert proposed(BETTER_AUTH, rows=found).shape.at_rest == guess
     narrow = BETTER_AUTH.replace("token text!", "token varchar:64!")
     assert proposed(narrow, rows=rows(base64_43=9)).shape.at_rest == "digest"
 
 
-def test_a_column_that_says_digest_holds_digests() -> None:
-    """Whatever else its rows hold: nobody can sign in with what is in the table."""
+def test_a_column_named_after_digests_holds_digests() -> None:
+    """Whatever its rows hold: no stored text opens a session."""
     assert proposed(AUTHIE, rows=rows(other=5)).shape.at_rest == "digest"
 
 
 def test_the_preset_itself_is_found() -> None:
-    """The documented table is proposed as the preset, by name."""
+    """The documented table is proposed as the preset, by its name."""
     proposal = propose("user_sessions", a_table(PLAIN), rows=Rows())
     assert proposal.shape == UUID_PLAIN
     assert as_python(proposal.shape).endswith("shape = UUID_PLAIN\n")
@@ -199,8 +203,8 @@ def test_the_preset_itself_is_found() -> None:
 
 
 @pytest.mark.parametrize("columns", [BETTER_AUTH, AUTHIE, LUCIA, PLAIN])
-def test_what_is_printed_is_python(columns: str) -> None:
-    """It makes the shape that was proposed, without a name that is not imported."""
+def test_the_python_makes_the_proposed_shape(columns: str) -> None:
+    """And imports every name that it uses."""
     for shape in (
         proposed(columns).shape,
         replace(proposed(columns).shape, users=UsersTable()),
@@ -210,14 +214,14 @@ def test_what_is_printed_is_python(columns: str) -> None:
 
 
 @pytest.mark.parametrize("preset", [ULID_HASHED, UUID_PLAIN])
-def test_what_is_printed_of_a_preset_is_python(preset: TableShape) -> None:
-    """Also of one with a change or two."""
+def test_the_python_of_a_preset_makes_it(preset: TableShape) -> None:
+    """Also of a preset with a change or two."""
     for shape in (preset, replace(preset, table="app.s"), replace(preset, level=None)):
         assert run(as_python(shape)) == shape
 
 
 @pytest.mark.parametrize("missing", ["user_id", "expires_at", "token_hash"])
-def test_what_is_needed_and_not_found_is_asked_for(missing: str) -> None:
+def test_a_missing_column_is_asked_for(missing: str) -> None:
     """With the columns that it could be."""
     field = "token" if missing == "token_hash" else missing
     columns = ",".join(p for p in AUTHIE.split(",") if p.split()[0] != missing)
@@ -225,8 +229,8 @@ def test_what_is_needed_and_not_found_is_asked_for(missing: str) -> None:
         proposed(columns)
 
 
-def test_all_that_is_not_found_is_asked_for_at_once() -> None:
-    """And only columns that are not taken already are offered."""
+def test_all_missing_columns_are_asked_for_at_once() -> None:
+    """And only columns that are still free are offered."""
     columns = a_table("ticket int8!,user_id int8!,why text,good_until timestamptz!").columns
     with pytest.raises(ConfigError) as refused:
         propose("t", Table(name="t", columns=columns))
@@ -237,23 +241,23 @@ def test_all_that_is_not_found_is_asked_for_at_once() -> None:
     assert "user_id" not in text
 
 
-def test_a_key_by_another_name_is_the_id() -> None:
-    """Also where the tokens are not found: a column that is unique and no text."""
+def test_a_key_with_another_name_is_the_id() -> None:
+    """A unique column that is no text, also if no tokens were found."""
     columns = a_table("ticket int8!,user_id int8!,why text,expires_at timestamptz!").columns
     table = Table(name="t", columns=columns, unique=frozenset({("ticket",)}))
     with pytest.raises(ConfigError, match="looks like token: write"):
         propose("t", table)
 
 
-def test_a_flag_that_ends_a_session_unheard_is_a_danger() -> None:
-    """And a second date that does the same is a warning."""
+def test_a_flag_that_is_not_read_is_a_danger() -> None:
+    """A second date that ends a session is a warning."""
     proposal = proposed(AUTHIE + ",revoked bool=,revoked_at timestamp,ended_at timestamp")
     levels = {doubt.text.partition(" ")[0]: doubt.level for doubt in proposal.doubts}
     assert levels == {"revoked": Level.DANGER, "ended_at": Level.WARNING}
 
 
-def test_a_column_of_a_type_that_will_not_do_is_named() -> None:
-    """Its feature is off, and the reason is said."""
+def test_a_column_with_a_wrong_type_is_reported() -> None:
+    """Its feature is off, and the finding gives the reason."""
     proposal = proposed(BETTER_AUTH + ",trust_level text")
     assert proposal.shape.level is None
     (doubt,) = proposal.doubts
@@ -262,21 +266,21 @@ def test_a_column_of_a_type_that_will_not_do_is_named() -> None:
 
 
 def test_every_difference_is_explained() -> None:
-    """For each field of the preset that the table lacks there is a sentence."""
+    """There is a sentence for each field of the preset that the table lacks."""
     lacking = proposed(LUCIA).shape
-    told = {f.about for f in differences(lacking, "uuid")}
+    topics = {f.about for f in differences(lacking, "uuid")}
     gone = {
         f.name
         for f in fields(UUID_PLAIN)
         if getattr(lacking, f.name) is None and getattr(UUID_PLAIN, f.name) is not None
     }
     assert gone
-    assert gone <= told
-    assert "revocation" in told
+    assert gone <= topics
+    assert "revocation" in topics
 
 
-def test_users_are_read_where_there_is_something_to_read() -> None:
-    """A table of users with a flag is joined; one with nothing of use is not."""
+def test_users_are_read_if_they_have_a_column_for_it() -> None:
+    """A table of users with a flag is joined, one without such a column is not."""
     people = a_table("id int8!=,active bool,banned_at timestamptz", name="people")
     proposal = proposed(AUTHIE, users=Users(name="people", id="id", table=people))
     assert proposal.shape.users == UsersTable(
@@ -287,8 +291,8 @@ def test_users_are_read_where_there_is_something_to_read() -> None:
     assert proposed(AUTHIE, users=bare).shape.users is None
 
 
-def test_a_name_that_is_no_identifier_is_left_alone() -> None:
-    """It could not stand in a shape."""
+def test_a_column_whose_name_is_no_identifier_is_not_used() -> None:
+    """It could not be in a shape."""
     table = a_table(BETTER_AUTH)
     odd = Column(name="trust.level", type="int4")
     shape = propose("t", replace(table, columns={**table.columns, odd.name: odd})).shape
