@@ -215,7 +215,7 @@ def test_a_view_for_users_is_a_401_for_everybody_else(
 
 
 def test_an_async_view_logs_in_without_await(client: FlaskClient) -> None:
-    """The verbs are plain functions wherever they are called."""
+    """The methods are plain functions, also in async views."""
     assert client.post("/async-login").text == "alice"
     assert client.get("/me").text == "alice"
 
@@ -405,10 +405,10 @@ class People:
 
     def __init__(self, *names: str) -> None:
         self.names = set(names)
-        self.asked: list[str] = []
+        self.loaded: list[str] = []
 
     def find(self, user_id: str) -> dict[str, str] | None:
-        self.asked.append(user_id)
+        self.loaded.append(user_id)
         return {"name": user_id.title()} if user_id in self.names else None
 
 
@@ -450,9 +450,9 @@ def test_the_user_is_loaded_when_asked_and_once(engine: Engine) -> None:
     client = app.test_client()
     login(client)
     assert client.get("/me").status_code == 200
-    assert people.asked == []
+    assert people.loaded == []
     assert client.get("/name").json == ["Alice", "Alice"]
-    assert people.asked == ["alice"]
+    assert people.loaded == ["alice"]
     assert client.get("/user-page").text == "Alice"
 
 
@@ -787,11 +787,11 @@ def test_the_engine_is_made_of_the_configuration() -> None:
         HANDSTAMP_OUTAGE="anonymous",
     )
     SessionAuth(app)
-    door = app.wsgi_app._options
-    assert door.sessions.policy is policy
-    assert door.sessions is app.extensions["handstamp"].sessions
-    assert door.cookies == Cookies.insecure()
-    assert ("10.1.2.3" in door.proxies, door.outage) == (True, "anonymous")
+    options = app.wsgi_app._options
+    assert options.sessions.policy is policy
+    assert options.sessions is app.extensions["handstamp"].sessions
+    assert options.cookies == Cookies.insecure()
+    assert ("10.1.2.3" in options.proxies, options.outage) == (True, "anonymous")
 
 
 @pytest.mark.parametrize(

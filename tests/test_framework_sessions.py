@@ -1,7 +1,7 @@
 """C-156: the session that a framework brings itself, beside ours, under WSGI.
 
 Each framework keeps one word in its own signed cookie. (Falcon has cookies only, and keeps
-it in one of them.) Nothing that happens to one session is noticed by the other.
+it in one of them.) Nothing that happens to one session changes the other.
 """
 
 from __future__ import annotations

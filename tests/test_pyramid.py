@@ -324,7 +324,7 @@ def test_the_policies_of_pyramid_1_go_on(engine: Engine) -> None:
 def test_a_permission_for_everyone_reads_no_session(
     browser: Browser, engine: Engine
 ) -> None:
-    """So such a view is cacheable, and does not notice an outage."""
+    """So such a view can be cached, and an outage does not affect it."""
     assert "vary" not in browser.get("/look").headers
     assert browser.get("/read").headers["vary"] == "Cookie"
     browser.post("/login")
@@ -347,8 +347,8 @@ def test_the_verdict_of_a_list_can_be_printed(engine: Engine) -> None:
     outage(engine)
     browser.get("/?n=1")
     principals = [text.rpartition(" for principals ")[2] for text in seen]
-    asked = f"['{Everyone}', '{Authenticated}', 'alice']"
-    assert principals == [f"['{Everyone}']", asked, f"['{Everyone}']"]
+    alice = f"['{Everyone}', '{Authenticated}', 'alice']"
+    assert principals == [f"['{Everyone}']", alice, f"['{Everyone}']"]
 
 
 @pytest.mark.parametrize("path", ["/me", "/required", "/declared", "/fresh", "/read"])

@@ -1,5 +1,5 @@
 """What Flask and Quart have in common: settings, signals, errors as HTTP exceptions, and
-the object that stands for a missing session.
+the object in place of a missing session.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The settings: frozen, keyword-only, checked when they are made, never at a request.
 
 Durations are ``timedelta``. A combination that would sign honest users out is refused
-with the reason, because in production it would look like bad luck. How the settings are
+with the reason, because in production the cause would be hard to find. How the settings are
 read from a framework's configuration or the environment is in :mod:`handstamp.options`.
 """
 

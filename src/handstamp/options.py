@@ -32,7 +32,7 @@ S = TypeVar("S")
 
 PREFIX = "HANDSTAMP_"
 _OTHER_VARIABLES = frozenset({"HANDSTAMP_TEST_DATABASE_URL"})
-"""Variables of ours that are no options, although they look like one."""
+"""Variables of ours that are no options, although their names resemble one."""
 
 
 class Kind(NamedTuple):
@@ -212,7 +212,7 @@ _ROWS = (
     Option("bearer", "middleware", FLAG, default=False),
 )
 OPTIONS: Mapping[str, Option] = {option.name: option for option in _ROWS}
-"""Every option by its name; ``docs/options.md`` says what each is for."""
+"""Every option by its name; ``docs/options.md`` explains each."""
 
 
 def read_options(

@@ -247,17 +247,17 @@ async def test_a_password_that_was_reset_ends_every_session(
     browsers: Browsers, engine: Engine, user: site.User
 ) -> None:
     """By the link in a mail, opened in a browser without a session, or in one that has."""
-    stranger = browsers()
-    for asking in (stranger, await signed_in(browsers(), user)):
+    new = browsers()
+    for browser in (new, await signed_in(browsers(), user)):
         there = await signed_in(browsers(), user)
         uid = urlsafe_base64_encode(force_bytes(user.pk))
         token = await sync_to_async(reset_token)(user)
-        first = await asking.get(f"/reset/{uid}/{token}/")
+        first = await browser.get(f"/reset/{uid}/{token}/")
         assert first.status_code == 302
         fields = {"new_password1": NEW, "new_password2": NEW}
-        answer = await form(asking, first.headers["location"], **fields)
+        answer = await form(browser, first.headers["location"], **fields)
         assert (answer.status_code, answer.headers["location"]) == (302, "/public")
-        assert [await name_of(each) for each in (asking, there)] == ["", ""]
+        assert [await name_of(each) for each in (browser, there)] == ["", ""]
         assert live(engine, user) == []
 
 
@@ -443,7 +443,7 @@ async def test_a_hash_made_anew_by_a_confirmation_ends_no_session(
 async def test_a_change_ends_sessions_while_hashers_are_upgraded(
     browsers: Browsers, engine: Engine, user: site.User
 ) -> None:
-    """A session of the new hasher notices any change; one of the old hasher notices those
+    """Any change ends a session of the new hasher; a session of the old hasher ends by those
     that are saved, and one to no password."""
     with override_settings(PASSWORD_HASHERS=UPGRADING):
         old = await signed_in(browsers(), user)
@@ -560,11 +560,11 @@ def test_ids_of_the_application_s_own_are_left_alone(user: site.User) -> None:
     engine = Engine()
     setting = {"SESSIONS": engine.sessions, "GET_USER": by_name}
     with override_settings(HANDSTAMP=setting):
-        stranger = blocking.call(engine.sessions.create, str(user.pk))
+        other = blocking.call(engine.sessions.create, str(user.pk))
         own = blocking.call(engine.sessions.create, user.username)
         saved(user, NEW)
         rows = engine.store.rows
-        assert rows[stranger.session.id].is_active
+        assert rows[other.session.id].is_active
         assert rows[own.session.id].is_active
         blocking.call(engine.sessions.close)
 

@@ -79,7 +79,8 @@ def test_prune_says_how_many(sessions: Sessions) -> None:
 
 def test_check_says_how_revocations_are_heard(sessions: Sessions, dsn: str) -> None:
     """The test's tables have no trigger."""
-    lines = ["database: ok", "channel: listening", "other writers: within max_staleness"]
+    first = ["database: ok", "notifications: listening"]
+    lines = [*first, "other writers: within max_staleness"]
     assert run("check").splitlines() == lines
 
 

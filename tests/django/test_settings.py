@@ -134,7 +134,7 @@ ORDERS = {
     "fine": ([CACHE, AUTHENTICATION, OURS, LOGIN_REQUIRED], []),
     "missing": ([], ["handstamp.W001"]),
     "before Django's user": ([OURS, AUTHENTICATION], ["handstamp.E002"]),
-    "asked too soon": ([LOGIN_REQUIRED, OURS], ["handstamp.E003"]),
+    "user read too soon": ([LOGIN_REQUIRED, OURS], ["handstamp.E003"]),
     "cached too soon": ([OURS, CACHE], ["handstamp.E004"]),
     "by its full path": (["handstamp.django.middleware.SessionAuthMiddleware"], []),
 }

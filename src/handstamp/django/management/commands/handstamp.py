@@ -12,8 +12,8 @@ from handstamp.django.handles import call
 from handstamp.django.settings import get_sessions
 from handstamp.errors import HandstampError
 
-_PATIENCE = 5.0
-"""Seconds that ``check`` waits for the channel of revocations to prove itself."""
+_TIMEOUT = 5.0
+"""Seconds that ``check`` waits for the proof that notifications arrive."""
 
 
 class Command(BaseCommand):
@@ -22,9 +22,9 @@ class Command(BaseCommand):
     help = "Sessions: prune, sessions, revoke, revoke-user, check."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """The parts and what each of them takes."""
+        """Add each part with its arguments."""
         parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
-        parts.add_parser("prune", help="delete sessions that are long dead")
+        parts.add_parser("prune", help="delete the rows of sessions that ended long ago")
         listing = parts.add_parser("sessions", help="list the live sessions of a user")
         listing.add_argument("user")
         one = parts.add_parser("revoke", help="end one session")
@@ -33,10 +33,12 @@ class Command(BaseCommand):
         every.add_argument("user")
         for part in (one, every):
             part.add_argument("--reason", default="revoked by an administrator")
-        parts.add_parser("check", help="ask the database, and the channel of revocations")
+        parts.add_parser(
+            "check", help="check the database and the notifications of revocations"
+        )
 
     def handle(self, *, part: str, **options: Any) -> None:
-        """Do one part. Raises :class:`CommandError` with the reason where that fails."""
+        """Run one part. Raises :class:`CommandError` with the reason if it fails."""
         try:
             getattr(self, "_" + part.replace("-", "_"))(options)
         except HandstampError as exc:
@@ -65,11 +67,11 @@ class Command(BaseCommand):
         sessions = get_sessions()
         call(sessions.ping)
         self.stdout.write("database: ok")
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _TIMEOUT
         while sessions.stats().listener != "listening" and time.monotonic() < until:
             time.sleep(0.05)
         stats = sessions.stats()
-        self.stdout.write(f"channel: {stats.listener}")
+        self.stdout.write(f"notifications: {stats.listener}")
         if stats.listener != "listening":
             raise CommandError("revocations are noticed late: no notification arrives")
         delay = "noticed at once" if stats.all_writers_notify else "within max_staleness"
