@@ -443,8 +443,8 @@ async def test_a_hash_made_anew_by_a_confirmation_ends_no_session(
 async def test_a_change_ends_sessions_while_hashers_are_upgraded(
     browsers: Browsers, engine: Engine, user: site.User
 ) -> None:
-    """Any change ends a session of the new hasher; a session of the old hasher ends by those
-    that are saved, and one to no password."""
+    """Any change ends a session of the new hasher. A session of the old hasher ends by a
+    change that is saved, and by one to no password."""
     with override_settings(PASSWORD_HASHERS=UPGRADING):
         old = await signed_in(browsers(), user)
         assert await sync_to_async(user.check_password)(OLD)
