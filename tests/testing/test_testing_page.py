@@ -121,3 +121,15 @@ def test_every_helper_is_on_the_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
     unnamed = {"SignedIn", "Stolen"}  # what a function returns
     assert [n for n in handstamp.testing.__all__ if n not in page] == sorted(unnamed)
+
+
+def test_every_page_that_signs_in_names_the_engine() -> None:
+    """Without `sessions=` the line raises; only Django's settings name the engine."""
+    calls = []
+    for page in (ROOT / "docs").glob("*.md"):
+        for heading, block in blocks(page.read_text(encoding="utf-8")).items():
+            if "django" not in heading:
+                found = re.findall(r"\b(?:login_as|steal)\(\w.*\)", block)
+                calls += [f"{page.name}: {call}" for call in found]
+    assert len(calls) > 15
+    assert [call for call in calls if "sessions=" not in call] == []

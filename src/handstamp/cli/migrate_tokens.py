@@ -185,7 +185,7 @@ def _describe(form: Form) -> str:
 
 
 def _require_form(shape: TableShape, rows: Rows, options: Options) -> None:
-    """Raise :class:`ConfigError` unless it was said which rows hold tokens."""
+    """Raise :class:`ConfigError` unless a form with rows was named."""
     if not options.forms:
         found = ", ".join(name for name in rows.forms if name != OURS)
         raise ConfigError(

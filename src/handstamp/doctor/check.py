@@ -2,7 +2,7 @@
 
 Rule 1. Nothing here writes, and no answer holds a value of a row.
 Rule 2. The catalog answers wherever it can, because every role may read it: a role without
-grants must be told which grants it needs.
+grants must learn which grants it needs.
 Rule 3. A query that reads a table has a time limit.
 """
 
