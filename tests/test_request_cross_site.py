@@ -152,7 +152,7 @@ def test_a_bearer_client_logs_out_from_any_origin(
 def test_a_forged_bearer_token_clears_no_cookies(
     over: Transport, headers: Mapping[str, str], exclude: list[str]
 ) -> None:
-    """It is nobody's logout: the session of the cookies beside it lives on, so they must
+    """It logs no user out: the session of the cookies beside it lives on, so they must
     stay."""
     case = Case(
         "made up",
@@ -198,7 +198,7 @@ def test_a_handshake_of_another_site_is_refused_where_it_is_a_get(
     over: Transport, headers: Mapping[str, str], upgrade: Mapping[str, str], prepare: str
 ) -> None:
     """Whoever may open a socket may write through it. Under WSGI it is an HTTP request,
-    and under ASGI where the server leaves WebSockets to nobody."""
+    and under ASGI where the server does not handle WebSockets."""
     case = Case("handshake", {**BOTH, **upgrade, **headers}, prepare=prepare)
     seen = over(case)
     assert (seen["status"], cookies(seen)) == (403, [])
