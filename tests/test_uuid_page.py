@@ -65,22 +65,34 @@ async def client(uuid_dsn: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def status(client: httpx.AsyncClient, path: str) -> int:
-    """What a POST is answered with."""
+    """The status of the response to a POST."""
     return (await client.post(path)).status_code
 
 
 async def test_a_session_from_before_steps_up(client: httpx.AsyncClient) -> None:
-    """It goes on under its cookie's old name; a NULL level, or 0, is not enough, and
-    after the second factor it is."""
+    """The old cookie stays valid under its name. A level of NULL or 0 is not enough, and
+    the level after the second factor is."""
     assert await status(client, "/transfer") == 403
     assert await status(client, "/confirm") == 204
     assert await status(client, "/transfer") == 204
 
 
+async def test_a_session_from_before_that_is_too_old_ends(
+    client: httpx.AsyncClient, uuid_dsn: str
+) -> None:
+    """`absolute_ttl` counts from `created_at`, also for rows that the application wrote."""
+    connection = await asyncpg.connect(uuid_dsn)
+    await connection.execute(
+        "update user_sessions set created_at = created_at - interval '91 days'"
+    )
+    await connection.close()
+    assert await status(client, "/transfer") == 401
+
+
 async def test_a_copy_of_the_cookie_does_not_step_up_with_its_user(
     client: httpx.AsyncClient,
 ) -> None:
-    """Somebody copied it before the second factor: it is worth nothing afterwards."""
+    """A copy from before the second factor is not accepted afterwards."""
     assert await status(client, "/confirm") == 204
     assert client.cookies["sid"] != TOKEN
     assert await status(client, "/transfer") == 204
@@ -89,7 +101,7 @@ async def test_a_copy_of_the_cookie_does_not_step_up_with_its_user(
     assert await status(client, "/transfer") == 401
 
 
-async def test_what_stands_in_the_table_opens_nothing(
+async def test_the_text_in_the_table_is_no_valid_cookie(
     client: httpx.AsyncClient, uuid_dsn: str
 ) -> None:
     """After the first use that is a digest, and the digest is no cookie."""
@@ -107,7 +119,7 @@ async def test_what_stands_in_the_table_opens_nothing(
     assert await status(client, "/transfer") == 401
 
 
-async def test_prefixed_closes_the_door_to_tokens_in_clear(
+async def test_prefixed_refuses_tokens_in_plaintext_without_a_query(
     uuid_dsn: str,
 ) -> None:
     """A made-up cookie costs a query before, and none after."""
