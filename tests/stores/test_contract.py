@@ -93,7 +93,7 @@ OPTIONAL = [
 ]
 """What a record knows only if the table has a column for it."""
 TOKYO = "Asia/Tokyo"
-"""A session of theirs reads a time without zone nine hours off, unless it is told."""
+"""A time without a time zone is nine hours off there, unless it is read as UTC."""
 
 
 def on_the_systems_own(name: str) -> ParameterSet:
@@ -254,14 +254,14 @@ async def test_an_absurd_id_is_not_found(table: Table, user: str) -> None:
     record = await created(table, user)
     store = table.store
     for absurd in ABSURD_IDS:
-        told = short(absurd)
-        assert await store.find_by_id(absurd) is None, told
-        assert await store.revoke(absurd, reason="x") is None, told
-        assert await store.revoke(absurd, reason="x", user_id=user) is None, told
-        assert await store.revoke(record.id, reason="x", user_id=absurd) is None, told
-        assert list(await store.revoke_user(absurd, reason="x")) == [], told
-        assert list(await store.list_for_user(absurd)) == [], told
-        assert (await found(table, record.id)).is_active, told
+        shown = short(absurd)
+        assert await store.find_by_id(absurd) is None, shown
+        assert await store.revoke(absurd, reason="x") is None, shown
+        assert await store.revoke(absurd, reason="x", user_id=user) is None, shown
+        assert await store.revoke(record.id, reason="x", user_id=absurd) is None, shown
+        assert list(await store.revoke_user(absurd, reason="x")) == [], shown
+        assert list(await store.list_for_user(absurd)) == [], shown
+        assert (await found(table, record.id)).is_active, shown
 
 
 async def test_an_absurd_id_to_keep_keeps_nothing(table: Table, user: str) -> None:
@@ -343,7 +343,7 @@ async def test_the_refresh_limit_never_passes_the_longest_life(
 
 
 async def test_a_session_is_valid_until_its_end(table: Table, user: str) -> None:
-    """Its record says so, to whoever judges it by the policy it was created with."""
+    """By the rules of the policy that it was created with."""
     record = await created(table, user)
     await table.advance(POLICY.refresh_ttl - MINUTE)
     assert isinstance(judge_family(await found(table, record.id), POLICY), Valid)
@@ -452,7 +452,7 @@ async def test_a_lock_touches_no_session_that_exists(table: Table, user: str) ->
 
 
 async def test_a_login_may_replace_a_session(table: Table, user: str) -> None:
-    """`replaces` ends the old one, whoever's it was, in the same step."""
+    """`replaces` ends the old session, of any user, in the same transaction."""
     old = await created(table, await table.add_user())
     answer = await table.create(
         await fresh_session(table, user, replaces=(old.id,)), POLICY
@@ -462,7 +462,7 @@ async def test_a_login_may_replace_a_session(table: Table, user: str) -> None:
 
 
 async def test_a_login_may_replace_several_sessions(table: Table, user: str) -> None:
-    """Of several users, in one step, and each is told of; what is over stays as it is."""
+    """Of several users, in one transaction, and each is returned; an ended one stays."""
     other = await table.add_user()
     old = [await created(table, one) for one in (user, other, user)]
     over = await created(table, user)
@@ -608,7 +608,7 @@ async def test_c115_nothing_about_a_client_stops_a_login(table: Table, user: str
 async def test_an_address_is_returned_as_it_was_written(
     table: Table, user: str, address: str | None
 ) -> None:
-    """Both families, and nothing for an address nobody knew."""
+    """IPv4 and IPv6, and None for an unknown address."""
     record = await created(table, user, client=Client(address=address))
     assert (await found(table, record.id)).address == address
 
@@ -640,7 +640,7 @@ async def test_a_rotation_replaces_both_tokens_and_leaves_its_mark(
 
 @needs("refresh")
 async def test_a_rotation_needs_the_current_digest(table: Table, user: str) -> None:
-    """Whoever presents another digest, or the same one twice, gets None."""
+    """Another digest, or the same one twice, returns None."""
     record = await created(table, user)
     assert await table.store.rotate(successor(record.id, some_digest())) is None
     after = await rotated(table, record)
@@ -747,7 +747,7 @@ async def test_redating_needs_the_current_digest(table: Table, user: str) -> Non
 
 @needs("refresh")
 async def test_a_row_without_activity_is_redated(table: Table, user: str) -> None:
-    """A NULL in `last_activity_at` is a row nobody was seen with."""
+    """A NULL in `last_activity_at` means that the tokens were not used yet."""
     record = await created(table, user)
     await table.write(record.id, last_activity_at=None)
     await table.advance(MINUTE)
@@ -1037,7 +1037,7 @@ async def test_the_text_in_a_row_is_no_token(table: Table, user: str) -> None:
 async def test_the_digest_of_a_token_in_clear_does_not_find_it(
     table: Table, user: str
 ) -> None:
-    """The row holds the token: without it nobody is found."""
+    """The row holds the token, and only the token finds it."""
     _, token = await planted(table, user)
     assert list(await table.store.find([digest_of(token)])) == []
 
@@ -1349,7 +1349,7 @@ async def test_no_digest_shows_in_a_repr(table: Table, user: str) -> None:
 
 
 async def test_sessions_are_found_by_their_ids(table: Table, user: str) -> None:
-    """All of them in one call, in any order, without those nobody knows."""
+    """All of them in one call, in any order, without unknown ones."""
     records = [await created(table, user) for _ in range(3)]
     wanted = [records[2].id, "01J00000000000000000000000", records[0].id, *ABSURD_IDS]
     many = await table.store.find_many(wanted)
@@ -1421,29 +1421,29 @@ async def test_a_store_is_reset_after_a_fork(table: Table, user: str) -> None:
     assert after >= before
     assert bool(after - before) == bool(before)
     async with table.outage():
-        pass  # which ends the connections that nobody has any more
+        pass  # this ends the connections from before
 
 
-# The channel: what ends a session says so once, and nothing else is said.
+# Rule 10: the end of a session is notified once, and nothing else is notified.
 
 
 class Listener:
-    """Everything that was said, in order; a proof is awaited before it is counted."""
+    """The payloads that arrived, in order, after a round trip."""
 
     def __init__(self) -> None:
-        self._said: list[str] = []
-        self.link: ListenConnection | None = None
+        self._payloads: list[str] = []
+        self.connection: ListenConnection | None = None
 
-    async def heard(self) -> list[str]:
-        """What was said since the last call."""
-        assert self.link is not None
-        await self.link.prove()
-        said = list(self._said)
-        self._said.clear()
-        return said
+    async def received(self) -> list[str]:
+        """The payloads since the last call."""
+        assert self.connection is not None
+        await self.connection.prove()
+        payloads = list(self._payloads)
+        self._payloads.clear()
+        return payloads
 
-    def hear(self, payload: str) -> None:
-        self._said.append(payload)
+    def receive(self, payload: str) -> None:
+        self._payloads.append(payload)
 
 
 @pytest.fixture
@@ -1451,28 +1451,28 @@ async def listener(table: Table) -> AsyncIterator[Listener]:
     """Another process that listens to the table."""
     listener = Listener()
     assert table.store.channel is not None
-    listener.link = await table.store.channel.listen(listener.hear, lambda: None)
+    listener.connection = await table.store.channel.listen(listener.receive, lambda: None)
     yield listener
-    listener.link.drop()
+    listener.connection.drop()
 
 
-def says(ended: list[str], user: str) -> list[list[str]]:
-    """The ways to say that these sessions of a user ended: one by one, or the user."""
+def notified(ended: list[str], user: str) -> list[list[str]]:
+    """The ways to notify the end of these sessions of a user: one by one, or the user."""
     return [sorted(f"s:{id}" for id in ended), [f"u:{user}"]]
 
 
 async def test_a_revocation_is_notified_once(
     table: Table, user: str, listener: Listener
 ) -> None:
-    """When it happens, and not when there was nothing to end."""
+    """When it happens, and not if there was nothing to end."""
     record = await created(table, user)
     await table.store.revoke(record.id, reason="x", user_id="somebody else")
-    assert await listener.heard() == []
+    assert await listener.received() == []
     await table.store.revoke(record.id, reason="x", user_id=user)
-    assert await listener.heard() == [f"s:{record.id}"]
+    assert await listener.received() == [f"s:{record.id}"]
     await table.store.revoke(record.id, reason="x")
     await table.store.revoke("01J00000000000000000000000", reason="x")
-    assert await listener.heard() == []
+    assert await listener.received() == []
 
 
 async def test_the_revocation_of_a_user_is_notified_once(
@@ -1481,10 +1481,10 @@ async def test_the_revocation_of_a_user_is_notified_once(
     """For all that ended, not for the one that was kept, and not for nothing."""
     ids = [(await created(table, user)).id for _ in range(4)]
     await table.store.revoke_user(user, reason="x", keep=ids[0])
-    assert sorted(await listener.heard()) in says(ids[1:], user)
+    assert sorted(await listener.received()) in notified(ids[1:], user)
     await table.store.revoke_user(user, reason="x", keep=ids[0])
     await table.store.revoke_user("01J00000000000000000000000", reason="x")
-    assert await listener.heard() == []
+    assert await listener.received() == []
 
 
 async def test_a_replaced_session_is_notified_once(
@@ -1492,16 +1492,16 @@ async def test_a_replaced_session_is_notified_once(
 ) -> None:
     """By the login that replaces it."""
     old = await created(table, user)
-    assert await listener.heard() == []
+    assert await listener.received() == []
     await created(table, user, replaces=(old.id,))
-    assert await listener.heard() in says([old.id], user)
+    assert await listener.received() in notified([old.id], user)
 
 
 @needs("max_sessions")
 async def test_an_evicted_session_is_notified_once(
     table: Table, user: str, listener: Listener
 ) -> None:
-    """A login that replaces one session and evicts another says both."""
+    """A login that replaces one session and evicts another notifies both."""
     ids = []
     for _ in range(3):
         ids.append((await created(table, user)).id)
@@ -1509,25 +1509,25 @@ async def test_an_evicted_session_is_notified_once(
     new = await fresh_session(table, user, replaces=(ids[2],), limit=2)
     ended = (await table.create(new, POLICY)).ended
     assert sorted(e.id for e in ended) == sorted([ids[0], ids[2]])
-    assert sorted(await listener.heard()) in says([ids[0], ids[2]], user)
+    assert sorted(await listener.received()) in notified([ids[0], ids[2]], user)
 
 
 @needs("user_status")
 async def test_a_failed_login_notifies_nothing(
     table: Table, user: str, listener: Listener
 ) -> None:
-    """What was not written is not said."""
+    """Nothing is notified that was not written."""
     record = await created(table, user)
     await table.write_user(user, is_active=False)
     with pytest.raises(LoginRefused):
         await table.create(await fresh_session(table, user, replaces=(record.id,)), POLICY)
-    assert await listener.heard() == []
+    assert await listener.received() == []
 
 
 async def test_c129_a_live_session_is_never_notified(
     table: Table, user: str, listener: Listener
 ) -> None:
-    """Login, rotation, re-dating, activity and every read are silent."""
+    """Login, rotation, re-dating, activity and every read notify nothing."""
     store = table.store
     record = await created(table, user)
     await table.advance(MINUTE)
@@ -1538,50 +1538,50 @@ async def test_c129_a_live_session_is_never_notified(
     await store.list_for_user(user)
     await store.ping()
     if not store.capabilities.refresh:
-        assert await listener.heard() == []
+        assert await listener.received() == []
         return
     await table.advance(TTL)
     record = await rotated(table, record)
     await table.advance(MINUTE)
     assert await store.redate(successor(record.id, record.refresh_digest)) is not None
-    assert await listener.heard() == []
+    assert await listener.received() == []
 
 
 @needs("prune")
 async def test_pruning_notifies_nothing(
     table: Table, user: str, listener: Listener
 ) -> None:
-    """Who was dead for so long is in nobody's cache."""
+    """A session that ended so long ago is in no cache."""
     await created(table, user)
     revoked = await created(table, user)
     await table.store.revoke(revoked.id, reason="x")
-    await listener.heard()
+    await listener.received()
     await table.advance(POLICY.absolute_ttl + POLICY.retention + DAY)
     assert await table.store.prune(POLICY, batch=10) == 1 + has(table.name, "kept")
-    assert await listener.heard() == []
+    assert await listener.received() == []
 
 
 async def test_a_notification_is_received_as_it_was_sent(
     table: Table, listener: Listener
 ) -> None:
-    """A canary comes as it was said."""
+    """The payload of a probe."""
     assert table.store.channel is not None
     await table.store.channel.notify("c:0123")
-    assert await listener.heard() == ["c:0123"]
+    assert await listener.received() == ["c:0123"]
 
 
 async def test_a_dropped_listener_receives_nothing(
     table: Table, user: str, listener: Listener
 ) -> None:
-    """Dropping it twice is harmless; others go on hearing."""
+    """Dropping it twice is harmless; other listeners go on."""
     assert table.store.channel is not None
-    said: list[str] = []
-    other = await table.store.channel.listen(said.append, lambda: None)
+    payloads: list[str] = []
+    other = await table.store.channel.listen(payloads.append, lambda: None)
     other.drop()
     other.drop()
     await table.store.channel.notify("c:0123")
-    assert await listener.heard() == ["c:0123"]
-    assert said == []
+    assert await listener.received() == ["c:0123"]
+    assert payloads == []
 
 
 RULES = {name: words_of(rule) for name, rule in globals().items() if name[:5] == "test_"}

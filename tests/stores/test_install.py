@@ -220,7 +220,7 @@ async def test_every_random_bit_of_a_ulid_is_random(dsn: str) -> None:
 
 
 async def test_a_new_session_resets_failed_attempts(each_dsn: str) -> None:
-    """A login clears its user's failed attempts and lock, and nobody else's."""
+    """A login clears the failed attempts and the lock of its user, and of no other."""
     async with connected(each_dsn) as connection:
         one, other = [await new_user(connection, attempts=3) for _ in range(2)]
         await connection.fetchval(NEW_SESSION, one, timedelta(hours=1))

@@ -1,4 +1,4 @@
-"""What stands in a column of tokens: no possible digest is taken for a token."""
+"""The texts in a column of tokens: a possible digest is never taken for a token."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def form(empty_dsn: str) -> Callable[[str], object]:
 async def test_every_digest_in_every_encoding_is_ambiguous(
     form: Callable[..., object], algorithm: str
 ) -> None:
-    """It may be a token as well, and nobody but the operator can say."""
+    """It may be a token as well, and only the operator can tell."""
     raw = hashlib.new(algorithm, TEXT).digest()
     encodings = ENCODINGS | (BASE32 if len(raw) > 16 else {})
     for encoding, encode in encodings.items():

@@ -155,7 +155,7 @@ STUCK = """
 async def test_a_token_that_is_being_hashed_is_not_hashed_twice(
     database: asyncpg.Connection, uuid_dsn: str
 ) -> None:
-    """Whoever is at the row finishes first, and what they wrote stays."""
+    """A transaction that has the row finishes first, and what it wrote stays."""
     await database.execute(FILL, 10)
     hashing = await hashing_of(database)
     writer, watcher = await asyncpg.connect(uuid_dsn), await asyncpg.connect(uuid_dsn)

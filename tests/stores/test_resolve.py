@@ -31,7 +31,7 @@ BLIND = "(provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
 
 
 class Bench:
-    """A database, whoever owns it at psql, and a look at it through a shape."""
+    """A database, a connection of its owner, and stores that resolve a shape on it."""
 
     def __init__(self, dsn: str, psql: asyncpg.Connection) -> None:
         self._dsn = dsn

@@ -40,7 +40,7 @@ WAITING = """
     where datname = current_database() and wait_event_type = 'Lock'"""
 
 # Everything a role needs. The grants on users but the first are for the trigger of the
-# table itself, which resets failed attempts as whoever inserts.
+# table itself, which resets failed attempts with the rights of the role that inserts.
 GRANTS = (
     "select (id, is_active, locked_until, last_password_change) on users",
     "select (failed_login_attempts) on users",
@@ -79,7 +79,7 @@ async def second_connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def test_a_padded_id_is_returned_as_it_was_written(table: PostgresTable) -> None:
-    """character(26) fills up with blanks; nobody but the table sees them."""
+    """character(26) pads with spaces; only the table sees them."""
     user = await table.add_user("alice")
     record = await created(table, user, id="one")
     assert (record.id, record.user_id) == ("one", "alice")
@@ -331,7 +331,7 @@ async def test_the_absolute_limit_is_the_same_on_both_sides(dsn: str) -> None:
 
 
 async def test_a_table_by_other_names_in_another_schema(dsn: str) -> None:
-    """Every statement goes by the shape's names, quoted, and by no search path."""
+    """Every statement uses the names of the shape, quoted, and no search path."""
     users = UsersTable(table="app.People", id="Key", is_active="select")
     shape = TableShape(
         table="app.logins", id="order", user_id="user", expires_at="until", users=users
@@ -546,7 +546,7 @@ def test_c141_a_store_serves_one_loop_after_another(dsn: str) -> None:
     asyncio.run(use(close=True))
     asyncio.run(use(close=False))
     with warnings.catch_warnings():
-        # Nobody closed what was open on that loop, and Python says so.
+        # The connections of that loop were not closed, and Python warns of it.
         warnings.simplefilter("ignore", ResourceWarning)
         asyncio.run(use(close=True))
         gc.collect()

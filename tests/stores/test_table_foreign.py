@@ -1,4 +1,4 @@
-"""Six tables nobody made for handstamp: what each can do, and that they stay as they are.
+"""Six tables that were not made for handstamp: what each can do, and what stays unchanged.
 
 The contract suite runs on all of them; here is what is beside it.
 """
@@ -142,7 +142,7 @@ async def planted(table: PostgresTable, user: str) -> tuple[Record, str]:
 
 
 def digest_of(token: str) -> str:
-    """What stands in a row instead of the token."""
+    """What a row holds instead of the token."""
     return sha256(token.encode()).hexdigest()
 
 
@@ -574,7 +574,7 @@ async def test_a_long_reason_is_cut_to_the_column(table: PostgresTable) -> None:
 
 @pytest.mark.parametrize("name", ["django"], indirect=True)
 async def test_a_limit_without_dates_still_counts(table: PostgresTable) -> None:
-    """An idle limit overlooks nobody who was active."""
+    """An idle limit counts every session that was active."""
     user = await table.add_user()
     policy = Policy(idle_ttl=DAY)
     await created(table, user)
@@ -602,7 +602,7 @@ async def test_an_idle_limit_overlooks_no_session_without_dates(
 async def test_a_write_follows_a_row_to_another_partition(
     table: PostgresTable, act: str
 ) -> None:
-    """Whoever waited for a row whose token was replaced finds it where it went."""
+    """A statement that waited for a row whose token was replaced still finds it."""
     store, user = table.store, await table.add_user()
     record, token = await planted(table, user)
     await table.advance(SECOND)

@@ -161,7 +161,7 @@ async def browser(sessions: Sessions) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def copy_of(client: httpx.AsyncClient, *names: str) -> dict[str, str]:
-    """The Cookie header of whoever copied these cookies, or all of them."""
+    """The Cookie header with a copy of these cookies, or of all."""
     jar = {cookie.name: cookie.value for cookie in client.cookies.jar}
     pairs = (f"{name}={jar[name]}" for name in names or jar)
     return {"cookie": "; ".join(pairs)}
@@ -180,7 +180,7 @@ async def test_signing_out_ends_a_session_of_any_id(text_dsn: str, unusual: str)
             assert not alice.cookies
             assert await live_ids(text_dsn) == []
             assert (await alice.get("/me", headers=copied)).status_code == 401
-            # Heard, and not only read again after ``max_staleness``.
+            # By the notification, and not only after ``max_staleness``.
             await until(lambda: not there.stats().cached)
             assert (await thief.get("/me", headers=copied)).status_code == 401
 
@@ -382,7 +382,7 @@ async def test_a_number_is_one_id_in_every_form(
 async def test_signing_out_works_where_the_id_is_the_token_s_digest(
     foreign_dsn: Callable[[str], str], at_rest: Any
 ) -> None:
-    """``sha256:`` and the digest: a colon stands in the id of every session."""
+    """``sha256:`` and the digest: there is a colon in the id of every session."""
     dsn = await asyncio.to_thread(foreign_dsn, "lucia")
     psql = await asyncpg.connect(dsn)
     user = str(await psql.fetchval(LUCIA.new_user or "", "alice"))
@@ -453,7 +453,7 @@ BEFORE = """
 
 @pytest.mark.parametrize("end", ["revoke", "revoke own", "revoke_user", "logout"])
 async def test_a_row_that_the_database_keeps_is_no_success(dsn: str, end: str) -> None:
-    """A trigger of the application keeps the row: nobody is told that it has ended, and
+    """A trigger of the application keeps the row: no call reports that it has ended, and
     the browser keeps its cookies."""
     user = await new_user(dsn)
     await execute(dsn, BEFORE)
@@ -529,7 +529,7 @@ async def test_ids_that_no_token_can_carry_are_refused_at_the_start(
 
 
 async def test_a_row_that_comes_with_too_long_an_id_is_no_session(text_dsn: str) -> None:
-    """It opens nothing, so nobody has to end it."""
+    """It is no session, so no limit ends it."""
     await execute(text_dsn, "alter table user_sessions alter id type text")
     user = await new_user(text_dsn)
     async with processes(text_dsn, "short", "new") as (here, there):
@@ -547,7 +547,7 @@ async def test_a_row_that_comes_with_too_long_an_id_is_no_session(text_dsn: str)
 async def test_an_id_that_the_column_does_not_take_is_refused_at_the_login(
     text_dsn: str,
 ) -> None:
-    """Whoever made it is told, and no session is opened with another."""
+    """An error names the reason, and no session is opened with another id."""
     user = await new_user(text_dsn)
     async with processes(text_dsn, "x" * 256, "a\x00b") as (here, _):
         for _ in range(2):

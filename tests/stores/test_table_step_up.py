@@ -170,7 +170,7 @@ async def test_a_level_that_is_there_changes_nothing(
     assert await table.store.find_by_id(raised.id) == raised
 
 
-async def test_a_level_that_nobody_wrote_is_the_lowest(table: Table, user: str) -> None:
+async def test_a_level_of_null_is_the_lowest(table: Table, user: str) -> None:
     """NULL is no level, so 0 is there already and 1 is not."""
     record = await created(table, user)
     await table.write(record.id, level=None)
@@ -248,18 +248,18 @@ async def test_a_session_keeps_its_limit(table: Table, user: str) -> None:
 
 
 async def test_a_step_up_is_notified_once_as_a_change(table: Table, user: str) -> None:
-    """The session is not over; where its id is its token, that id is. Nothing is said of
-    what was not written."""
-    said: list[str] = []
+    """The session has not ended, unless its id is its token. Nothing is notified that was
+    not written."""
+    payloads: list[str] = []
     assert table.store.channel is not None
-    link = await table.store.channel.listen(said.append, lambda: None)
+    link = await table.store.channel.listen(payloads.append, lambda: None)
     record = await created(table, user)
     raised = await table.store.replace_tokens(step_up(record.id, 2))
     assert raised is not None
     assert await table.store.replace_tokens(step_up(raised.id, 2)) is None
     await link.prove()
     link.drop()
-    assert said == [f"{'s' if table.shape.id_is_token else 'd'}:{record.id}"]
+    assert payloads == [f"{'s' if table.shape.id_is_token else 'd'}:{record.id}"]
 
 
 @pytest.fixture(params=["ulid", "uuid"])
@@ -280,19 +280,19 @@ async def test_the_trigger_does_not_notify_an_end(own: tuple[str, str]) -> None:
         definition = KINDS["rotating"].definition
     await install(psql, shape, trigger=True)
     async with postgres_table(dsn, definition=definition) as table:
-        said: list[str] = []
-        link = await table.store.channel.listen(said.append, lambda: None)
+        payloads: list[str] = []
+        link = await table.store.channel.listen(payloads.append, lambda: None)
         record = await created(table, await table.add_user())
         await table.advance(MINUTE)
         for level in (2, None):
             assert await table.store.replace_tokens(step_up(record.id, level)) is not None
             await link.prove()
-            assert said == [f"d:{record.id}"]
-            said.clear()
+            assert payloads == [f"d:{record.id}"]
+            payloads.clear()
         column = "session_token_hash" if shape == "ulid" else "session_token"
         await psql.execute(f"update user_sessions set {column} = $1", some_digest())
         await link.prove()
-        assert said == [f"s:{record.id}"]
+        assert payloads == [f"s:{record.id}"]
         link.drop()
     await psql.close()
 
@@ -308,8 +308,8 @@ KEEPING = {
 async def test_a_step_up_that_the_database_undoes_is_no_success(
     dsn: str, kept: str
 ) -> None:
-    """A BEFORE trigger of the application's has its own mind: nobody is told that a level
-    was raised, or handed tokens, that are not in the row."""
+    """A BEFORE trigger of the application changes the row back: no call reports a level, or
+    returns tokens, that are not in the row."""
     psql = await asyncpg.connect(dsn)
     await psql.execute(ADDED.format("user_sessions"))
     shape = KINDS["rotating"].definition.shape
@@ -327,7 +327,7 @@ async def test_a_step_up_that_the_database_undoes_is_no_success(
 
 
 async def test_a_full_queue_stops_no_step_up(dsn: str) -> None:
-    """While nothing can be said, the tokens are replaced without a word."""
+    """While no notification can be sent, the tokens are replaced without one."""
     psql = await asyncpg.connect(dsn)
     await psql.execute(ADDED.format("user_sessions"))
     await psql.execute(

@@ -1,7 +1,7 @@
 """Times that no Python date holds: one odd row never breaks its neighbours.
 
 ``infinity``, the year 20000 and years before Christ are times to PostgreSQL. Whatever
-stands in a column, the rows beside it are found, listed, judged, touched, rotated, ended
+is in a column, the rows beside it are found, listed, judged, touched, rotated, ended
 and pruned, and so is the odd one.
 """
 
