@@ -97,7 +97,7 @@ async def test_the_newest_supabase_is_well(each_supabase_dsn: str) -> None:
     assert (told.report["table"], told.report["preset"]) == ("auth.sessions", "SUPABASE")
     assert "SupabaseSessions(dsn, url=url, jwt_secret=jwt_secret)" in told.report["shape"]
     assert set(told.report["capabilities"].values()) == {True}
-    assert told.of("columns") == {"every column that handstamp knows of is there": "ok"}
+    assert told.of("columns") == {"every column that handstamp uses is there": "ok"}
     assert told.of("indexes") == {"every frequent statement uses an index": "ok"}
     assert [*told.of("trigger").values()] == ["ok"]
     assert told.report["bound"] == "pushed"
@@ -258,7 +258,7 @@ async def test_a_role_that_only_reads_is_told_that_it_may(
     told = await ask(role.address)
     found = grants_of(told)
     assert not any(text.startswith("everything") for text in found)
-    assert any("is enough to look sessions up" in text for text in found)
+    assert any("is enough to read sessions" in text for text in found)
     assert "sign-in needs INSERT on auth.sessions" in found
     assert told.of("indexes") == {
         "not every frequent statement was examined: correct the grants first": "notice"
@@ -316,7 +316,9 @@ async def test_without_the_trigger_gotrue_is_heard_late(supabase_dsn: str) -> No
     await sql(supabase_dsn, ddl, ddl)
     again = await ask(supabase_dsn)
     assert again.report["bound"] == "pushed"
-    assert "GoTrue's own logouts are heard" in " ".join(again.of("trigger"))
+    assert "GoTrue's own logouts, and all other writers, notify" in " ".join(
+        again.of("trigger")
+    )
     logout = f"delete from auth.sessions where user_id = '{USER}'"
     assert await notified(supabase_dsn, logout) == [f"s:{SESSION}"]
 
