@@ -316,7 +316,7 @@ def test_c105_no_setting_breaks_out_of_its_attribute(
         )
     except ConfigError:
         return
-    line = CookieWriter(cookies).session("t", None).decode("ascii")
+    line = CookieWriter(cookies).session_cookie("t", None).decode("ascii")
     parts = [f"s{name}=t", f"Path=/{path}", "HttpOnly", "SameSite=Lax", "Secure"]
     assert [*parts, *([f"Domain={domain}"] if domain else [])] == line.split("; ")
     assert line.isprintable()

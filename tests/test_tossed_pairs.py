@@ -290,20 +290,20 @@ def test_too_many_cookies_of_one_name_do_not_leave_the_other_to_a_neighbour(
 
 def test_names_that_nobody_else_can_set_take_the_short_way() -> None:
     """With `__Host-` a hit looks at the session cookie alone."""
-    assert AsgiMiddleware(asgi.responding(), Engine().sessions)._agrees is None
+    assert AsgiMiddleware(asgi.responding(), Engine().sessions)._refresh_matches is None
     loose = AsgiMiddleware(asgi.responding(), Engine().sessions, cookies=PLAIN)
-    assert loose._agrees is not None
+    assert loose._refresh_matches is not None
 
 
 def test_the_short_way_compares_every_refresh_cookie() -> None:
     """Beside one of the session itself, in any order; a longer name costs the long way."""
-    agrees = CookieReader(PLAIN).agrees
-    assert agrees is not None
+    refresh_matches = CookieReader(PLAIN).refresh_matches
+    assert refresh_matches is not None
     own, other = b"refresh=own.r.x.y", b"refresh=other.r.x.y"
     for header in (b"", b"a=b; session=x", own, b"session=x; " + own):
-        assert agrees(header, "own")
+        assert refresh_matches(header, "own")
     for header in (other, own + b"; " + other, other + b"; " + own, b"refresh=own; a=b"):
-        assert not agrees(header, "own")
-    assert not agrees(b"x" + other, "own")
+        assert not refresh_matches(header, "own")
+    assert not refresh_matches(b"x" + other, "own")
     odd = f"refresh={refresh_prefix('a:b').decode()}r.x.y".encode()
-    assert agrees(odd, "a:b")
+    assert refresh_matches(odd, "a:b")

@@ -186,8 +186,8 @@ class BaseHandle:
     def _deliver(self, issued: Issued) -> None:
         """Set the cookies with these tokens on the response."""
         self._issued = issued
-        came = self._options.reader.came(self._headers)
-        self._set_cookies = self._options.writer.deliver(issued, came)
+        received = self._options.reader.received(self._headers)
+        self._set_cookies = self._options.writer.deliver(issued, received)
 
     def _first_frame(self) -> None:
         """The client sent a frame, so it has read the response to its handshake, and the
@@ -310,8 +310,8 @@ class BaseHandle:
     def _logged_out(self) -> None:
         self._session = self._issued = None
         # The cookies beside a bearer token belong to another session, which lives on.
-        came = self._options.reader.came(self._headers)
-        self._set_cookies = () if self._bearer else self._options.writer.clear(came)
+        received = self._options.reader.received(self._headers)
+        self._set_cookies = () if self._bearer else self._options.writer.clear(received)
 
     def response_headers(self, headers: Headers) -> Headers:
         """Return the application's response headers with those that this session adds.

@@ -24,7 +24,7 @@ from handstamp.core.requests import (
     is_prefetch,
     is_subresource_of_other_site,
     is_write,
-    read_origin,
+    parse_origin,
 )
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, CrossSiteRequest
@@ -85,7 +85,7 @@ class MiddlewareOptions:
             reader=cookie_transport.reader,
             writer=cookie_transport.writer,
             proxies=trusted_proxies or TrustedProxies(),
-            trusted_origins=frozenset(map(read_origin, trusted_origins)),
+            trusted_origins=frozenset(map(parse_origin, trusted_origins)),
             refuse_cross_site=cross_site == "refuse",
             outage=outage,
             bearer=bearer,
@@ -182,7 +182,10 @@ class BaseMiddleware(Generic[App, Request]):
         self._passive_paths = frozenset(map(self._path_of_transport, paths))
         self._has_rules = bool(self._exclude or self._passive_paths) or callable(passive)
         # Bound here for the fast path: each attribute less is measurable there.
-        self._sole, self._agrees = self._options.reader.sole, self._options.reader.agrees
+        self._read_fast, self._refresh_matches = (
+            self._options.reader.read_fast,
+            self._options.reader.refresh_matches,
+        )
         self._hit = sessions.hit
 
     def __repr__(self) -> str:

@@ -212,13 +212,14 @@ class SessionAuthMiddleware(BaseMiddleware[ASGIApp, Scope]):
             return None  # headers that the specification does not allow
         if not isinstance(cookie, bytes) or (self._has_rules and self._is_special(scope)):
             return None
-        token = self._sole(cookie)
+        token = self._read_fast(cookie)
         if token is None:
             return None
         handle = self.handle_class(self._options, headers, scope.get("client"))
         entry = self._hit(token, False, handle)
         if entry is None or (
-            self._agrees is not None and not self._agrees(cookie, entry.session.id)
+            self._refresh_matches is not None
+            and not self._refresh_matches(cookie, entry.session.id)
         ):
             return None
         handle._session = entry.session

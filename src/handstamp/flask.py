@@ -40,7 +40,7 @@ from handstamp._pallets import (
     user_logged_out,
 )
 from handstamp.blocking import call
-from handstamp.core.models import Session, masked
+from handstamp.core.models import Session, mask_address
 from handstamp.engine.sessions import Sessions
 from handstamp.errors import ConfigError, HandstampError
 
@@ -254,7 +254,7 @@ def list_sessions(user_id: str) -> None:
     """List the live sessions of a user: id, last activity, network."""
     for session in _run(_sessions().list_for_user, user_id):
         seen = session.last_activity_at or session.created_at
-        network = masked(session.address)
+        network = mask_address(session.address)
         click.echo(f"{session.id}  {seen.isoformat(timespec='seconds')}  {network}")
 
 

@@ -232,14 +232,14 @@ class SessionAuthMiddleware(BaseMiddleware[WSGIApplication, WSGIEnvironment]):
             return None
         if self._has_rules and self._is_special(environ):
             return None
-        token = self._sole(_as_bytes(cookie))
+        token = self._read_fast(_as_bytes(cookie))
         if token is None:
             return None
         handle = self.handle_class(self._options, environ)
         entry = self._hit(token, False, handle)
         if entry is None:
             return None
-        if self._agrees is not None and not self._agrees(
+        if self._refresh_matches is not None and not self._refresh_matches(
             _as_bytes(cookie), entry.session.id
         ):
             return None
@@ -262,7 +262,7 @@ class SessionAuthMiddleware(BaseMiddleware[WSGIApplication, WSGIEnvironment]):
         passive = request.passive or self._is_passive(environ)
         if len(credentials.session) == 1:  # rule 1: also for a POST, or a bearer token
             entry = self._hit(credentials.session[0], passive, handle)
-            if entry is not None and credentials.agrees(entry.session.id):
+            if entry is not None and credentials.refresh_matches(entry.session.id):
                 handle._session = entry.session
                 return
         sessions = self._options.sessions

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from handstamp.config import Cookies
 from handstamp.core.cookies import (
     LONGEST_TOKEN,
-    MOST_BYTES,
-    MOST_CANDIDATES,
-    NOTHING,
+    MAX_BYTES,
+    MAX_CANDIDATES,
+    NO_CREDENTIALS,
     CookieReader,
     Credentials,
 )
@@ -41,11 +41,11 @@ def read(*cookies: bytes) -> Credentials:
 def by_the_book(header: bytes, name: bytes) -> tuple[bytes, ...]:
     """A second reader, slow and plain: split at semicolons, trim, compare names."""
     values: dict[bytes, None] = {}
-    for part in header[:MOST_BYTES].split(b";"):
+    for part in header[:MAX_BYTES].split(b";"):
         key, equals, value = part.lstrip(b" \t").partition(b"=")
         if equals and key == name:
             values[value.strip(b" \t")] = None
-    if len(values) > MOST_CANDIDATES:
+    if len(values) > MAX_CANDIDATES:
         return ()
     return tuple(v for v in values if WELL_FORMED.fullmatch(v))
 
@@ -62,8 +62,8 @@ def test_a_request_without_our_cookies_claims_nothing(
     headers: list[tuple[bytes, bytes]],
 ) -> None:
     """Nothing of ours means no credentials, and no sign that any were sent."""
-    assert READER.read(headers) == NOTHING
-    assert not NOTHING.sent
+    assert READER.read(headers) == NO_CREDENTIALS
+    assert not NO_CREDENTIALS.sent
 
 
 def test_c01_both_of_two_different_cookies_are_candidates() -> None:
@@ -95,15 +95,15 @@ def test_c05_several_cookie_headers_are_one() -> None:
 def test_c06_a_comma_ends_no_cookie() -> None:
     """A proxy that joined headers by comma has made another value of ours."""
     assert read(OURS + TOKEN + b", theme=dark").session == ()
-    assert read(b"theme=dark, " + OURS + TOKEN) == NOTHING
+    assert read(b"theme=dark, " + OURS + TOKEN) == NO_CREDENTIALS
 
 
 def test_c07_only_the_first_16_kib_are_looked_at() -> None:
     """What stands beyond the cap is not there, by the short way and by the long one."""
-    filler = b"a=" + b"x" * MOST_BYTES
+    filler = b"a=" + b"x" * MAX_BYTES
     header = filler + b"; " + OURS + TOKEN
-    assert read(header) == NOTHING
-    assert READER.sole(header) is None
+    assert read(header) == NO_CREDENTIALS
+    assert READER.read_fast(header) is None
 
 
 @pytest.mark.parametrize("pair", [b"a=;", OURS + b";", b";" + b" " * 9, b"=" * 9, OURS])
@@ -111,7 +111,7 @@ def test_c07_a_megabyte_of_pairs_yields_at_most_four(pair: bytes) -> None:
     """A flood of tiny pairs is cut off, whatever it repeats."""
     flood = (pair * (1 + 1_000_000 // len(pair)))[:1_000_000]
     assert read(flood).session == ()
-    assert READER.sole(flood) is None
+    assert READER.read_fast(flood) is None
 
 
 @pytest.mark.parametrize("length", [LONGEST_TOKEN + 1, 4096, 65_536])
@@ -134,8 +134,8 @@ def test_c08_a_value_too_long_for_a_token_is_no_candidate(length: int) -> None:
 )
 def test_c09_a_nameless_cookie_never_becomes_named(header: bytes) -> None:
     """Our name inside a value, or without its equals sign, is not our cookie."""
-    assert read(header) == NOTHING
-    assert READER.sole(header) is None
+    assert read(header) == NO_CREDENTIALS
+    assert READER.read_fast(header) is None
 
 
 def test_c09_an_empty_value_is_no_candidate() -> None:
@@ -149,8 +149,8 @@ def test_c09_an_empty_value_is_no_candidate() -> None:
 def test_c10_only_space_and_tab_are_trimmed(space: bytes) -> None:
     """Any other byte before a name makes it another name."""
     for header in (space + OURS + TOKEN, b"a=b; " + space + OURS + TOKEN):
-        assert read(header) == NOTHING
-        assert READER.sole(header) is None
+        assert read(header) == NO_CREDENTIALS
+        assert READER.read_fast(header) is None
     assert read(b"a=b; \t " + OURS + TOKEN).session == (TOKEN,)
 
 
@@ -169,7 +169,7 @@ def test_c10_only_space_and_tab_are_trimmed(space: bytes) -> None:
 )
 def test_c11_c12_a_name_is_ours_only_to_the_byte(name: bytes) -> None:
     """Encoded, mangled and differently cased names are other names."""
-    assert read(name + b"=" + TOKEN) == NOTHING
+    assert read(name + b"=" + TOKEN) == NO_CREDENTIALS
 
 
 def test_c13_quotes_are_part_of_a_value() -> None:
@@ -181,7 +181,7 @@ def test_c14_a_semicolon_ends_a_pair_inside_quotes_too() -> None:
     """A quote that another cookie opened does not swallow ours."""
     header = b'$Version=1; theme="dark; ' + OURS + TOKEN + b'; end="'
     assert read(header).session == (TOKEN,)
-    assert READER.sole(header) == TOKEN
+    assert READER.read_fast(header) == TOKEN
 
 
 def test_c15_dollar_names_are_plain_names() -> None:
@@ -253,7 +253,7 @@ def test_c27_headers_may_be_views_and_may_be_read_only_once() -> None:
 @pytest.mark.parametrize("name", [b"cookie2", b"set-cookie", b"cookie_", b"x-cookie"])
 def test_c29_c30_only_the_cookie_header_counts(name: bytes) -> None:
     """Neighbours of the Cookie header are no credentials."""
-    assert READER.read([(name, OURS + TOKEN)]) == NOTHING
+    assert READER.read([(name, OURS + TOKEN)]) == NO_CREDENTIALS
 
 
 def test_c34_a_bearer_header_counts_only_where_it_is_switched_on() -> None:
@@ -290,7 +290,7 @@ def test_a_malformed_bearer_header_leaves_the_cookies(value: bytes) -> None:
 )
 def test_the_short_way_takes_only_the_usual(header: bytes, value: bytes | None) -> None:
     """Anything unusual about the cookie is left to the long way."""
-    assert value == READER.sole(header)
+    assert value == READER.read_fast(header)
 
 
 @given(header=crumbs)
@@ -299,7 +299,7 @@ def test_the_short_way_takes_only_the_usual(header: bytes, value: bytes | None) 
 @example(header=b"a=" + OURS + b"v")
 def test_the_short_way_finds_what_the_long_way_finds(header: bytes) -> None:
     """A well-formed value of the short way is the one candidate of the long way."""
-    value = READER.sole(header)
+    value = READER.read_fast(header)
     if value is not None and WELL_FORMED.fullmatch(value):
         assert (value,) == read(header).session
 
@@ -308,7 +308,7 @@ def test_the_short_way_finds_what_the_long_way_finds(header: bytes) -> None:
 def test_the_short_way_finds_a_usual_cookie(before: bytes, value: bytes) -> None:
     """Where one cookie stands in its usual place, the short way reads it."""
     if OURS not in value:
-        assert value.partition(b";")[0] == READER.sole(before + OURS + value)
+        assert value.partition(b";")[0] == READER.read_fast(before + OURS + value)
 
 
 @given(header=crumbs)
@@ -331,17 +331,17 @@ def test_no_bytes_raise_and_candidates_are_bounded(
     """Whatever a client sends, there are a few well-formed candidates or none."""
     found = READER.read(headers, bearer=bearer)
     for candidates in (found.session, found.refresh):
-        assert len(candidates) <= MOST_CANDIDATES
+        assert len(candidates) <= MAX_CANDIDATES
         assert all(map(WELL_FORMED.fullmatch, candidates))
 
 
 @given(header=st.binary())
 def test_no_bytes_raise_on_the_short_way(header: bytes) -> None:
     """The short way returns bytes or None, whatever it is given."""
-    assert isinstance(READER.sole(header), bytes | None)
+    assert isinstance(READER.read_fast(header), bytes | None)
 
 
-@pytest.mark.parametrize("padding", [b"", b"x=" + b"x" * MOST_BYTES + b"; "])
+@pytest.mark.parametrize("padding", [b"", b"x=" + b"x" * MAX_BYTES + b"; "])
 def test_every_cookie_is_read_in_order_to_end_sessions(padding: bytes) -> None:
     """However many there are, and however long the header is: a neighbour who plants
     cookies must not keep a session alive that is to end."""

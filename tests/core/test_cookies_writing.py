@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handstamp.config import Cookies
-from handstamp.core.cookies import LONGEST_AGE, CookieWriter, cookie_name
+from handstamp.core.cookies import LONGEST_AGE, CookieWriter
+from handstamp.core.responses import cookie_name
 from tests.core.samples import make_tokens
 
 WRITER = CookieWriter(Cookies())
@@ -44,8 +45,11 @@ def test_every_cookie_that_leaves_keeps_the_grammar(
     """Set, cleared, lasting or not: names, octets, sizes and ages are within the RFCs."""
     pair = make_tokens().mint("x" * 64, entropy, remember=True)
     writer = CookieWriter(cookies)
-    lines = [writer.session(pair.session, life), writer.refresh(pair.refresh, life)]
-    lines += [writer.session(pair.session, None), *writer.clear()]
+    lines = [
+        writer.session_cookie(pair.session, life),
+        writer.refresh_cookie(pair.refresh, life),
+    ]
+    lines += [writer.session_cookie(pair.session, None), *writer.clear()]
     for line in lines:
         match = LINE.fullmatch(line.decode("ascii"))
         assert match is not None
@@ -56,23 +60,25 @@ def test_every_cookie_that_leaves_keeps_the_grammar(
 def test_the_default_cookie_to_the_byte() -> None:
     """The default is host-only, https-only, unreadable for scripts and Lax."""
     expected = b"__Host-session=t; Max-Age=60; Path=/; HttpOnly; SameSite=Lax; Secure"
-    assert expected == WRITER.session("t", timedelta(seconds=60))
+    assert expected == WRITER.session_cookie("t", timedelta(seconds=60))
 
 
 def test_without_a_lifetime_a_cookie_ends_with_the_browser() -> None:
     """No Max-Age and no Expires: the browser forgets it."""
-    line = WRITER.refresh("t", None)
+    line = WRITER.refresh_cookie("t", None)
     assert line == b"__Host-refresh=t; Path=/; HttpOnly; SameSite=Lax; Secure"
 
 
 def test_a_fraction_of_a_second_is_rounded_down() -> None:
     """A cookie never outlives its token."""
-    assert b"; Max-Age=59;" in WRITER.session("t", timedelta(seconds=59, milliseconds=999))
+    assert b"; Max-Age=59;" in WRITER.session_cookie(
+        "t", timedelta(seconds=59, milliseconds=999)
+    )
 
 
 def test_no_cookie_is_asked_to_live_longer_than_browsers_allow() -> None:
     """400 days are the cap."""
-    assert b"; Max-Age=34560000;" in WRITER.session("t", LONGEST_AGE * 2)
+    assert b"; Max-Age=34560000;" in WRITER.session_cookie("t", LONGEST_AGE * 2)
 
 
 def test_clearing_repeats_the_attributes_of_setting() -> None:
@@ -86,8 +92,11 @@ def test_clearing_repeats_the_attributes_of_setting() -> None:
     )
     writer = CookieWriter(cookies)
     zero = timedelta(0)
-    assert (writer.session("", zero), writer.refresh("", zero)) == writer.clear()
-    tail = writer.session("t", None).removeprefix(b"s=t")
+    assert (
+        writer.session_cookie("", zero),
+        writer.refresh_cookie("", zero),
+    ) == writer.clear()
+    tail = writer.session_cookie("t", None).removeprefix(b"s=t")
     assert [b"s=; Max-Age=0" + tail, b"r=; Max-Age=0" + tail] == list(writer.clear())
 
 
@@ -97,7 +106,7 @@ def test_clearing_repeats_the_attributes_of_setting() -> None:
 def test_c105_no_value_breaks_out_of_its_attribute(bad: str) -> None:
     """A value that is no cookie value is never rendered, and the error does not hold it."""
     with pytest.raises(ValueError, match="__Host-session") as caught:
-        WRITER.session(bad, None)
+        WRITER.session_cookie(bad, None)
     assert bad not in str(caught.value)
 
 
@@ -106,7 +115,7 @@ def test_c105_a_value_is_rendered_as_it_is_or_refused(value: str) -> None:
     """There is no third way: nothing is escaped, cut or encoded."""
     allowed = re.fullmatch(OCTETS + "*", value) is not None
     try:
-        line = WRITER.session(value, None)
+        line = WRITER.session_cookie(value, None)
     except ValueError:
         assert not allowed
     else:
@@ -116,14 +125,18 @@ def test_c105_a_value_is_rendered_as_it_is_or_refused(value: str) -> None:
 
 def test_c154_secure_does_not_depend_on_the_request() -> None:
     """Secure is a setting of the writer: nothing a request says can take it away."""
-    lines = [WRITER.session("t", None), WRITER.refresh("t", None), *WRITER.clear()]
+    lines = [
+        WRITER.session_cookie("t", None),
+        WRITER.refresh_cookie("t", None),
+        *WRITER.clear(),
+    ]
     assert all(line.endswith(b"; Secure") for line in lines)
 
 
 def test_c155_plain_http_has_names_without_prefix() -> None:
     """Not every browser accepts `__Host-` cookies on plain http: the names differ there."""
     writer = CookieWriter(Cookies.insecure())
-    assert writer.session("t", None) == b"session=t; Path=/; HttpOnly; SameSite=Lax"
+    assert writer.session_cookie("t", None) == b"session=t; Path=/; HttpOnly; SameSite=Lax"
     assert frozenset({b"session", b"refresh"}) == writer.names
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import judge, judge_family, may_live, slid
+from handstamp.core.lifetime import judge, judge_family, may_be_alive, sliding_expiry
 from handstamp.core.models import Invalid, Reason, Record, Valid
 from tests.core.samples import NOW, TICK, make_record
 
@@ -227,7 +227,7 @@ def test_rule_6_never_past_the_absolute_limit() -> None:
     """There the expiry and the limit are one."""
     end = NOW + POLICY.absolute_ttl
     record = sliding(expires_at=end - DAY, read_at=end - 2 * DAY)
-    assert slid(record, POLICY, end - 2 * DAY) == end
+    assert sliding_expiry(record, POLICY, end - 2 * DAY) == end
     assert Valid(2 * DAY) == judge(record, POLICY, active_at=end - 2 * DAY)
 
 
@@ -238,7 +238,7 @@ def test_rule_6_a_session_for_the_day_never_passes_the_day(rounding: timedelta) 
     """Its first expiry tells it, also where two columns round differently."""
     ends = NOW + POLICY.browser_ttl + rounding
     record = sliding(expires_at=ends, read_at=ends - TICK)
-    assert slid(record, POLICY, ends - TICK) == ends
+    assert sliding_expiry(record, POLICY, ends - TICK) == ends
     assert Invalid(Reason.EXPIRED) == judge(
         replace(record, read_at=ends), POLICY, active_at=ends - TICK
     )
@@ -248,15 +248,17 @@ def test_rule_6_a_remembered_session_is_told_by_its_first_expiry() -> None:
     """Further away than a day's session can be."""
     ends = NOW + POLICY.browser_ttl + timedelta(seconds=1) + TICK
     record = sliding(expires_at=ends, read_at=NOW + DAY / 2)
-    assert slid(record, POLICY, NOW + DAY / 2) == NOW + DAY / 2 + POLICY.refresh_ttl
+    assert (
+        sliding_expiry(record, POLICY, NOW + DAY / 2) == NOW + DAY / 2 + POLICY.refresh_ttl
+    )
 
 
 def test_rule_6_an_expiry_never_moves_back() -> None:
     """Neither for old news nor under shorter settings."""
     record = sliding()
-    assert slid(record, POLICY, NOW - DAY) == record.expires_at
+    assert sliding_expiry(record, POLICY, NOW - DAY) == record.expires_at
     brief = Policy(refresh_ttl=2 * DAY, absolute_ttl=3 * DAY)
-    assert slid(record, brief, NOW + DAY) == record.expires_at
+    assert sliding_expiry(record, brief, NOW + DAY) == record.expires_at
 
 
 @pytest.mark.parametrize(
@@ -264,13 +266,13 @@ def test_rule_6_an_expiry_never_moves_back() -> None:
     [
         sliding(slides=False),
         sliding(created_at=None),
-        sliding(created_at=None, dateless=True),
+        sliding(created_at=None, undated=True),
     ],
     ids=["fixed", "no birthday", "no column"],
 )
 def test_rule_6_not_everything_slides(record: Record) -> None:
     """Neither a table's that rotates, nor a row without a sign-in to count from."""
-    assert slid(record, POLICY, NOW + DAY) == record.expires_at
+    assert sliding_expiry(record, POLICY, NOW + DAY) == record.expires_at
 
 
 def test_rule_6_activity_after_the_end_is_no_resurrection() -> None:
@@ -281,7 +283,7 @@ def test_rule_6_activity_after_the_end_is_no_resurrection() -> None:
 
 def test_rule_2_a_table_without_birthdays_goes_by_its_expiry() -> None:
     """No limit can be counted from what the table does not keep."""
-    record = sliding(created_at=None, dateless=True, slides=False, read_at=NOW + 29 * DAY)
+    record = sliding(created_at=None, undated=True, slides=False, read_at=NOW + 29 * DAY)
     assert Valid(DAY) == judge(record, POLICY)
     late = replace(record, read_at=NOW + 30 * DAY)
     assert Invalid(Reason.EXPIRED) == judge(late, POLICY)
@@ -297,7 +299,7 @@ def test_rule_6_is_bounded_whatever_the_row(
 ) -> None:
     """Never before the row's own expiry, never past both it and the absolute limit."""
     row = replace(record, slides=True)
-    end = slid(row, policy, active)
+    end = sliding_expiry(row, policy, active)
     assert end >= row.expires_at
     if row.created_at is not None:
         assert end <= max(row.expires_at, row.created_at + policy.absolute_ttl)
@@ -363,4 +365,4 @@ def test_rule_7_what_may_live_again_is_not_over(
     changes: dict[str, Any], policy: Policy, may: bool
 ) -> None:
     """Refused is one thing; a session whose user is enabled again goes on."""
-    assert may_live(make_record(**changes), policy) == may
+    assert may_be_alive(make_record(**changes), policy) == may

@@ -21,7 +21,7 @@ from handstamp.core.models import (
     Rotation,
     Session,
     Touch,
-    masked,
+    mask_address,
 )
 from handstamp.engine.cache import CacheEntry
 from tests.core.samples import NOW, OLD_KEY, make_record, make_tokens
@@ -158,13 +158,13 @@ def test_c45_most_values_have_no_vars(value: Any) -> None:
 )
 def test_an_address_is_masked_to_its_network(address: str | None, shown: str) -> None:
     """A log shows where somebody comes from, never which host it is."""
-    assert shown == masked(address)
+    assert shown == mask_address(address)
 
 
 @given(address=st.ip_addresses().map(str).filter(lambda text: not text.endswith("::")))
 def test_a_masked_address_is_never_the_address(address: str) -> None:
     """No address survives its mask, but for a network's own."""
-    assert address not in masked(address)
+    assert address not in mask_address(address)
 
 
 def test_a_client_shows_its_network_only() -> None:

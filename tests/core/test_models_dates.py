@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import judge, judge_family, slid
+from handstamp.core.lifetime import judge, judge_family, sliding_expiry
 from handstamp.core.models import EARLIEST, LATEST, Record, shift
 from handstamp.core.rotation import judge_refresh, rotated_at, seen_at, was_seen
 from handstamp.core.tokens import TokenPair
@@ -49,7 +49,7 @@ def test_no_date_is_an_error(record: Record, at: datetime, policy: Policy) -> No
     """A row is judged beside others, and must not take them along."""
     judge(record, policy, active_at=at)
     judge_family(record, policy, active_at=at)
-    slid(record, policy, at)
+    sliding_expiry(record, policy, at)
     for presented in ("b" * 64, "c" * 64):
         judge_refresh(record, presented, [PAIR], policy, active_at=at)
     rotated_at(record, policy.session_ttl)

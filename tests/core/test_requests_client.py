@@ -13,7 +13,7 @@ from handstamp.config import TrustedProxies
 from handstamp.core.models import Client
 from handstamp.core.requests import (
     LONGEST_USER_AGENT,
-    MOST_HOPS,
+    MAX_HOPS,
     canonical_address,
     client_address,
     read_client,
@@ -77,8 +77,8 @@ def test_c114_at_most_32_hops_are_walked() -> None:
     """Ten thousand trusted hops hide whoever stands before them."""
     hops = [f"10.{n // 256}.{n % 256}.1" for n in range(10_000)]
     header = ", ".join(["203.0.113.9", *hops]).encode()
-    assert hops[-MOST_HOPS] == client_address("10.0.0.1", [header], PROXIES)
-    near = ", ".join(["203.0.113.9", *hops[: MOST_HOPS - 1]]).encode()
+    assert hops[-MAX_HOPS] == client_address("10.0.0.1", [header], PROXIES)
+    near = ", ".join(["203.0.113.9", *hops[: MAX_HOPS - 1]]).encode()
     assert client_address("10.0.0.1", [near], PROXIES) == "203.0.113.9"
 
 

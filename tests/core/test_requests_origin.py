@@ -11,7 +11,7 @@ from handstamp.core.requests import (
     is_prefetch,
     is_subresource_of_other_site,
     is_write,
-    read_origin,
+    parse_origin,
 )
 from handstamp.errors import ConfigError
 
@@ -116,7 +116,7 @@ def test_without_either_header_it_is_no_browser() -> None:
 
 def test_a_listed_origin_is_ours() -> None:
     """What the application trusts is ours, whatever else the browser says."""
-    trusted = frozenset({read_origin("https://Login.Example:443/")})
+    trusted = frozenset({parse_origin("https://Login.Example:443/")})
     headers = [(b"origin", b"https://login.example"), (b"sec-fetch-site", b"cross-site")]
     assert is_cross_site([*headers, HOST])
     assert not is_cross_site([*headers, HOST], trusted)
@@ -137,7 +137,7 @@ def test_a_listed_origin_is_ours() -> None:
 )
 def test_a_trusted_origin_is_kept_as_browsers_send_it(text: str, origin: bytes) -> None:
     """Lower case, no slash, no default port."""
-    assert origin == read_origin(text)
+    assert origin == parse_origin(text)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_trusted_origin_is_kept_as_browsers_send_it(text: str, origin: bytes) 
 def test_what_is_no_origin_is_refused(text: str) -> None:
     """A setting that could never match, or could match too much, is no setting."""
     with pytest.raises(ConfigError, match="is no origin"):
-        read_origin(text)
+        parse_origin(text)
 
 
 @pytest.mark.parametrize(

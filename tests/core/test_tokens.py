@@ -209,7 +209,7 @@ def test_a_refresh_token_carries_any_id(sid: str) -> None:
     text = TOKENS.mint(sid, bytes(64), remember=False).refresh
     assert opened(TOKENS, text).session_id == sid
     assert len(text) <= LONGEST_TOKEN
-    written = CookieWriter(Cookies()).refresh(text, timedelta(days=30))
+    written = CookieWriter(Cookies()).refresh_cookie(text, timedelta(days=30))
     assert len(written) < 4096
     read = CookieReader(Cookies()).read([(b"cookie", written.partition(b"; ")[0])])
     assert read.refresh == (text.encode(),)

@@ -12,7 +12,7 @@ import pytest
 from handstamp import Cookies
 from handstamp.asgi import SCOPE_KEY, SessionAuthMiddleware
 from handstamp.core.models import Client
-from handstamp.engine.dispatch import MOST_RUNNING, EventDispatcher
+from handstamp.engine.dispatch import MAX_RUNNING, EventDispatcher
 from handstamp.events import (
     BindingChanged,
     CookieOverridden,
@@ -93,20 +93,20 @@ async def test_p2_a_slow_subscriber_gets_a_bounded_number_of_events(
 
     dispatcher.on(Event, slow)
     rare = Replayed(session_id="s", user_id="u", presented_by=AT_HOME, signed_in_by=AT_HOME)
-    for event in (*[REVOKED] * 3 * MOST_RUNNING, rare):
+    for event in (*[REVOKED] * 3 * MAX_RUNNING, rare):
         dispatcher.publish(event)
-    assert sum(map(len, dispatcher._tasks.values())) == MOST_RUNNING + 1
-    assert dispatcher.counts["revoked"] == 3 * MOST_RUNNING
-    assert dispatcher.counts["subscriber_dropped"] == 2 * MOST_RUNNING
+    assert sum(map(len, dispatcher._tasks.values())) == MAX_RUNNING + 1
+    assert dispatcher.counts["revoked"] == 3 * MAX_RUNNING
+    assert dispatcher.counts["subscriber_dropped"] == 2 * MAX_RUNNING
     free.set()
     await until(lambda: not any(dispatcher._tasks.values()))
-    assert received == {Revoked: MOST_RUNNING, Replayed: 1}
+    assert received == {Revoked: MAX_RUNNING, Replayed: 1}
     assert [r.__dict__.get("action") for r in caplog.records].count(
         "subscriber_dropped"
     ) == 1
     dispatcher.publish(REVOKED)
     await dispatcher.drain()
-    assert received[Revoked] == MOST_RUNNING + 1
+    assert received[Revoked] == MAX_RUNNING + 1
 
 
 def test_calls_of_a_closed_loop_do_not_count() -> None:
@@ -125,7 +125,7 @@ def test_calls_of_a_closed_loop_do_not_count() -> None:
 
     dispatcher.on(Event, receive)
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(publish(MOST_RUNNING))
+    loop.run_until_complete(publish(MAX_RUNNING))
     loop.close()
     stuck = False
 

@@ -116,7 +116,7 @@ def exchange(server: Server, cookies: list[bytes], path: bytes = b"/me") -> int 
     return int(status.split()[1]) if status else None
 
 
-def pair_of(client: httpx.Client) -> tuple[bytes, bytes]:
+def cookie_pair_transport(client: httpx.Client) -> tuple[bytes, bytes]:
     """A client's cookies. Where the shape has no refresh cookie, one that an example of
     another shape under the same secret could have set."""
     genuine = Tokens([SECRET]).mint(NOBODY, os.urandom(64), remember=False)
@@ -137,7 +137,7 @@ def test_bad_cookies_are_anonymous_or_refused(server: Server) -> None:
     with server.client() as client:
         sign_in(client)
         for name, make in BAD.items():
-            cookies = make(*pair_of(client))
+            cookies = make(*cookie_pair_transport(client))
             refusals = {400, 431, None} if is_no_http(cookies) else set()
             mine, public = exchange(server, cookies), exchange(server, cookies, b"/public")
             if mine not in {401} | refusals or public not in {200} | refusals:
@@ -154,7 +154,7 @@ def test_unusual_but_sound_cookies_are_honoured(server: Server) -> None:
     two_headers = {200, 401} if server.example.transport == "wsgi" else {200}
     with server.client() as client:
         sign_in(client)
-        pair = pair_of(client)
+        pair = cookie_pair_transport(client)
         answers = {name: exchange(server, make(*pair)) for name, make in GOOD.items()}
         split = {exchange(server, make(*pair)) for make in IN_TWO_HEADERS.values()}
     assert answers == dict.fromkeys(GOOD, 200)
@@ -166,7 +166,7 @@ def test_two_valid_cookies_of_different_sessions_are_none(server: Server) -> Non
     with server.client() as alice, server.client() as bob:
         sign_in(alice)
         sign_in(bob, "bob")
-        ours, theirs = pair_of(alice)[0], pair_of(bob)[0]
+        ours, theirs = cookie_pair_transport(alice)[0], cookie_pair_transport(bob)[0]
         for one, two in ((ours, theirs), (theirs, ours)):
             assert exchange(server, [b"session=" + one + b"; session=" + two]) == 401
         assert exchange(server, [b"session=" + ours, b"session=" + theirs]) == 401
@@ -187,7 +187,7 @@ def test_bad_input_leaves_no_traceback_and_no_token_in_the_log(server: Server) -
     """After all of the above in a row, the log holds requests and nothing else."""
     with server.client() as client:
         sign_in(client)
-        pair = pair_of(client)
+        pair = cookie_pair_transport(client)
         for make in (BAD | GOOD | IN_TWO_HEADERS).values():
             exchange(server, make(*pair))
         client.post("/login", data={"username": "alice", "password": pair[0].decode()})

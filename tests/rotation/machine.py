@@ -28,7 +28,7 @@ from tests.support.clock import FakeClock
 START = datetime.fromisoformat("2026-01-05T09:00:00.123457+00:00")
 PROCESSES = 3
 BROWSERS = 3
-MOST_FAMILIES = 2
+MAX_FAMILIES = 2
 POLICY = Policy(
     session_ttl=timedelta(seconds=120),
     grace=timedelta(seconds=30),
@@ -366,7 +366,7 @@ class RotationMachine(RuleBasedStateMachine):
     def _has_jar(self) -> bool:
         return bool(self._jars())
 
-    @precondition(lambda self: len(self._living()) < MOST_FAMILIES)
+    @precondition(lambda self: len(self._living()) < MAX_FAMILIES)
     @rule(
         browser=some_browser,
         process=some_process,

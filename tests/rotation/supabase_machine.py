@@ -34,7 +34,7 @@ from tests.rotation.supabase_stage import (
 from tests.rotation.supabase_worlds import USERS, all_at_once, client
 from tests.support.supabase import HOUR, SECOND, STEP
 
-MOST_FAMILIES = 2
+MAX_FAMILIES = 2
 some_process = st.integers(0, PROCESSES - 1)
 some_browser = st.integers(0, BROWSERS - 1)
 some_user = st.sampled_from(USERS)
@@ -89,7 +89,7 @@ class SupabaseMachine(SupabaseStage):
         for browser, user in enumerate(USERS):
             self._sign_in(browser, process=0, user=user)
 
-    @precondition(lambda self: len(self._living()) < MOST_FAMILIES)
+    @precondition(lambda self: len(self._living()) < MAX_FAMILIES)
     @rule(browser=some_browser, process=some_process, user=some_user)
     def login(self, browser: int, process: int, user: str) -> None:
         """Sign in, in place of what this browser was signed in as."""

@@ -19,7 +19,7 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 
 from handstamp.config import Policy
-from handstamp.core.lifetime import judge_family, slid
+from handstamp.core.lifetime import judge_family, sliding_expiry
 from handstamp.core.models import Client, Invalid, NewSession, Record, Touch, Valid
 from handstamp.core.rotation import rotated_at, was_seen
 from handstamp.errors import LoginRefused, SessionsUnavailable
@@ -303,7 +303,7 @@ async def test_a_record_is_what_was_written(table: Table, user: str) -> None:
         fingerprint=LAPTOP.fingerprint,
         level=table.lowest_level,
         slides=table.store.capabilities.sliding,
-        dateless=not table.store.capabilities.absolute,
+        undated=not table.store.capabilities.absolute,
         unlimited=not has(table.name, "lifetimes"),
     )
     absent = [name for name in OPTIONAL if getattr(table.shape, name) is None]
@@ -919,7 +919,7 @@ async def test_activity_moves_the_expiry_ahead(table: Table, user: str) -> None:
     at = table.now
     after = await used(table, record)
     assert after.expires_at == at + POLICY.refresh_ttl
-    assert after.expires_at == slid(record, POLICY, at)
+    assert after.expires_at == sliding_expiry(record, POLICY, at)
 
 
 @needs("sliding")

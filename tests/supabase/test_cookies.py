@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handstamp.core.cookies import cookie_name
+from handstamp.core.responses import cookie_name
 from handstamp.errors import ConfigError
 from handstamp.supabase.cookies import (
     LONGEST_ACCESS_TOKEN,
     LONGEST_REFRESH_TOKEN,
-    MOST_CHARACTERS,
+    MAX_CHARACTERS,
     NO_STORE,
     CookieSession,
     SupabaseCookie,
@@ -246,7 +246,7 @@ def test_pieces_make_the_whole(length: int) -> None:
     value = "".join(chr(97 + n % 26) for n in range(length))
     pieces = cut("k", value)
     assert "".join(pieces.values()) == value
-    assert all(0 < len(piece) <= MOST_CHARACTERS for piece in pieces.values()) or not length
+    assert all(0 < len(piece) <= MAX_CHARACTERS for piece in pieces.values()) or not length
     assert list(pieces) in (["k"], [f"k.{n}" for n in range(len(pieces))])
 
 
@@ -308,8 +308,8 @@ def test_a_session_that_grows_leaves_its_single_cookie() -> None:
 
 def test_a_session_that_shrinks_leaves_no_piece() -> None:
     """Stale pieces go, whatever their number; a name that is no piece stays."""
-    came = dict.fromkeys([f"{NAME}.0", f"{NAME}.1", f"{NAME}.5", f"{NAME}-user"], "old")
-    lines = WRITER.session({}, came)
+    received = dict.fromkeys([f"{NAME}.0", f"{NAME}.1", f"{NAME}.5", f"{NAME}-user"], "old")
+    lines = WRITER.session({}, received)
     assert pairs(lines) == [
         (f"{NAME}.0", ""),
         (f"{NAME}.1", ""),
@@ -321,10 +321,10 @@ def test_a_session_that_shrinks_leaves_no_piece() -> None:
 def test_a_cookie_that_did_not_change_is_not_written() -> None:
     """Nothing to say is no line at all; the piece that changed is the only one."""
     session = sized(7000)
-    came: dict[str, str | None] = {**cut(NAME, encode_session(session))}
-    assert WRITER.session(session, came) == ()
-    came[f"{NAME}.1"] = "old"
-    assert [f"{NAME}.1"] == [name for name, _ in pairs(WRITER.session(session, came))]
+    received: dict[str, str | None] = {**cut(NAME, encode_session(session))}
+    assert WRITER.session(session, received) == ()
+    received[f"{NAME}.1"] = "old"
+    assert [f"{NAME}.1"] == [name for name, _ in pairs(WRITER.session(session, received))]
 
 
 def test_a_cookie_that_came_with_two_values_is_written() -> None:
@@ -339,9 +339,9 @@ def test_with_a_domain_each_removal_is_written_twice() -> None:
     )
     wide = b"; Max-Age=0; Domain=a.example; Path=/; SameSite=Lax"
     expected = (b"k.0=" + GONE, b"k.1=" + GONE, b"k.0=" + wide, b"k.1=" + wide)
-    came = {"k.0": "x", "k.1": "y"}
-    assert writer.clear(came) == expected
-    lines = writer.session({}, came)
+    received = {"k.0": "x", "k.1": "y"}
+    assert writer.clear(received) == expected
+    lines = writer.session({}, received)
     assert lines[:4] == expected
     (kept,) = lines[4:]
     assert kept == b"k=base64-e30; Max-Age=34560000; Domain=a.example; Path=/; SameSite=Lax"
@@ -360,9 +360,11 @@ def test_with_a_domain_a_name_with_several_values_is_removed_without_it() -> Non
 
 def test_clearing_removes_what_came_and_nothing_else() -> None:
     """The neighbours of auth-js too; a request without any gets no line."""
-    came = dict.fromkeys([NAME, f"{NAME}.0", f"{NAME}-code-verifier", f"{NAME}-user"], "x")
-    lines = WRITER.clear(came)
-    assert list(came) == [cookie_name(line).decode() for line in lines]
+    received = dict.fromkeys(
+        [NAME, f"{NAME}.0", f"{NAME}-code-verifier", f"{NAME}-user"], "x"
+    )
+    lines = WRITER.clear(received)
+    assert list(received) == [cookie_name(line).decode() for line in lines]
     assert all(line.endswith(b"=" + GONE) for line in lines)
     assert WRITER.clear({}) == ()
 

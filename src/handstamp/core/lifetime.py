@@ -87,7 +87,9 @@ def judge_family(
     return Valid(remaining, None if idle is None else idle - record.read_at)
 
 
-def may_live(record: Record, policy: Policy, *, active_at: datetime | None = None) -> bool:
+def may_be_alive(
+    record: Record, policy: Policy, *, active_at: datetime | None = None
+) -> bool:
     """Whether the session stands, or may stand again: its user may be enabled, activity
     may be known elsewhere, a policy may change (rule 7)."""
     family = judge_family(record, policy, active_at=active_at)
@@ -101,7 +103,7 @@ def _ended(record: Record, policy: Policy) -> Reason | None:
         return Reason.USER_DISABLED
     created, changed = record.created_at, record.password_changed_at
     if created is None:
-        return None if record.dateless else Reason.ABSOLUTE
+        return None if record.undated else Reason.ABSOLUTE
     if policy.end_on_password_change and changed and changed > created:
         return Reason.PASSWORD_CHANGED
     return None
@@ -115,7 +117,7 @@ def _limits(
     created = record.created_at or record.read_at
     limits = [(Reason.ABSOLUTE, shift(created, policy.absolute_ttl))]
     if record.refresh_digest is None or record.refresh_expires_at is None:
-        limits.append((Reason.EXPIRED, slid(record, policy, active_at)))
+        limits.append((Reason.EXPIRED, sliding_expiry(record, policy, active_at)))
     else:
         limits.append((Reason.REFRESH_EXPIRED, record.refresh_expires_at))
     if policy.idle_ttl is not None:
@@ -124,7 +126,7 @@ def _limits(
     return limits
 
 
-def slid(record: Record, policy: Policy, active_at: datetime | None) -> datetime:
+def sliding_expiry(record: Record, policy: Policy, active_at: datetime | None) -> datetime:
     """Where ``expires_at`` will stand once activity at ``active_at`` is written (rule 6).
 
     Stores do the same in SQL.

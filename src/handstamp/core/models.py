@@ -67,10 +67,10 @@ class Client:
     location: str | None = None
 
     def __repr__(self) -> str:
-        return f"Client(address={masked(self.address)})"
+        return f"Client(address={mask_address(self.address)})"
 
 
-def masked(address: str | None) -> str:
+def mask_address(address: str | None) -> str:
     """An address fit for a log: the network it is in, never the host."""
     if address is None:
         return "unknown"
@@ -84,7 +84,7 @@ class Record:
 
     All times are aware. ``token_digest`` and ``refresh_digest`` are SHA-256 hex
     digests, never tokens. ``slides`` says that activity moves ``expires_at`` ahead,
-    ``dateless`` that the table does not keep when a session was created, ``unlimited``
+    ``undated`` that the table does not keep when a session was created, ``unlimited``
     that ``expires_at`` is the only limit there is. ``claim`` is no column: it comes from
     the token by which the row was found.
     """
@@ -110,7 +110,7 @@ class Record:
     password_changed_at: datetime | None = None
     level: int | None = None
     slides: bool = False
-    dateless: bool = False
+    undated: bool = False
     unlimited: bool = False
     claim: str | None = field(default=None, repr=False)
 
@@ -250,7 +250,7 @@ class Session:
     @classmethod
     def of(cls, record: Record, *, current: bool = False) -> Session:
         """The public side of ``record``."""
-        unknown = LONG_AGO if record.dateless else record.read_at
+        unknown = LONG_AGO if record.undated else record.read_at
         return cls(
             id=record.id,
             user_id=record.user_id,

@@ -34,7 +34,7 @@ from handstamp.config import TrustedProxies
 from handstamp.core.models import Client
 from handstamp.errors import ConfigError
 
-MOST_HOPS = 32
+MAX_HOPS = 32
 LONGEST_USER_AGENT = 512
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PORT = re.compile(r"(?:\[([^\]]*)\]|([0-9.]+))(?::[0-9]{1,5})?")
@@ -77,7 +77,7 @@ def client_address(
     if current is None or not proxies or current not in proxies:
         return current
     hops = b",".join(forwarded).decode("latin-1").split(",")
-    for hop in reversed(hops[-MOST_HOPS:]):
+    for hop in reversed(hops[-MAX_HOPS:]):
         address = canonical_address(hop)
         if address is None:
             return current
@@ -177,7 +177,7 @@ def is_prefetch(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     )
 
 
-def read_origin(text: str) -> bytes:
+def parse_origin(text: str) -> bytes:
     """A trusted origin as configured, in the spelling browsers send.
 
     Raises :class:`ConfigError` unless it is http or https, a host, perhaps a port, and

@@ -1,22 +1,21 @@
-"""What a response's headers must say because of us, as a pure edit of the raw list.
+"""What handstamp adds to the headers of a response: a pure edit of the raw list.
 
-Rule 1. ``Vary: Cookie`` when the answer may depend on one of our cookies, and
-``Authorization`` too where a bearer token came in their place; merged into what is there,
-``*`` kept. (Flask, CVE-2023-30861 and CVE-2026-27205; RFC 9111, section 3.5: what is
-``public`` may be stored also for a request with Authorization.)
-Rule 2. A response that carries our cookie is never stored: ``Cache-Control: private,
-no-store`` in place of whatever the application said, and nothing that speaks to other
-caches is left. (Rails, CVE-2024-26144; RFC 9111, section 7.3: Set-Cookie does not
-inhibit caching.)
-Rule 3. One Set-Cookie of a name in one response (RFC 6265bis, section 4.1.1): where we
-set ours, one of the application's of that name gives way.
+Rule 1. ``Vary: Cookie`` where the response may depend on one of our cookies, and
+``Authorization`` as well where a bearer token replaced them; merged into an existing Vary,
+``*`` is kept. (Flask, CVE-2023-30861 and CVE-2026-27205; RFC 9111, section 3.5: a response
+that is ``public`` may be stored even for a request with Authorization.)
+Rule 2. A response with our cookie is never stored: ``Cache-Control: private, no-store``
+replaces the application's own value, and every header for other caches is removed. (Rails,
+CVE-2024-26144; RFC 9111, section 7.3: Set-Cookie does not inhibit caching.)
+Rule 3. A response has one Set-Cookie of a name (RFC 6265bis, section 4.1.1): ours replaces
+one of the application with the same name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 
-from handstamp.core.cookies import cookie_name
+from handstamp.core.cookies import NO_STORE
 
 Headers = list[tuple[bytes, bytes]]
 _FOR_CACHES = frozenset(
@@ -32,7 +31,7 @@ _FOR_CACHES = frozenset(
 
 
 def vary_on_cookie(headers: Headers, *, bearer: bool = False) -> Headers:
-    """``headers`` with ``Cookie`` in their Vary, and ``Authorization`` (rule 1)."""
+    """Return ``headers`` with our cookies named in their Vary (rule 1)."""
     present = [v for k, v in headers if k.lower() == b"vary"]
     names = {part.strip().lower() for value in present for part in value.split(b",")}
     wanted = (b"Authorization", b"Cookie") if bearer else (b"Cookie",)
@@ -47,24 +46,26 @@ def with_cookies(
     headers: Headers,
     set_cookies: Sequence[bytes],
     names: Container[bytes],
-    no_store: Iterable[tuple[bytes, bytes]] = ((b"cache-control", b"private, no-store"),),
+    no_store: Iterable[tuple[bytes, bytes]] = NO_STORE,
 ) -> Headers:
-    """``headers`` with our cookies on them, uncacheable (rules 2 and 3)."""
-    kept = [
-        (key, value)
-        for key, value in headers
-        if not _is_for_caches(key.lower()) and not sets_cookie((key, value), names)
-    ]
+    """Return ``headers`` with our cookies, and out of every cache (rules 2 and 3)."""
+    kept = []
+    for name, value in headers:
+        lowered = name.lower()
+        # CDN-Cache-Control and the variants of its vendors (RFC 9213) end alike.
+        for_caches = lowered in _FOR_CACHES or lowered.endswith(b"-cache-control")
+        if not for_caches and not sets_cookie((name, value), names):
+            kept.append((name, value))
     kept.extend(no_store)
     kept.extend((b"set-cookie", cookie) for cookie in set_cookies)
     return kept
 
 
-def _is_for_caches(name: bytes) -> bool:
-    # CDN-Cache-Control and its vendors' variants (RFC 9213) end alike.
-    return name in _FOR_CACHES or name.endswith(b"-cache-control")
-
-
 def sets_cookie(header: tuple[bytes, bytes], names: Container[bytes]) -> bool:
     """Whether this response header sets a cookie of one of these names."""
     return header[0].lower() == b"set-cookie" and cookie_name(header[1]) in names
+
+
+def cookie_name(set_cookie: bytes) -> bytes:
+    """Return the name of the cookie in the value of a Set-Cookie header."""
+    return set_cookie.partition(b"=")[0].strip(b" \t")

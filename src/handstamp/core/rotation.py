@@ -118,7 +118,7 @@ def _judge_predecessor(
 
 def rotated_at(record: Record, session_ttl: timedelta) -> datetime:
     """When the row's tokens were made: at the last rotation, or at the login."""
-    if _bears_rotation_mark(record):
+    if _has_rotation_mark(record):
         assert record.last_activity_at is not None  # noqa: S101 - for the type checker
         return record.last_activity_at
     return shift(record.expires_at, -session_ttl)
@@ -126,7 +126,7 @@ def rotated_at(record: Record, session_ttl: timedelta) -> datetime:
 
 def was_seen(record: Record, session_ttl: timedelta) -> bool:
     """Whether the row's current tokens were presented since they were made (rule 3)."""
-    if record.last_activity_at is None or _bears_rotation_mark(record):
+    if record.last_activity_at is None or _has_rotation_mark(record):
         return False
     return record.last_activity_at > shift(record.expires_at, -session_ttl)
 
@@ -141,14 +141,14 @@ def seen_at(at: datetime | None, record: Record, session_ttl: timedelta) -> date
     """
     latest = shift(record.read_at, timedelta(minutes=1))
     first = shift(min(shift(record.expires_at, -session_ttl), latest), _STEP)
-    if at is None and record.last_activity_at and _bears_rotation_mark(record):
+    if at is None and record.last_activity_at and _has_rotation_mark(record):
         first = max(first, shift(record.last_activity_at, _STEP))
     stamp = first if at is None else max(at, first)
     whole = not (record.expires_at - stamp) % timedelta(seconds=1)
     return shift(stamp, _STEP) if whole else stamp
 
 
-def _bears_rotation_mark(record: Record) -> bool:
+def _has_rotation_mark(record: Record) -> bool:
     if record.last_activity_at is None:
         return False
     apart = record.expires_at - record.last_activity_at

@@ -30,7 +30,7 @@ from threading import Lock
 from typing import Protocol
 
 from handstamp.config import Policy
-from handstamp.core.models import Client, Session, Touch, masked
+from handstamp.core.models import Client, Session, Touch, mask_address
 from handstamp.engine.cache import CacheEntry
 from handstamp.errors import SessionsUnavailable
 from handstamp.events import BindingChanged, Event
@@ -211,13 +211,15 @@ class BindingTracker:
     def changed(self, session: Session, was: Client, now: Client) -> BindingChanged | None:
         """Return the event of a session that ``was`` opened and ``now`` uses, or None
         where nothing changed or the change was reported before."""
-        moved = was.address is not None and masked(was.address) != masked(now.address)
+        moved = was.address is not None and mask_address(was.address) != mask_address(
+            now.address
+        )
         other_agent = (
             was.user_agent_hash not in (now.user_agent_hash, _NO_AGENT)
             # A table may keep only the beginning of the text.
             and not (was.user_agent and (now.user_agent or "").startswith(was.user_agent))
         )
-        origin = masked(now.address), now.user_agent_hash
+        origin = mask_address(now.address), now.user_agent_hash
         if not moved and not other_agent:
             if session.id in self._last:
                 with self._lock:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from handstamp.core.cookies import Credentials
-from handstamp.core.lifetime import may_live
+from handstamp.core.lifetime import may_be_alive
 from handstamp.core.models import (
     Answer,
     Authenticated,
@@ -145,7 +145,9 @@ class Authenticator:
         answer, genuine = await self._by_session_tokens(
             credentials.session, client, passive
         )
-        if isinstance(answer, Authenticated) and not credentials.agrees(answer.session.id):
+        if isinstance(answer, Authenticated) and not credentials.refresh_matches(
+            answer.session.id
+        ):
             others = await self._refresher.count_other_sessions(
                 answer.session.id, credentials.refresh, client
             )
@@ -280,7 +282,7 @@ class Authenticator:
         unknown = [text for text in credentials.session if text not in found]
         if any(tokens.is_session(t) or self._may_be_unsigned(t) for t in unknown):
             return True
-        if credentials.agrees(session_id):
+        if credentials.refresh_matches(session_id):
             return False
         prefix = refresh_prefix(session_id)
         others = [text for text in credentials.refresh if not text.startswith(prefix)]
@@ -333,7 +335,7 @@ class Authenticator:
         if asked:
             plain = self._plain_tokens(asked.values())
             for record in await self._loader.load(list(asked), plain):
-                if may_live(record, self._policy):
+                if may_be_alive(record, self._policy):
                     found.setdefault(record.id, Session.of(record))
         refresh = credentials.refresh
         for record in await self._refresher.find_presented(refresh, client, found):

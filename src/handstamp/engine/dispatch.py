@@ -25,7 +25,7 @@ from handstamp.events import Event
 
 logger = logging.getLogger("handstamp")
 
-MOST_RUNNING = 1000
+MAX_RUNNING = 1000
 """Calls of asynchronous subscribers that may run at once, for each kind of event: a kind
 that a client can cause again and again takes nothing from the others."""
 LOG_INTERVAL = 1.0
@@ -134,9 +134,9 @@ class EventDispatcher:
         """Run a subscriber beside the request, or drop the call (rule 2)."""
         action, loop = event.action, asyncio.get_running_loop()
         tasks = self._tasks[action]
-        if len(tasks) >= MOST_RUNNING:  # tasks of a closed loop are never done
+        if len(tasks) >= MAX_RUNNING:  # tasks of a closed loop are never done
             tasks -= {task for task in tasks if task.get_loop() is not loop}
-        if len(tasks) >= MOST_RUNNING:
+        if len(tasks) >= MAX_RUNNING:
             self._drop(result, action)
             return
 

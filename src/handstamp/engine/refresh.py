@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
-from handstamp.core.lifetime import FINAL, may_live
+from handstamp.core.lifetime import FINAL, may_be_alive
 from handstamp.core.models import (
     Authenticated,
     Client,
@@ -195,7 +195,7 @@ class Refresher:
             pending = self._state.pending_activity(record)
             if isinstance(self._judge(token, record), Replay):
                 replayed[record.id] = record
-            elif may_live(record, self._policy, active_at=pending):
+            elif may_be_alive(record, self._policy, active_at=pending):
                 alive[record.id] = record
         for id in replayed.keys() - alive.keys():
             await self._end_replayed(replayed[id], client)

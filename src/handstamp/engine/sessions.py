@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from handstamp._fork import pin, reset_in_forked_children
 from handstamp.config import Cookies, Policy
-from handstamp.core.cookies import CookieTransport, Credentials, pair_of
+from handstamp.core.cookies import CookieTransport, Credentials, cookie_pair_transport
 from handstamp.core.lifetime import judge_family
 from handstamp.core.models import (
     Answer,
@@ -144,7 +144,7 @@ class Sessions:
 
     def cookie_transport(self, cookies: Cookies | None) -> CookieTransport:
         """Which cookies carry these sessions; for middleware."""
-        return pair_of(cookies or Cookies())
+        return cookie_pair_transport(cookies or Cookies())
 
     def __repr__(self) -> str:
         return f"Sessions({self.store!r})"

@@ -35,7 +35,7 @@ def record_of(row: asyncpg.Record, at_rest: AtRest, able: Capabilities) -> Recor
         address = str(address).partition("/")[0]
     values["token_digest"] = token
     values["address"] = None if address == UNKNOWN_ADDRESS else address
-    return Record(**values, slides=able.sliding, dateless=not able.absolute)
+    return Record(**values, slides=able.sliding, undated=not able.absolute)
 
 
 def ended_of(row: asyncpg.Record) -> Ended:

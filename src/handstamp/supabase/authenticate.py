@@ -38,7 +38,7 @@ from cachetools import LRUCache
 
 from handstamp.config import Policy
 from handstamp.core.cookies import Credentials
-from handstamp.core.lifetime import judge_family, may_live
+from handstamp.core.lifetime import judge_family, may_be_alive
 from handstamp.core.models import (
     Authenticated,
     Client,
@@ -143,7 +143,7 @@ class SupabaseAuthenticator(Authenticator):
         tokens = [t for claim in claims if (t := self._verify(claim.access_token))]
         owners = {t.session_id: t.user_id for t in tokens if t.session_id not in found}
         for record in await self._rows.load(list(owners)):
-            if record.user_id == owners[record.id] and may_live(record, self._policy):
+            if record.user_id == owners[record.id] and may_be_alive(record, self._policy):
                 found.setdefault(record.id, Session.of(record))
 
     async def _authenticate(

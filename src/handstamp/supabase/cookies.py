@@ -50,17 +50,17 @@ from urllib.parse import unquote, urlsplit
 from handstamp.config import Cookies, SameSite
 from handstamp.core.cookies import (
     LONGEST_AGE,
-    MOST_CANDIDATES,
-    NOTHING,
-    Came,
+    MAX_CANDIDATES,
+    NO_CREDENTIALS,
     Credentials,
     RawHeaders,
-    pick,
+    ReceivedCookies,
+    read_headers,
 )
 from handstamp.core.models import Issued
 from handstamp.errors import ConfigError
 
-MOST_CHARACTERS = 3180
+MAX_CHARACTERS = 3180
 """Of a value in one cookie; the rest goes into the next one."""
 LONGEST_ACCESS_TOKEN = 32 * 1024
 LONGEST_REFRESH_TOKEN = 256
@@ -71,12 +71,12 @@ NO_STORE = (
 )
 """The headers that ``@supabase/ssr`` puts beside every cookie it writes."""
 
-MOST_BYTES = 64 * 1024
+MAX_BYTES = 64 * 1024
 """Of the Cookie headers. The cookie may hold the user's metadata, so it may be long."""
-MOST_NAMES = 32
-MOST_JOINED = 32
+MAX_NAMES = 32
+MAX_JOINED = 32
 """Ways to join the pieces that came. Two cookies of four pieces each have 30."""
-MOST_DECODED = 8 * MOST_BYTES
+MAX_DECODED = 8 * MAX_BYTES
 """Characters that are decoded for one request, over all candidates."""
 
 _PREFIX = "base64-"
@@ -179,10 +179,10 @@ def decode_session(value: str) -> CookieSession | None:
 def cut(name: str, value: str) -> dict[str, str]:
     """Returns the cookies that hold ``value``, by name. It needs no percent-encoding: it is
     a result of :func:`encode_session`."""
-    if len(value) <= MOST_CHARACTERS:
+    if len(value) <= MAX_CHARACTERS:
         return {name: value}
-    starts = range(0, len(value), MOST_CHARACTERS)
-    pieces = (value[start : start + MOST_CHARACTERS] for start in starts)
+    starts = range(0, len(value), MAX_CHARACTERS)
+    pieces = (value[start : start + MAX_CHARACTERS] for start in starts)
     return {f"{name}.{number}": piece for number, piece in enumerate(pieces)}
 
 
@@ -205,25 +205,27 @@ class SupabaseCookieWriter:
         self.names = _Names(cookie.name)
         self.no_store = NO_STORE
 
-    def deliver(self, issued: Issued, came: Came) -> tuple[bytes, ...]:
+    def deliver(self, issued: Issued, received: ReceivedCookies) -> tuple[bytes, ...]:
         """See :meth:`Writer.deliver`."""
-        return self.session(issued.body or {}, came)
+        return self.session(issued.body or {}, received)
 
-    def session(self, session: Mapping[str, object], came: Came) -> tuple[bytes, ...]:
+    def session(
+        self, session: Mapping[str, object], received: ReceivedCookies
+    ) -> tuple[bytes, ...]:
         """Returns the lines that replace what came by ``session``."""
         pieces = cut(self._name, encode_session(session))
-        stale = [n for n in came if is_piece(n, self._name) and n not in pieces]
-        changed = [n for n, value in pieces.items() if came.get(n) != value]
-        several = [n for n in changed if n in came and came[n] is None]
+        stale = [n for n in received if is_piece(n, self._name) and n not in pieces]
+        changed = [n for n, value in pieces.items() if received.get(n) != value]
+        several = [n for n in changed if n in received and received[n] is None]
         return (
             *self._removals(stale),
             *(_line(n, self._gone_here) for n in several if self._gone_here is not None),
             *(_line(n, pieces[n] + self._kept) for n in changed),
         )
 
-    def clear(self, came: Came) -> tuple[bytes, ...]:
+    def clear(self, received: ReceivedCookies) -> tuple[bytes, ...]:
         """Returns the lines that remove every cookie that came."""
-        return self._removals(came)
+        return self._removals(received)
 
     def _removals(self, names: Iterable[str]) -> tuple[bytes, ...]:
         tails = [self._gone] if self._gone_here is None else [self._gone_here, self._gone]
@@ -289,7 +291,7 @@ class SupabaseCookieReader:
     :class:`handstamp.core.cookies.Reader`."""
 
     __slots__ = ("_name", "_needle", "_pattern", "_whole")
-    agrees = None  # one cookie holds both tokens
+    refresh_matches = None  # one cookie holds both tokens
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -300,13 +302,13 @@ class SupabaseCookieReader:
             rb"=([^;]*)"
         )
 
-    def sole(self, header: bytes) -> bytes | None:
+    def read_fast(self, header: bytes) -> bytes | None:
         """Returns the whole value as it came, or None where anything about it is unusual.
 
         This is the fast path, and the key by which the cache knows the session: one value
         is always one session. :meth:`read` finds the session that is in it.
         """
-        if len(header) > MOST_BYTES:
+        if len(header) > MAX_BYTES:
             return None
         at = header.find(self._needle)
         if header.startswith(self._whole, at):
@@ -347,7 +349,7 @@ class SupabaseCookieReader:
         With ``every``, also what is above the limits of rule 4 is read, in order to end
         sessions.
         """
-        cookie, authorization = pick(headers, None if every else MOST_BYTES)
+        cookie, authorization = read_headers(headers, None if every else MAX_BYTES)
         if authorization is not None:
             match = _BEARER.fullmatch(authorization)
             if match is not None:
@@ -357,33 +359,33 @@ class SupabaseCookieReader:
                 return Credentials(session=(_cache_key(alone),), claims=(alone,), sent=True)
         values = self._values(cookie)
         if not values:
-            return NOTHING
+            return NO_CREDENTIALS
         whole = dict.fromkeys(value for value in values.get(self._name, ()) if value)
         joined = self._joined(values)
         texts = (*whole, *(joined or ()))
         found: list[_Candidate] = []
         if every:
             found = _decoded(texts, None)
-        elif joined is not None and len(whole) <= MOST_CANDIDATES:
-            found = _decoded(texts, MOST_DECODED)
+        elif joined is not None and len(whole) <= MAX_CANDIDATES:
+            found = _decoded(texts, MAX_DECODED)
         keys = tuple(_cache_key(session) for session, _ in found)
         if len(found) == 1:
-            sole = self.sole(cookie)
-            if sole is not None and sole == found[0][1].encode("latin-1", "replace"):
-                keys = (sole,)  # so that the fast path finds it
+            value = self.read_fast(cookie)
+            if value is not None and value == found[0][1].encode("latin-1", "replace"):
+                keys = (value,)  # so that the fast path finds it
         return Credentials(
             session=keys,
             claims=tuple(session for session, _ in found),
-            came=_came(values),
+            received=_received(values),
             sent=True,
             ambient=True,
             incomplete=joined is None,
         )
 
-    def came(self, headers: RawHeaders) -> Came:
-        """See :meth:`Reader.came`; also beside a bearer token."""
-        cookie, _ = pick(headers, None)
-        return _came(self._values(cookie))
+    def received(self, headers: RawHeaders) -> ReceivedCookies:
+        """See :meth:`Reader.received`; also beside a bearer token."""
+        cookie, _ = read_headers(headers, None)
+        return _received(self._values(cookie))
 
     def _values(self, cookie: bytes) -> dict[str, list[str]]:
         values: dict[str, list[str]] = {}
@@ -395,9 +397,9 @@ class SupabaseCookieReader:
         """Returns every text that the pieces can make, longest first; None for too many."""
         ways, joined = [""], list[str]()
         for number in count():
-            came = values.get(f"{self._name}.{number}", ())
-            pieces = dict.fromkeys(piece for piece in came if piece)
-            if len(joined) + len(ways) * len(pieces) > MOST_JOINED:
+            received = values.get(f"{self._name}.{number}", ())
+            pieces = dict.fromkeys(piece for piece in received if piece)
+            if len(joined) + len(ways) * len(pieces) > MAX_JOINED:
                 return None
             ways = [way + piece for way in ways for piece in pieces]
             if not ways:
@@ -422,7 +424,7 @@ def _decoded(texts: Iterable[str], most: int | None) -> list[_Candidate]:
         if session is not None:
             tokens = session.access_token, session.refresh_token
             found.setdefault(tokens, (session, text))
-    if most is not None and len(found) > MOST_CANDIDATES:
+    if most is not None and len(found) > MAX_CANDIDATES:
         return []
     return list(found.values())
 
@@ -437,11 +439,11 @@ def _unescaped(raw: bytes) -> str:
         return text
 
 
-def _came(values: Mapping[str, list[str]]) -> Came:
+def _received(values: Mapping[str, list[str]]) -> ReceivedCookies:
     """The names that came, each with its value, or None for several values (rule 7)."""
     names = list(values)
-    if len(names) > MOST_NAMES:  # the lowest numbers are the likeliest to be read
-        names = sorted(names, key=len)[:MOST_NAMES]
+    if len(names) > MAX_NAMES:  # the lowest numbers are the likeliest to be read
+        names = sorted(names, key=len)[:MAX_NAMES]
     return {n: values[n][0] if len(set(values[n])) == 1 else None for n in names}
 
 

@@ -158,7 +158,7 @@ def record_of(session: AuthSession, rules: SupabaseRules) -> Record:
         user_agent=session.user_agent,
         user_is_active=judge_user(session, now) is None,
         level=LEVELS.get(session.aal or "aal1", 1),
-        dateless=session.created_at is None,
+        undated=session.created_at is None,
         unlimited=True,
     )
 

@@ -99,7 +99,9 @@ class _BrowserLikeJar:
                 f"{self._remedy}, or wrap the application with cookies=Cookies.insecure()"
             )
         trial = CookieJar()
-        _respond(trial, self._url, [CookieWriter(cookies).session("x", None).decode()])
+        _respond(
+            trial, self._url, [CookieWriter(cookies).session_cookie("x", None).decode()]
+        )
         request = Request(self._url.rstrip("/") + cookies.path)  # noqa: S310 - not opened
         trial.add_cookie_header(request)
         if not request.has_header("Cookie"):
@@ -293,7 +295,7 @@ def copy_cookies(
     _put(jar, transport.writer.clear(_present(jar, transport)))
     for name, value in copied.cookies.items():
         one = replace(transport.cookies, session_name=name, refresh_name=f"{name}-")
-        _put(jar, [CookieWriter(one).session(value, None)])
+        _put(jar, [CookieWriter(one).session_cookie(value, None)])
 
 
 def read_session(client: object, transport: CookieTransport) -> SessionCookies | None:
@@ -323,7 +325,7 @@ def _put(jar: Jar, lines: Iterable[bytes]) -> None:
 
 def _present(jar: Jar, transport: CookieTransport) -> Mapping[str, str | None]:
     """The cookies in the jar that the writer must know of."""
-    return transport.reader.came(_headers(jar.held()))
+    return transport.reader.received(_headers(jar.held()))
 
 
 def _headers(pairs: Pairs) -> list[tuple[bytes, bytes]]:

@@ -43,7 +43,7 @@ from handstamp.cli.app import connected, fail
 from handstamp.cli.demo import Address
 from handstamp.config import Cookies, Policy
 from handstamp.core.cookies import CookieReader
-from handstamp.core.models import Client, masked
+from handstamp.core.models import Client, mask_address
 from handstamp.core.requests import is_cross_site
 from handstamp.events import Event
 from handstamp.testing.postgres import (
@@ -320,7 +320,7 @@ class _LastEvents:
 
 def _shown(value: object) -> object:
     """A field of an event; of a client only the network of its address (rule 2)."""
-    return masked(value.address) if isinstance(value, Client) else value
+    return mask_address(value.address) if isinstance(value, Client) else value
 
 
 class _Thief:

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from handstamp.core.models import masked
+from handstamp.core.models import mask_address
 from handstamp.django.handles import call
 from handstamp.django.settings import get_sessions
 from handstamp.errors import HandstampError
@@ -50,7 +50,7 @@ class Command(BaseCommand):
     def _sessions(self, options: dict[str, Any]) -> None:
         for session in call(get_sessions().list_for_user, options["user"]):
             seen = session.last_activity_at or session.created_at
-            address = masked(session.address)
+            address = mask_address(session.address)
             self.stdout.write(f"{session.id}  {seen:%Y-%m-%d %H:%M %Z}  {address}")
 
     def _revoke(self, options: dict[str, Any]) -> None:
