@@ -26,14 +26,14 @@ def session(session_id: str, user_id: str = "u") -> Session:
 
 
 def checked(connections: Connections, *ids: str) -> None:
-    """These sessions were looked at, and stand for a while."""
+    """These sessions were checked, and are valid for a while."""
     connections.take_due(0.0, all_sessions=True)
     for session_id in ids:
         connections.mark_checked(session_id, 10.0)
 
 
 def test_a_session_that_ends_closes_its_connections() -> None:
-    """All of its own, once, and nobody else's."""
+    """All of its own, once, and no others."""
     connections, closed = Connections(), []
     one, two, other = (lambda name=n: closed.append(name) for n in ("one", "two", "other"))
     for session_id, closer in (("s", one), ("s", two), ("t", other)):
@@ -120,7 +120,7 @@ doubting = pytest.mark.parametrize("doubt", DOUBTS, ids=["session", "user", "eve
 
 @doubting
 def test_a_doubt_is_taken_once(doubt: Doubt) -> None:
-    """Whoever takes it looks; a session that was found standing is not due again."""
+    """A session that was then found valid is not due again."""
     connections = Connections()
     connections.add(session("s"), print)
     checked(connections, "s")
@@ -134,7 +134,7 @@ def test_a_doubt_is_taken_once(doubt: Doubt) -> None:
 
 @doubting
 def test_a_doubt_that_was_taken_and_not_answered_is_due(doubt: Doubt) -> None:
-    """The look failed, and the next round has to ask again."""
+    """The check failed, and the next round has to check again."""
     connections = Connections()
     connections.add(session("s"), print)
     checked(connections, "s")
@@ -156,7 +156,7 @@ def test_a_doubt_during_a_look_outlives_that_look(doubt: Doubt) -> None:
     assert connections.take_due(0.0, all_sessions=False) == ["s"]
 
 
-def test_a_doubt_of_one_is_nobody_elses() -> None:
+def test_a_doubt_concerns_no_other_session() -> None:
     """Neither of a session, nor of a user; a doubt of all is everybody's."""
     connections = Connections()
     for session_id, user_id in (("s", "u"), ("t", "u"), ("other", "v")):
@@ -170,8 +170,8 @@ def test_a_doubt_of_one_is_nobody_elses() -> None:
     assert sorted(connections.take_doubted()) == ["other", "s", "t"]
 
 
-def test_c68_a_doubt_of_somebody_without_connections_leaves_nothing() -> None:
-    """However many ids a stranger makes up: nothing grows, nothing is to be looked at."""
+def test_c68_a_doubt_of_an_unknown_id_leaves_nothing() -> None:
+    """However many ids are invented: nothing grows, and nothing is to be checked."""
     connections = Connections()
     assert connections.doubt() is False
     connections.add(session("s"), print)

@@ -67,7 +67,7 @@ FORGED = ["s:{session}", "d:{session}", "u:{user}", "all", "", "s", "{session}",
 
 @pytest.mark.parametrize("text", FORGED)
 async def test_c68_a_forged_notification_closes_no_connection(text: str) -> None:
-    """Anybody who may connect to the database can send one. It causes a query,
+    """Any role that may connect to the database can send one. It causes a query,
     which finds that the session is valid."""
     async with running(policy=SLOW) as engine:
         (issued, socket), (_, other) = await opened(engine), await opened(engine, "bob")
@@ -259,15 +259,15 @@ async def test_a_check_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixtu
     async with running(policy=SLOW) as engine:
         issued, socket = await opened(engine)
         find_many = engine.store.find_many
-        looked = asyncio.Event()
+        checked = asyncio.Event()
 
         async def broken(ids: Sequence[str]) -> Sequence[Record]:
-            looked.set()
+            checked.set()
             raise RuntimeError("in a store")
 
         engine.store.find_many = broken  # type: ignore[method-assign]
         notify(engine, "u:alice")
-        await looked.wait()
+        await checked.wait()
         await turns()
         engine.store.find_many = find_many  # type: ignore[method-assign]
         del engine.store.rows[issued.session.id]
@@ -429,7 +429,7 @@ async def test_c68_a_flood_causes_one_query_at_a_time() -> None:
 async def test_c68_a_query_that_a_notification_caused_is_followed_by_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However many notices come in that time, and however fast the table answers."""
+    """However many notifications arrive then, and however fast the table answers."""
     monkeypatch.setattr(invalidation, "PAUSE", 3600.0)
     async with running(policy=SLOW) as engine:
         issued, socket = await opened(engine)

@@ -492,7 +492,7 @@ async def test_p4_trust_ends_after_the_trigger_is_dropped(
 async def test_p4_a_new_trigger_doubts_everything_first(
     channel: FakeChannel,
 ) -> None:
-    """Nobody said what was written before it came; from then on there is trust."""
+    """What was written before it came notified nothing; from then on there is trust."""
     channel.all_writers_notify = False
     async with started(channel) as recorder:
         await recorder.until(ListenerState.LISTENING)

@@ -113,8 +113,8 @@ async def test_c134_a_stop_without_a_database_ends_and_logs_what_is_lost(
         engine.store.touch = lambda *_: asyncio.Event().wait()  # type: ignore[assignment,method-assign]
     with caplog.at_level(logging.WARNING, "handstamp"):
         await engine.sessions.close()
-    said = {getattr(r, "action", ""): r.getMessage() for r in caplog.records}
-    assert said["touches_lost"] == "1 touches could not be written"
+    logged = {getattr(r, "action", ""): r.getMessage() for r in caplog.records}
+    assert logged["touches_lost"] == "1 touches could not be written"
 
 
 async def test_c133_a_stop_during_a_flush_loses_nothing() -> None:

@@ -1,8 +1,8 @@
 """P4 without notifications: no process gets one, and the staleness bound holds.
 
-Each way of losing it ends with a revocation that nobody can hear. A request that begins
+Each way of losing it ends with a revocation without a notification. A request that begins
 ``max_staleness`` after it was committed is refused: trust reaches that far from the start
-of a proof, and a proof that began after the commit delivers the notice.
+of a proof, and a proof that began after the commit delivers the notification.
 """
 
 from __future__ import annotations

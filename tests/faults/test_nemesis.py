@@ -1,7 +1,7 @@
 """P4 and P5 against an adversary who picks faults at random, one on top of the other.
 
 Four workers serve the same sessions while connections are cut, packets are lost, processes
-stand still and the server crashes, and while sessions are revoked behind everybody's back.
+stand still and the server crashes, and while sessions are revoked by plain SQL.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TERMINATE = (
 
 @dataclass
 class Nemesis:
-    """Does harm, and undoes it; ``done`` says what, for whoever reads a failure."""
+    """Does harm, and undoes it; ``done`` says what, for the message of a failure."""
 
     fleet: Fleet
     wires: Wires

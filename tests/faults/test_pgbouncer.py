@@ -1,4 +1,4 @@
-"""Behind PgBouncer in transaction mode: what works, what does not, what is said of it."""
+"""Behind PgBouncer in transaction mode: what works, what does not, what is logged."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def sessions(address: str, listen_dsn: str | None = None) -> Sessions:
 async def test_c56_listening_through_a_pooler_is_no_delivery(
     pooled_dsn: str, user: str
 ) -> None:
-    """LISTEN succeeds there and nothing arrives: it is said, and nothing is trusted."""
+    """LISTEN succeeds there and nothing arrives: the state shows it, no trust."""
     async with sessions(pooled_dsn) as engine:
         await until(lambda: engine.stats().listener == "no_delivery")
         issued = await engine.create(user, client=LAPTOP)

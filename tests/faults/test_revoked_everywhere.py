@@ -54,7 +54,7 @@ WAYS = [
 async def test_P4_C52_C69_an_ended_session_is_refused_by_every_process_for_good(
     prompt: Fleet, end: Callable[[Fleet, Issued], Awaitable[None]]
 ) -> None:
-    """Whoever ends a session and however, every process refuses it long before its
+    """However a session is ended, every process refuses it long before its
     staleness bound, accepts it never again, and goes on serving everybody else."""
     ended, other = await prompt.sign_in(), await prompt.sign_in()
     await prompt.warm(ended, other)

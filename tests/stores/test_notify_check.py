@@ -159,7 +159,7 @@ async def test_the_printed_script_calls_no_planted_function(
     place: Place, name: str
 ) -> None:
     """Also where each statement is sent by itself and errors are overlooked, as by psql:
-    a superuser takes the function over, and for anybody else nothing is made."""
+    a superuser takes the function over, and for any other role nothing is created."""
     await place.plant(name)
     owner = f"owner_{secrets.token_hex(4)}"
     await place.psql.execute(
@@ -364,7 +364,7 @@ CHANGED_BACK = [
 async def test_what_was_changed_and_changed_back_is_noticed(
     place: Place, away: str, back: str
 ) -> None:
-    """In one transaction, so that no look falls in between: what was written then is in
+    """In one transaction, so that no check falls in between: what was written then is in
     doubt, because nothing notified it."""
     await install(place.psql, "ulid", trigger=True)
     owner = await place.psql.fetchval("select current_user")
@@ -374,9 +374,9 @@ async def test_what_was_changed_and_changed_back_is_noticed(
         await place.psql.execute(away.format(mallory=place.mallory))
         await place.psql.execute("update user_sessions set is_active = false")
         await place.psql.execute(back.format(owner=owner))
-    looks = [await link.all_writers_notify() for _ in range(3)]
+    results = [await link.all_writers_notify() for _ in range(3)]
     renamed = "rename" in away  # no trigger was ever different
-    assert looks == ([True] * 3 if renamed else [False, True, True])
+    assert results == ([True] * 3 if renamed else [False, True, True])
     link.drop()
     await store.close()
 

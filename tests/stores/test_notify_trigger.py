@@ -510,7 +510,7 @@ async def test_with_half_a_trigger_not_all_writers_notify(
 async def test_c67_a_full_queue_stops_no_revocation(database: Database, user: str) -> None:
     """While nothing can be sent, the change is made without a notification."""
     one, two, three = [await database.login(user) for _ in range(3)]
-    # What a full queue is to a statement: 54000 at the first attempts, whoever speaks.
+    # A full queue, for a statement: 54000 at the first attempts of any sender.
     await database.psql.execute(
         """create schema jammed; create function jammed.pg_notify(text, text) returns void
         language plpgsql as $$ begin
