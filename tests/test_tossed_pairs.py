@@ -26,7 +26,7 @@ from handstamp.events import DuplicateCookies, Refreshed, Reissued, Replayed
 from handstamp.wsgi import ENVIRON_KEY
 from handstamp.wsgi import SessionAuthMiddleware as WsgiMiddleware
 from tests.support import asgi, wsgi
-from tests.support.engines import LAPTOP, Engine, running, session_of, shown
+from tests.support.engines import LAPTOP, Engine, credentials_of, running, session_of
 
 PLAIN = Cookies(session_name="session", refresh_name="refresh", domain="a.example")
 CONFLICT = Invalid(Reason.CONFLICT)
@@ -52,7 +52,7 @@ async def test_a_tossed_session_token_beside_a_good_refresh_token_is_a_conflict(
             engine.sessions._state.cache.doubt()
         session = [tossed.session_token, *([mine.session_token] if whole else [])]
         for order in (session, session[::-1]):
-            credentials = shown(order, [mine.refresh_token or ""])
+            credentials = credentials_of(order, [mine.refresh_token or ""])
             ask = engine.sessions.authenticate
             assert await ask(credentials, LAPTOP, passive=passive) == CONFLICT
         assert {event.conflict for event in engine.of(DuplicateCookies)} == {True}
@@ -64,7 +64,7 @@ async def test_both_tokens_tossed_beside_a_good_refresh_token_are_a_conflict() -
     async with running() as engine:
         mine, tossed = await two(engine)
         for refresh in ([mine, tossed], [tossed, mine]):
-            credentials = shown(
+            credentials = credentials_of(
                 [tossed.session_token], [str(r.refresh_token) for r in refresh]
             )
             assert await engine.sessions.authenticate(credentials, LAPTOP) == CONFLICT
@@ -85,7 +85,7 @@ async def test_a_refresh_token_that_is_worth_nothing_is_no_conflict(reason: str)
         else:
             text = text[:-2] + ("AA" if not text.endswith("AA") else "EE")
         other = await engine.login("bob")
-        credentials = shown([other.session_token], [text])
+        credentials = credentials_of([other.session_token], [text])
         before = engine.store.queries
         for _ in range(3):
             answer = await engine.sessions.authenticate(credentials, LAPTOP)
@@ -116,7 +116,7 @@ async def test_a_replay_is_noticed_beside_a_session_token_of_another_session(
         mine, thief = await stale(engine, steps)
         await engine.expire()
         other = await engine.login("bob")
-        credentials = shown([other.session_token], [str(mine.refresh_token)])
+        credentials = credentials_of([other.session_token], [str(mine.refresh_token)])
         before = engine.store.queries
         for _ in range(3):
             ask = engine.sessions.authenticate
@@ -135,7 +135,7 @@ async def test_an_old_token_beside_a_good_one_of_its_session_is_no_replay() -> N
         other = await engine.login("bob")
         for texts in ([mine, fresh], [fresh, mine]):
             refresh = [str(issued.refresh_token) for issued in texts]
-            credentials = shown([other.session_token], refresh)
+            credentials = credentials_of([other.session_token], refresh)
             assert await engine.sessions.authenticate(credentials, LAPTOP) == CONFLICT
         assert engine.of(Replayed) == []
 
@@ -145,7 +145,7 @@ async def test_a_late_refresh_token_beside_another_session_is_a_conflict() -> No
     async with running() as engine:
         mine, _ = await stale(engine, 2)
         other = await engine.login("bob")
-        credentials = shown([other.session_token], [str(mine.refresh_token)])
+        credentials = credentials_of([other.session_token], [str(mine.refresh_token)])
         assert await engine.sessions.authenticate(credentials, LAPTOP) == CONFLICT
         assert engine.of(Replayed) == []
 
@@ -157,7 +157,7 @@ async def test_the_refresh_token_of_the_session_itself_costs_nothing() -> None:
         fresh = await engine.refreshed(issued)
         before = engine.store.queries
         for refresh in (issued.refresh_token, fresh.refresh_token):
-            credentials = shown([fresh.session_token], [str(refresh)])
+            credentials = credentials_of([fresh.session_token], [str(refresh)])
             answer = await engine.sessions.authenticate(credentials, LAPTOP)
             assert session_of(answer).id == issued.session.id
         assert engine.store.queries == before
@@ -172,9 +172,9 @@ async def test_a_token_from_before_handstamp_is_a_conflict_as_well() -> None:
         known = sha256(legacy.encode()).hexdigest()
         engine.store.rows[row.id] = replace(row, refresh_digest=known)
         other = await engine.login("bob")
-        credentials = shown([other.session_token], [legacy])
+        credentials = credentials_of([other.session_token], [legacy])
         assert await engine.sessions.authenticate(credentials, LAPTOP) == CONFLICT
-        own = shown([mine.session_token], [legacy])
+        own = credentials_of([mine.session_token], [legacy])
         answer = await engine.sessions.authenticate(own, LAPTOP)
         assert session_of(answer).id == mine.session.id
 
@@ -193,8 +193,8 @@ async def test_in_an_outage_a_tossed_session_is_not_believed(which: str) -> None
         )
         refresh = [str(mine.refresh_token)] if which == "refresh" else []
         ask = engine.sessions.authenticate
-        assert isinstance(await ask(shown(session, refresh), LAPTOP), Unknown)
-        alone = await ask(shown(session[:1], [str(tossed.refresh_token)]), LAPTOP)
+        assert isinstance(await ask(credentials_of(session, refresh), LAPTOP), Unknown)
+        alone = await ask(credentials_of(session[:1], [str(tossed.refresh_token)]), LAPTOP)
         assert isinstance(alone, Authenticated)
 
 

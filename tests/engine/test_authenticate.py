@@ -28,11 +28,11 @@ from tests.support.engines import (
     LAPTOP,
     PHONE,
     Engine,
+    credentials_of,
     listening,
     running,
     seconds,
     session_of,
-    shown,
 )
 
 STALE = Policy().max_staleness
@@ -333,7 +333,9 @@ async def test_p2_c35_forged_session_tokens_cost_nothing() -> None:
         for n in range(200):
             for text in forgeries(issued.session_token):
                 forged = [text, f"{n}{text}"[: len(text)]]
-                answer = await engine.sessions.authenticate(shown(forged[:1]), PHONE)
+                answer = await engine.sessions.authenticate(
+                    credentials_of(forged[:1]), PHONE
+                )
                 assert answer == Invalid(Reason.FORGED)
         assert engine.store.queries == before
         assert session_of(await engine.ask(issued)).id == issued.session.id
@@ -344,9 +346,11 @@ async def test_c32_an_invented_token_never_becomes_valid() -> None:
     """Whatever a client presented before or at a login has no part in the session."""
     invented = "A" * 43 + "." + "A" * 43
     async with running(policy=Policy(accept_unsigned=True)) as engine:
-        await engine.sessions.authenticate(shown([invented], [invented]), PHONE)
+        await engine.sessions.authenticate(credentials_of([invented], [invented]), PHONE)
         issued = await engine.login()
-        answer = await engine.sessions.authenticate(shown([invented], [invented]), PHONE)
+        answer = await engine.sessions.authenticate(
+            credentials_of([invented], [invented]), PHONE
+        )
         assert isinstance(answer, Invalid)
         assert invented not in (issued.session_token, issued.refresh_token)
 
@@ -355,7 +359,9 @@ async def test_no_request_creates_a_session() -> None:
     """Ten thousand anonymous, forged and expired ones leave no row behind."""
     async with running() as engine:
         for n in range(10_000):
-            credentials = shown([f"{n}"] if n % 2 else [], [f"{n}"] if n % 3 else [])
+            credentials = credentials_of(
+                [f"{n}"] if n % 2 else [], [f"{n}"] if n % 3 else []
+            )
             await engine.sessions.authenticate(credentials, PHONE)
         assert engine.store.rows == {}
 
@@ -373,7 +379,7 @@ async def test_c43_p11_a_stolen_table_opens_no_session(unsigned: bool) -> None:
         ]
         assert row.token_digest in stored
         for text in stored:
-            for credentials in (shown([text]), shown([], [text])):
+            for credentials in (credentials_of([text]), credentials_of([], [text])):
                 answer = await engine.sessions.authenticate(credentials, PHONE)
                 assert isinstance(answer, Invalid)
         assert engine.row(issued.session.id).is_active
@@ -418,7 +424,7 @@ async def test_p3_an_outage_means_nothing_to_anonymous_requests() -> None:
     """Who shows nothing, or nothing genuine, is nobody, whatever the database does."""
     async with running() as engine:
         engine.store.down = True
-        for credentials in (Credentials(), shown(["x"], ["y"])):
+        for credentials in (Credentials(), credentials_of(["x"], ["y"])):
             answer = await engine.sessions.authenticate(credentials, LAPTOP)
             assert isinstance(answer, Invalid)
         engine.store.down = False
@@ -522,7 +528,7 @@ async def test_one_valid_cookie_among_forged_ones_counts(cached: bool) -> None:
             if not cached:
                 engine.sessions._state.cache.doubt()
             texts = [*FAKE[:place], issued.session_token, *FAKE[place:]]
-            answer = await engine.sessions.authenticate(shown(texts), LAPTOP)
+            answer = await engine.sessions.authenticate(credentials_of(texts), LAPTOP)
             assert session_of(answer).id == issued.session.id
         assert engine.of(DuplicateCookies) == []
 
@@ -536,7 +542,7 @@ async def test_a_dead_cookie_of_ours_beside_a_live_one_is_an_event(cached: bool)
         if not cached:
             engine.sessions._state.cache.doubt()
         texts = [FAKE[0], dead.session_token, FAKE[1], live.session_token]
-        answer = await engine.sessions.authenticate(shown(texts), LAPTOP)
+        answer = await engine.sessions.authenticate(credentials_of(texts), LAPTOP)
         assert session_of(answer).id == live.session.id
         events = engine.of(DuplicateCookies)
         assert [(e.candidates, e.conflict) for e in events] == [(2, False)]
@@ -561,7 +567,7 @@ async def test_several_forged_cookies_are_no_event(
     async with running() as engine:
         before = engine.store.queries
         caplog.clear()
-        answer = await engine.sessions.authenticate(shown(FAKE, refresh), LAPTOP)
+        answer = await engine.sessions.authenticate(credentials_of(FAKE, refresh), LAPTOP)
         assert answer == Invalid(Reason.FORGED)
         assert (engine.events, caplog.records) == ([], [])
         assert engine.store.queries == before
@@ -571,7 +577,9 @@ async def test_several_unsigned_cookies_that_no_row_has_are_no_event() -> None:
     """Where unsigned tokens are accepted, only the table can say which are genuine."""
     async with running(policy=Policy(accept_unsigned=True)) as engine:
         for refresh in ([], FAKE):
-            answer = await engine.sessions.authenticate(shown(FAKE, refresh), LAPTOP)
+            answer = await engine.sessions.authenticate(
+                credentials_of(FAKE, refresh), LAPTOP
+            )
             assert answer == Invalid(Reason.NOT_FOUND)
         assert engine.events == []
 
@@ -619,7 +627,7 @@ def told(engine: Engine, session: list[str], refresh: list[str]) -> bool:
     one, other = signed(engine)
     names = {"S": one, "R": other}
     texts = [[names.get(text, text) for text in each] for each in (session, refresh)]
-    return engine.sessions.is_forged(shown(*texts))
+    return engine.sessions.is_forged(credentials_of(*texts))
 
 
 @pytest.mark.parametrize(("session", "refresh", "forged"), ONLY_SIGNED)
@@ -662,7 +670,9 @@ async def test_two_valid_cookies_of_two_sessions_count_for_none(cached: bool) ->
         one, two = await engine.login(), await engine.login("bob")
         if not cached:
             engine.sessions._state.cache.doubt()
-        credentials = shown([one.session_token, two.session_token], [one.refresh_token])
+        credentials = credentials_of(
+            [one.session_token, two.session_token], [one.refresh_token]
+        )
         answer = await engine.sessions.authenticate(credentials, LAPTOP)
         assert answer == Invalid(Reason.CONFLICT)
         assert [e.conflict for e in engine.of(DuplicateCookies)] == [True]
@@ -682,8 +692,8 @@ async def test_swapped_tokens_are_refused_and_reported() -> None:
     async with running() as engine:
         issued = await engine.login()
         for credentials in (
-            shown([issued.refresh_token]),
-            shown([], [issued.session_token]),
+            credentials_of([issued.refresh_token]),
+            credentials_of([], [issued.session_token]),
         ):
             answer = await engine.sessions.authenticate(credentials, PHONE)
             assert isinstance(answer, Invalid)
@@ -695,7 +705,9 @@ async def test_swapped_tokens_are_refused_where_unsigned_ones_are_accepted() -> 
     async with running(policy=Policy(accept_unsigned=True)) as engine:
         issued = await engine.login()
         before = engine.store.queries
-        answer = await engine.sessions.authenticate(shown([issued.refresh_token]), PHONE)
+        answer = await engine.sessions.authenticate(
+            credentials_of([issued.refresh_token]), PHONE
+        )
         assert answer == Invalid(Reason.FORGED)
         assert engine.store.queries == before
 

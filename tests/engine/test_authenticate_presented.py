@@ -18,7 +18,7 @@ from handstamp.errors import SessionsUnavailable
 from handstamp.events import Replayed
 from handstamp.stores.shapes import UUID_PLAIN
 from handstamp.supabase.cookies import cut, encode_session
-from tests.support.engines import LAPTOP, PHONE, SECRET, Engine, running, shown
+from tests.support.engines import LAPTOP, PHONE, SECRET, Engine, credentials_of, running
 from tests.support.supabase_site import NAME, Held, World, living
 
 
@@ -40,7 +40,7 @@ async def test_finding_whose_tokens_these_are_changes_nothing(engine: Engine) ->
     await engine.expire()
     rows, events = dict(engine.store.rows), list(engine.events)
     found = await engine.sessions.find_presented(
-        shown([issued.session_token], [issued.refresh_token or ""]), LAPTOP
+        credentials_of([issued.session_token], [issued.refresh_token or ""]), LAPTOP
     )
     assert [session.id for session in found] == [issued.session.id]
     assert (engine.store.rows, engine.events) == (rows, events)
@@ -51,7 +51,7 @@ async def test_many_genuine_tokens_are_two_queries(engine: Engine) -> None:
     """One by session tokens and one by ids, however many cookies somebody collected."""
     mine = [await engine.login() for _ in range(20)]
     engine.sessions._state.cache.reset_after_fork()
-    credentials = shown(
+    credentials = credentials_of(
         [one.session_token for one in mine[:10]],
         [one.refresh_token or "" for one in mine[10:]],
     )
@@ -70,9 +70,11 @@ async def test_p8_a_stale_token_beside_a_current_one_is_no_replay(engine: Engine
     await engine.sessions.flush()
     engine.clock.advance(engine.policy.grace)
     stale, current = first.refresh_token or "", second.refresh_token or ""
-    assert await ids(engine.sessions, shown((), [stale, current])) == {first.session.id}
+    assert await ids(engine.sessions, credentials_of((), [stale, current])) == {
+        first.session.id
+    }
     assert engine.of(Replayed) == []
-    credentials = shown((), [stale])
+    credentials = credentials_of((), [stale])
     assert await engine.sessions.find_presented(credentials, PHONE) == []
     [event] = engine.of(Replayed)
     assert (event.presented_by, event.signed_in_by.address) == (PHONE, LAPTOP.address)
@@ -84,7 +86,7 @@ async def test_p16_nobody_waits_longer_for_it_than_for_anything(engine: Engine) 
     await engine.expire()
     engine.store.down = True
     with pytest.raises(SessionsUnavailable):
-        await ids(engine.sessions, shown([issued.session_token]))
+        await ids(engine.sessions, credentials_of([issued.session_token]))
 
 
 async def test_what_came_before_handstamp_ends_as_well() -> None:
@@ -103,17 +105,17 @@ async def test_what_came_before_handstamp_ends_as_well() -> None:
         made_up = [f"made-up-{number}" for number in range(100)]
         few = made_up[: MAX_UNSIGNED - 1]
         for credentials in (
-            shown([old_session]),
-            shown((), [old_refresh]),
-            shown([*made_up, old_session]),
-            shown((), [*few, old_refresh]),
+            credentials_of([old_session]),
+            credentials_of((), [old_refresh]),
+            credentials_of([*made_up, old_session]),
+            credentials_of((), [*few, old_refresh]),
         ):
             assert await ids(engine.sessions, credentials) == {row.id}
         before = engine.store.queries
-        assert await ids(engine.sessions, shown(made_up)) == set()
+        assert await ids(engine.sessions, credentials_of(made_up)) == set()
         assert engine.store.queries == before + 1
         with pytest.raises(SessionsUnavailable):
-            await ids(engine.sessions, shown((), [*made_up, old_refresh]))
+            await ids(engine.sessions, credentials_of((), [*made_up, old_refresh]))
         assert engine.store.queries == before + 1
 
 
@@ -131,8 +133,8 @@ async def test_a_token_in_clear_is_its_sessions(uuid_dsn: str) -> None:
     finally:
         await connection.close()
     async with Sessions(uuid_dsn, secret=SECRET, shape=UUID_PLAIN) as sessions:
-        assert await ids(sessions, shown([token])) == {str(id)}
-        assert await ids(sessions, shown(["x" * 43])) == set()
+        assert await ids(sessions, credentials_of([token])) == {str(id)}
+        assert await ids(sessions, credentials_of(["x" * 43])) == set()
 
 
 # Supabase.

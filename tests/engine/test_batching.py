@@ -14,7 +14,7 @@ from handstamp.core.models import Record, Unknown
 from handstamp.engine.batching import MAX_KEYS, BatchLoader, SingleFlight
 from handstamp.errors import SessionsUnavailable
 from handstamp.stores.memory import MemoryStore
-from tests.support.engines import LAPTOP, Engine, running, shown
+from tests.support.engines import LAPTOP, Engine, credentials_of, running
 from tests.support.tables import new_session
 from tests.support.waiting import turns, until
 
@@ -506,5 +506,5 @@ async def test_p2_refreshes_with_unsigned_tokens_are_bounded(
 
 async def present(engine: Engine, number: int) -> object:
     """A request with a refresh token that was never issued."""
-    made_up = shown([], [f"made up {number}"])
+    made_up = credentials_of([], [f"made up {number}"])
     return await engine.sessions.authenticate(made_up, LAPTOP)

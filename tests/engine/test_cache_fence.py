@@ -25,7 +25,7 @@ from handstamp.engine.sessions import Sessions
 from handstamp.stores.base import Channel, Ended, ListenConnection
 from handstamp.stores.install import install
 from handstamp.stores.table import TableStore
-from tests.support.engines import LAPTOP, SECRET, seconds, shown
+from tests.support.engines import LAPTOP, SECRET, credentials_of, seconds
 from tests.support.waiting import until
 
 ORDERS = sorted(
@@ -172,7 +172,7 @@ class Two:
             await tasks["revoke"]
 
     async def _ask(self, issued: Issued) -> object:
-        return await self.here.authenticate(shown([issued.session_token]), LAPTOP)
+        return await self.here.authenticate(credentials_of([issued.session_token]), LAPTOP)
 
 
 Revoke = Callable[[Two, Issued], Awaitable[object]]

@@ -19,12 +19,12 @@ from tests.support.engines import (
     LAPTOP,
     SECRET,
     Engine,
+    credentials_of,
     new_tokens,
     running,
     same_tokens,
     seconds,
     session_of,
-    shown,
 )
 
 TOKENS = Tokens([SECRET])
@@ -40,7 +40,7 @@ def genuine(number: int) -> str:
 
 
 async def answer(engine: Engine, text: str) -> Answer:
-    return await engine.sessions.authenticate(shown([text]), LAPTOP)
+    return await engine.sessions.authenticate(credentials_of([text]), LAPTOP)
 
 
 def test_a_digest_is_kept_for_its_life() -> None:
@@ -347,7 +347,9 @@ async def test_unsigned_refresh_tokens_that_no_row_has_cost_two_queries_in_their
     async with running(policy=Policy(accept_unsigned=True)) as engine:
         before = engine.store.queries
         for _ in range(100):
-            answer = await engine.sessions.authenticate(shown([], ["theirs"]), LAPTOP)
+            answer = await engine.sessions.authenticate(
+                credentials_of([], ["theirs"]), LAPTOP
+            )
             assert answer == Invalid(Reason.NOT_FOUND)
         assert engine.store.queries == before + 2
 

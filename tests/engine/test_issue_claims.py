@@ -15,10 +15,10 @@ from tests.support.engines import (
     LAPTOP,
     SECRET,
     Engine,
+    credentials_of,
     new_tokens,
     running,
     session_of,
-    shown,
 )
 
 CLAIM = "AbC-_9" * 10
@@ -94,7 +94,7 @@ async def test_a_handle_replaces_the_tokens_and_sets_the_cookies(verb: str) -> N
         assert seen == [CLAIM if verb == "step_up" else "new"]
         lines = [v for k, v in answer.start["headers"] if k == b"set-cookie"]
         texts = [line.partition(b";")[0].partition(b"=")[2].decode() for line in lines]
-        found = await engine.sessions.authenticate(shown(texts[:1]), LAPTOP)
+        found = await engine.sessions.authenticate(credentials_of(texts[:1]), LAPTOP)
         assert session_of(found).claim == seen[0]
 
 
@@ -118,11 +118,11 @@ async def test_nobody_else_can_change_a_claim(other: str | None) -> None:
         value, _, signature = issued.session_token.split(".")
         text = value + ("" if other is None else f".{other}") + f".{signature}"
         assert isinstance(
-            await engine.sessions.authenticate(shown([text]), LAPTOP), Invalid
+            await engine.sessions.authenticate(credentials_of([text]), LAPTOP), Invalid
         )
         sid, kind, state, signature = str(issued.refresh_token).split(".")
         text = f"{sid}.{kind[0]}{other or ''}.{state}.{signature}"
-        answer = await engine.sessions.authenticate(shown([], [text]), LAPTOP)
+        answer = await engine.sessions.authenticate(credentials_of([], [text]), LAPTOP)
         assert isinstance(answer, Invalid)
 
 

@@ -34,12 +34,12 @@ from tests.support.engines import (
     PHONE,
     SECRET,
     Engine,
+    credentials_of,
     new_tokens,
     running,
     same_tokens,
     seconds,
     session_of,
-    shown,
 )
 
 GRACE = Policy().grace
@@ -668,7 +668,7 @@ async def test_p9_a_forged_refresh_token_reaches_nothing(forge: object) -> None:
         await engine.expire()
         before, events = engine.store.queries, len(engine.events)
         forged = forge(issued.refresh_token)  # type: ignore[operator]
-        answer = await engine.sessions.authenticate(shown(refresh=[forged]), PHONE)
+        answer = await engine.sessions.authenticate(credentials_of(refresh=[forged]), PHONE)
         assert answer == Invalid(Reason.FORGED)
         assert (engine.store.queries, len(engine.events)) == (before, events)
         assert engine.row(issued.session.id).is_active
@@ -802,7 +802,7 @@ async def test_a_refresh_token_merges_no_two_sessions() -> None:
     accepted, and nothing at all after that; it is never used."""
     async with running() as engine:
         one, two = await engine.login(), await engine.login("bob")
-        credentials = shown([one.session_token], [two.refresh_token])
+        credentials = credentials_of([one.session_token], [two.refresh_token])
         answer = await engine.sessions.authenticate(credentials, LAPTOP)
         assert answer == Invalid(Reason.CONFLICT)
         assert [e.conflict for e in engine.of(DuplicateCookies)] == [True]
@@ -931,7 +931,9 @@ def unsigned() -> Policy:
 
 async def with_theirs(engine: Engine, *, session: bool = False) -> object:
     sessions: Sequence[str] = [THEIRS] if session else []
-    return await engine.sessions.authenticate(shown(sessions, [THEIR_REFRESH]), LAPTOP)
+    return await engine.sessions.authenticate(
+        credentials_of(sessions, [THEIR_REFRESH]), LAPTOP
+    )
 
 
 async def test_an_unsigned_token_is_refused_by_default() -> None:
@@ -993,7 +995,9 @@ async def test_p9_an_unknown_unsigned_token_reaches_nothing() -> None:
     """It is not found, and no session ends."""
     async with running(policy=unsigned()) as engine:
         session_id = await adopted(engine)
-        answer = await engine.sessions.authenticate(shown(["no"], ["no, too"]), PHONE)
+        answer = await engine.sessions.authenticate(
+            credentials_of(["no"], ["no, too"]), PHONE
+        )
         assert answer == Invalid(Reason.NOT_FOUND)
         assert engine.row(session_id).is_active
 

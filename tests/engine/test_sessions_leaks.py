@@ -16,7 +16,7 @@ import pytest
 from handstamp.config import Policy
 from handstamp.core.models import Issued
 from handstamp.errors import HandstampError
-from tests.support.engines import LAPTOP, PHONE, Engine, running, seconds, shown
+from tests.support.engines import LAPTOP, PHONE, Engine, credentials_of, running, seconds
 
 
 async def life(engine: Engine, minted: list[Issued], seen: list[object]) -> None:
@@ -32,7 +32,7 @@ async def life(engine: Engine, minted: list[Issued], seen: list[object]) -> None
     seen += engine.sessions._state.activity._pending.values()
     seen += engine.sessions._state.cache._live.values()
     await engine.sessions.flush()
-    swapped = shown([fresh.refresh_token], [fresh.session_token])
+    swapped = credentials_of([fresh.refresh_token], [fresh.session_token])
     seen += [swapped, await engine.sessions.authenticate(swapped, PHONE)]
     engine.clock.advance(timedelta(minutes=1))
     seen.append(await engine.ask(issued, client=PHONE))  # a replay

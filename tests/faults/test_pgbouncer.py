@@ -17,7 +17,7 @@ from handstamp.errors import LoginRefused
 from handstamp.stores.install import install
 from handstamp.stores.table import TableStore
 from tests.faults.pooler import pooled, program
-from tests.support.engines import LAPTOP, SECRET, seconds, shown
+from tests.support.engines import LAPTOP, SECRET, credentials_of, seconds
 from tests.support.tables import POLICY, new_session, successor
 from tests.support.waiting import until
 
@@ -135,7 +135,7 @@ async def test_with_an_address_of_the_server_it_hears(
             assert engine.stats().all_writers_notify is True
         issued = await there.create(user, client=LAPTOP)
         token = issued.session_token
-        answer = await here.authenticate(shown([token]), LAPTOP)
+        answer = await here.authenticate(credentials_of([token]), LAPTOP)
         assert isinstance(answer, Authenticated)
         await there.revoke(issued.session.id)
         await until(lambda: here.stats().cached == 0)

@@ -42,7 +42,7 @@ from handstamp.starlette import session_auth, wrap
 from handstamp.wsgi import ENVIRON_KEY, SessionAuthMiddleware
 from tests.conftest import execute
 from tests.support import wsgi
-from tests.support.engines import SECRET, running, shown
+from tests.support.engines import SECRET, credentials_of, running
 from tests.support.foreign_tables import INTEGERS, LUCIA
 from tests.support.waiting import until
 
@@ -116,7 +116,9 @@ async def processes(dsn: str, *ids: str, **options: Any) -> AsyncIterator[list[S
 
 async def is_in(sessions: Sessions, issued: Issued, *, refresh: bool = False) -> bool:
     """Whether these tokens open a session in this process."""
-    tokens = shown([issued.session_token], [issued.refresh_token or ""] if refresh else ())
+    tokens = credentials_of(
+        [issued.session_token], [issued.refresh_token or ""] if refresh else ()
+    )
     return isinstance(await sessions.authenticate(tokens, Client()), Authenticated)
 
 

@@ -26,7 +26,7 @@ from handstamp.core.tokens import TokenPair
 from handstamp.engine.cache import Read, make_entry
 from handstamp.stores.shapes import ULID_HASHED, quoted
 from tests.stores.conftest import Templates
-from tests.support.engines import SECRET, shown
+from tests.support.engines import SECRET, credentials_of
 from tests.support.supabase import supabase
 from tests.support.tables import (
     DEFINITIONS,
@@ -315,7 +315,7 @@ async def test_an_odd_time_of_supabase_breaks_no_refresh(
 def tokens(issued: Issued) -> Credentials:
     """What a browser with these tokens sends."""
     refresh = [issued.refresh_token] if issued.refresh_token else []
-    return shown([issued.session_token], refresh)
+    return credentials_of([issued.session_token], refresh)
 
 
 @pytest.mark.parametrize("name", ["ulid", "uuid"])

@@ -74,7 +74,7 @@ class Engine:
         refresh: bool = True,
     ) -> Answer:
         """Authenticate a request with the cookies of these sessions."""
-        credentials = shown(
+        credentials = credentials_of(
             [i.session_token for i in issued] if session else (),
             [i.refresh_token for i in issued] if refresh else (),
         )
@@ -89,7 +89,7 @@ class Engine:
         return new_tokens(await self.ask(issued, session=False, client=client))
 
 
-def shown(session: Iterable[str] = (), refresh: Iterable[str] = ()) -> Credentials:
+def credentials_of(session: Iterable[str] = (), refresh: Iterable[str] = ()) -> Credentials:
     """The credentials of a request with these cookies."""
     return Credentials(
         session=tuple(text.encode() for text in session),

@@ -19,7 +19,7 @@ from handstamp.testing import (
 )
 from tests.support.apps import over_asgi
 from tests.support.browsers import browser
-from tests.support.engines import LAPTOP, SECRET, session_of, shown
+from tests.support.engines import LAPTOP, SECRET, credentials_of, session_of
 
 DAY = timedelta(days=1)
 
@@ -127,5 +127,7 @@ async def test_on_a_real_table_the_engine_s_time_moves_alone(
             issued = await sessions.create(user)
             clock.advance(DAY)
             assert sessions.database_now() - issued.session.created_at >= DAY
-            answer = await sessions.authenticate(shown([issued.session_token]), LAPTOP)
+            answer = await sessions.authenticate(
+                credentials_of([issued.session_token]), LAPTOP
+            )
             assert session_of(answer).id == issued.session.id

@@ -22,7 +22,7 @@ from handstamp.testing import (
 )
 from tests.support.apps import over_asgi, over_wsgi
 from tests.support.browsers import browser
-from tests.support.engines import LAPTOP, SECRET, shown
+from tests.support.engines import LAPTOP, SECRET, credentials_of
 from tests.support.waiting import until
 
 
@@ -109,7 +109,7 @@ async def test_a_real_table_does_not_answer_on_any_loop(handstamp_dsn: str) -> N
     sessions = Sessions(handstamp_dsn, secret=SECRET)
     user = await to_thread(add_user, handstamp_dsn, "alice")
     issued = await to_thread(call, sessions.create, user)
-    credentials = shown([issued.session_token])
+    credentials = credentials_of([issued.session_token])
     with outage(sessions):
         answer = await to_thread(call, sessions.authenticate, credentials, LAPTOP)
     assert answer == Unknown("simulated outage")
