@@ -82,6 +82,12 @@ def test_a_session_or_an_id_is_accepted(
             assert_revoked(named)
 
 
+def test_the_middleware_names_the_engine(alice: SignedIn, client: TestClient) -> None:
+    """As for `login_as`."""
+    alice.revoke(reason="gone")
+    assert_revoked(alice.session.id, reason="gone", sessions=client.app)  # type: ignore[arg-type]
+
+
 def test_the_end_of_another_session_is_not_enough(
     alice: SignedIn,
     client: TestClient,

@@ -229,7 +229,7 @@ def assert_revoked(
     session: Session | Issued | str,
     *,
     reason: str | None = None,
-    sessions: Sessions | None = None,
+    sessions: Engine | None = None,
     events: Recorded | None = None,
 ) -> None:
     """Fail unless this session was revoked, and for this reason if one is given.
@@ -253,7 +253,7 @@ async def aassert_revoked(
     session: Session | Issued | str,
     *,
     reason: str | None = None,
-    sessions: Sessions | None = None,
+    sessions: Engine | None = None,
     events: Recorded | None = None,
 ) -> None:
     """The same as :func:`assert_revoked` for a test with ``await``."""
@@ -273,12 +273,12 @@ def _id_of(session: Session | Issued | str) -> str:
     return session if isinstance(session, str) else session.id
 
 
-def _engine_of(session: object, sessions: Sessions | None) -> Sessions:
-    if sessions is None and isinstance(session, SignedIn):
+def _engine_of(session: object, given: Engine | None) -> Sessions:
+    if given is None and isinstance(session, SignedIn):
         return session.sessions
-    if sessions is None:
+    if given is None:
         raise ConfigError("give sessions= or events=: this alone does not name its engine")
-    return sessions
+    return given if isinstance(given, Sessions) else given._options.sessions
 
 
 def _judge_events(session_id: str, reason: str | None, events: Recorded) -> None:
