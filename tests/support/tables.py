@@ -28,6 +28,8 @@ from tests.support.frozen_postgres import SEARCH_PATH, FrozenPostgres, frozen_po
 from tests.support.supabase_table import SUPABASE, auth_table
 
 _numbers = itertools.count()
+BUDGET = timedelta(seconds=30)
+"""So that no test of what a store does depends on the speed of the machine."""
 LAPTOP = Client(address="198.51.100.7", user_agent="Laptop", fingerprint="f" * 64)
 
 
@@ -292,6 +294,7 @@ async def postgres_table(
             dsn,
             shape=definition.shape,
             pool_size=pool_size,
+            budget=BUDGET,
             connect={"server_settings": settings},
         )
         try:

@@ -1,1 +1,1 @@
-"""Stores: everything that knows SQL, behind one protocol."""
+"""Stores: all SQL over one table of sessions, behind the contract in ``base.py``."""
