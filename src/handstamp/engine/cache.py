@@ -60,8 +60,8 @@ FOREVER = float("inf")
 RECENCY = 1.0
 """Seconds within which the LRU order of an entry is not updated again."""
 MAX_COPIES = 8
-"""Entries of one session. A rotation makes one. With Supabase Auth, each text of a cookie
-around one access token makes one."""
+"""Entries of one session. A rotation makes one. Where one cookie holds both tokens, each
+text of it around one access token makes one."""
 MAX_MARKS = 4096
 """Invalidations that the fence remembers one by one."""
 NEGATIVE_LIFE = 2.0

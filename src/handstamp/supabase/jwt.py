@@ -115,7 +115,10 @@ class Keys:
                 "access tokens need keys: give jwt_secret=, the project's JWT secret, or "
                 "jwt_keys=, its JWK set"
             )
-        self.signing = self._pick_signing()
+        signing = [key for key in self._by_kid.values() if key.signing]
+        if len(signing) > 1:
+            raise ConfigError("only one key may have the operation sign")
+        self.signing = signing[0] if signing else self._secret
 
     def __repr__(self) -> str:
         return f"Keys({sorted(self._by_kid)}, secret={self._secret is not None})"
@@ -126,12 +129,6 @@ class Keys:
         if key is None:
             key = self._secret
         return key if key is not None and key.algorithm == algorithm else None
-
-    def _pick_signing(self) -> Key | None:
-        able = [key for key in self._by_kid.values() if key.signing]
-        if len(able) > 1:
-            raise ConfigError("only one key may have the operation sign")
-        return able[0] if able else self._secret
 
 
 def _from_secret(secret: str | bytes) -> Key:

@@ -78,6 +78,106 @@ _AUDITED = (
     " from {source}, (values {values}) as e (action, type) where {whose})"
 )
 
+# At least one row, which says whether the table is visible (rule 5).
+_WITH_HIDDEN = (
+    "select w.hidden, r.* from (select {hidden} as hidden) w"
+    " left join lateral ({inner}) r on true"
+)
+_FIND = "select {read_session} from {sessions} s {user_join} where s.id = any($1::uuid[])"
+_LIST = (
+    "select {read_session} from {sessions} s {user_join} where s.user_id = $1::uuid"
+    " order by coalesce({refreshed_at}, s.created_at) desc nulls last, s.id limit 1000"
+)
+_RIVALS = "select {session} from {sessions} s {user_join} where s.user_id = $1::uuid"
+_FIND_V2 = "select {keyed_session} from {sessions} s {user_join} where s.id = $1::uuid"
+# The user of the token, which has not yet been compared with the user of the session.
+_FIND_V1 = (
+    "select {hidden} as hidden, now() as now, {token}, {token_session} from (select) one"
+    " left join {tokens} t on t.token = $1 left join {sessions} s on s.id = t.session_id"
+    " {owner_join}"
+)
+_LOCK_V1 = (
+    "select {token} from {tokens} t where t.token = $1 limit 1 for update skip locked"
+)
+_LOCK_SESSION = (
+    "select s.id from {sessions} s where s.id = $1::uuid limit 1 for update skip locked"
+)
+_READ_SESSION = (
+    "select {keyed_session}, {user}, {amr} from {sessions} s {user_join}"
+    " where s.id = $1::uuid"
+)
+_LOCK_USER = (
+    "select u.id from {users} u where u.id = $1::uuid limit 1 for update skip locked"
+)
+_ACTIVE = (
+    "select {token} from {tokens} t where t.session_id = $1::uuid"
+    " and t.revoked is false order by t.id desc limit 1"
+)
+_GIVEN = (
+    "p as (select s.id, s.user_id, $2::text as user_agent, $3::inet as ip,"
+    " $4::text as key, $5::bigint as counter from {sessions} s where s.id = $1::uuid)"
+)
+_UPDATE = (
+    "with {given}{audited} update {sessions} s set {refresh_sets} from p where s.id = p.id"
+)
+# A locked row of the user is being written by another transaction: do not wait for it.
+_SWAP = (
+    "with {given}, presented as (update {tokens} t set revoked = true, updated_at = now()"
+    " where t.id = $7 returning t.token, t.user_id, t.session_id),"
+    " fresh as (insert into {tokens} {token_columns} select {zero}, $6, o.user_id,"
+    " $8::boolean, now(), now(), o.token, o.session_id from presented o"
+    " on conflict (token) do nothing returning id),"
+    " touched as (update {users} set updated_at = now() where id = (select u.id"
+    " from {users} u where u.id = (select user_id from p)"
+    " for no key update skip locked)){audited}"
+    " update {sessions} s set {refresh_sets} from p"
+    " where s.id = p.id returning (select id from fresh) as made"
+)
+_REVOKE_FAMILY = (
+    "update {tokens} set revoked = true, updated_at = now()"
+    " where session_id = $1::uuid and revoked is false"
+)
+_FORGET_ORPHAN = (
+    "delete from {tokens} where id = (select t.id from {tokens} t where t.id = $1"
+    " and not exists (select from {sessions} s where s.id = t.session_id)"
+    " for update skip locked)"
+)
+_CREATE = (
+    "with p as (select $1::uuid as id, $3::text as user_agent, $4::inet as ip,"
+    " $5::text as key, $6::bigint as counter, $7::text as method, $8::text as token),"
+    " u as (update {users} a set last_sign_in_at = now(), updated_at = now()"
+    " where a.id = $2::uuid and {may_sign_in} returning {user_columns}),"
+    " s as (insert into {sessions} ({new_columns}) select {new_values} from u, p"
+    " returning {session_columns}),"
+    " t as (insert into {tokens} {token_columns} select {zero}, p.token, s.user_id::text,"
+    " false, now(), now(), null, s.id from s, p where p.token is not null)"
+    "{claimed}{audited} select {session}, {user}, array[p.method] as amr_methods,"
+    " array[now()] as amr_times from s, u, p"
+)
+_CLAIMED = (
+    ", m as (insert into {claims} (id, session_id, created_at, updated_at,"
+    " authentication_method) select gen_random_uuid(), s.id, now(), now(), p.method"
+    " from s, p)"
+)
+_REFUSAL = (
+    "select {hidden} as hidden, u.id is not null as found"
+    " from (select $1::uuid as user_id) s {user_join}"
+)
+_REVOKE = (
+    "with locked as (select s.id from {sessions} s where {whose} order by s.id for update),"
+    " gone as (delete from {sessions} s using locked l where s.id = l.id"
+    " returning s.id, s.user_id){audited} {deleted}"
+)
+_DELETED = (
+    "select g.id::text, g.user_id::text, case when $1::boolean then"
+    f" {Kind.SESSION_ENDED.notify_sql('g.id::text')} end as notified from gone g"
+)
+_REFRESHED = ("token_refreshed", "token")
+_REVOKED = ("token_revoked", "token")
+
+
+_BY_ID = "s.id = any($2::uuid[])"
+
 
 class SupabaseColumns:
     """The names of one database's tables, and the SQL text for each part of a statement."""
@@ -105,7 +205,13 @@ class SupabaseColumns:
             "hidden": self._hidden(),
             "session": self._listed_session(),
             "keyed_session": self._listed_session(key=True),
-            "read_session": self._listed_session(time=self._last_token()),
+            # When a v1 token of the session was last written is read only where a rule
+            # depends on the last refresh and ``refreshed_at`` may be missing.
+            "read_session": self._listed_session(
+                time=_NO_TIME
+                if self._rules.inactivity is None
+                else _LAST_WRITTEN.format(**self._names)
+            ),
             "token_session": self._listed_session(time="t.updated_at"),
             "token": self._listed_token(),
             "user": self._listed_user(),
@@ -229,13 +335,6 @@ class SupabaseColumns:
             return "false"
         return _VERIFIED.format(**self._names)
 
-    def _last_token(self) -> str:
-        """When a v1 token of the session was last written. It is read only where a rule
-        depends on the last refresh and ``refreshed_at`` may be missing."""
-        if self._rules.inactivity is None:
-            return _NO_TIME
-        return _LAST_WRITTEN.format(**self._names)
-
     def _user_join(self, owner: str) -> str:
         """Joins the user, if GoTrue would find it: it reads users of instance zero only."""
         return _USER_JOIN.format(**self._names, owner=owner)
@@ -256,107 +355,6 @@ def _table(schema: str, name: str) -> str:
 
 def _listed(columns: Mapping[str, str]) -> str:
     return ", ".join(f"{text} as {name}" for name, text in columns.items())
-
-
-# At least one row, which says whether the table is visible (rule 5).
-_WITH_HIDDEN = (
-    "select w.hidden, r.* from (select {hidden} as hidden) w"
-    " left join lateral ({inner}) r on true"
-)
-_FIND = "select {read_session} from {sessions} s {user_join} where s.id = any($1::uuid[])"
-_LIST = (
-    "select {read_session} from {sessions} s {user_join} where s.user_id = $1::uuid"
-    " order by coalesce({refreshed_at}, s.created_at) desc nulls last, s.id limit 1000"
-)
-_RIVALS = "select {session} from {sessions} s {user_join} where s.user_id = $1::uuid"
-_FIND_V2 = "select {keyed_session} from {sessions} s {user_join} where s.id = $1::uuid"
-# The user of the token, which has not yet been compared with the user of the session.
-_FIND_V1 = (
-    "select {hidden} as hidden, now() as now, {token}, {token_session} from (select) one"
-    " left join {tokens} t on t.token = $1 left join {sessions} s on s.id = t.session_id"
-    " {owner_join}"
-)
-_LOCK_V1 = (
-    "select {token} from {tokens} t where t.token = $1 limit 1 for update skip locked"
-)
-_LOCK_SESSION = (
-    "select s.id from {sessions} s where s.id = $1::uuid limit 1 for update skip locked"
-)
-_READ_SESSION = (
-    "select {keyed_session}, {user}, {amr} from {sessions} s {user_join}"
-    " where s.id = $1::uuid"
-)
-_LOCK_USER = (
-    "select u.id from {users} u where u.id = $1::uuid limit 1 for update skip locked"
-)
-_ACTIVE = (
-    "select {token} from {tokens} t where t.session_id = $1::uuid"
-    " and t.revoked is false order by t.id desc limit 1"
-)
-_GIVEN = (
-    "p as (select s.id, s.user_id, $2::text as user_agent, $3::inet as ip,"
-    " $4::text as key, $5::bigint as counter from {sessions} s where s.id = $1::uuid)"
-)
-_UPDATE = (
-    "with {given}{audited} update {sessions} s set {refresh_sets} from p where s.id = p.id"
-)
-# A locked row of the user is being written by another transaction: do not wait for it.
-_SWAP = (
-    "with {given}, presented as (update {tokens} t set revoked = true, updated_at = now()"
-    " where t.id = $7 returning t.token, t.user_id, t.session_id),"
-    " fresh as (insert into {tokens} {token_columns} select {zero}, $6, o.user_id,"
-    " $8::boolean, now(), now(), o.token, o.session_id from presented o"
-    " on conflict (token) do nothing returning id),"
-    " touched as (update {users} set updated_at = now() where id = (select u.id"
-    " from {users} u where u.id = (select user_id from p)"
-    " for no key update skip locked)){audited}"
-    " update {sessions} s set {refresh_sets} from p"
-    " where s.id = p.id returning (select id from fresh) as made"
-)
-_REVOKE_FAMILY = (
-    "update {tokens} set revoked = true, updated_at = now()"
-    " where session_id = $1::uuid and revoked is false"
-)
-_FORGET_ORPHAN = (
-    "delete from {tokens} where id = (select t.id from {tokens} t where t.id = $1"
-    " and not exists (select from {sessions} s where s.id = t.session_id)"
-    " for update skip locked)"
-)
-_CREATE = (
-    "with p as (select $1::uuid as id, $3::text as user_agent, $4::inet as ip,"
-    " $5::text as key, $6::bigint as counter, $7::text as method, $8::text as token),"
-    " u as (update {users} a set last_sign_in_at = now(), updated_at = now()"
-    " where a.id = $2::uuid and {may_sign_in} returning {user_columns}),"
-    " s as (insert into {sessions} ({new_columns}) select {new_values} from u, p"
-    " returning {session_columns}),"
-    " t as (insert into {tokens} {token_columns} select {zero}, p.token, s.user_id::text,"
-    " false, now(), now(), null, s.id from s, p where p.token is not null)"
-    "{claimed}{audited} select {session}, {user}, array[p.method] as amr_methods,"
-    " array[now()] as amr_times from s, u, p"
-)
-_CLAIMED = (
-    ", m as (insert into {claims} (id, session_id, created_at, updated_at,"
-    " authentication_method) select gen_random_uuid(), s.id, now(), now(), p.method"
-    " from s, p)"
-)
-_REFUSAL = (
-    "select {hidden} as hidden, u.id is not null as found"
-    " from (select $1::uuid as user_id) s {user_join}"
-)
-_REVOKE = (
-    "with locked as (select s.id from {sessions} s where {whose} order by s.id for update),"
-    " gone as (delete from {sessions} s using locked l where s.id = l.id"
-    " returning s.id, s.user_id){audited} {deleted}"
-)
-_DELETED = (
-    "select g.id::text, g.user_id::text, case when $1::boolean then"
-    f" {Kind.SESSION_ENDED.notify_sql('g.id::text')} end as notified from gone g"
-)
-_REFRESHED = ("token_refreshed", "token")
-_REVOKED = ("token_revoked", "token")
-
-
-_BY_ID = "s.id = any($2::uuid[])"
 
 
 class SupabaseStatements:
