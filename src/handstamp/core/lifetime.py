@@ -1,23 +1,23 @@
-"""Every rule about how long a session lives, and nowhere else.
+"""How long a session lives: every rule about it.
 
 Rule 1. Times are the database's: a record carries its clock at the read, and nothing
-here reads another one. No sum leaves the calendar (:mod:`handstamp.core.models`), so
-that no record, whatever stands in its row, raises where it is judged beside others.
-Rule 2. A family (a session and all tokens it will ever have) stands while it is not
+here reads another one. Sums stop at the first and last date (:mod:`handstamp.core.models`),
+so that no record raises, whatever its row holds.
+Rule 2. A family (a session and all tokens it will ever have) is valid while it is not
 revoked, its user may sign in, and no limit of its own has passed: the absolute limit
-counted from the creation, the refresh limit, the idle limit. A row that does not know
-when it was created has no limit to count from, so it does not stand.
-Rule 3. A token is valid while its family stands and its own expiry is ahead. A session
-token never outlives the refresh limit, for that is where the life of a session that is
-not remembered ends.
-Rule 4. An instant that has been reached has passed.
+counted from the creation, the refresh limit, the idle limit. A row that should have a date
+of creation and has none is not valid, because no limit can be counted.
+Rule 3. A token is valid while its family is valid and its own expiry has not passed. A
+session token never outlives the refresh limit, because the life of a session that is not
+remembered ends there.
+Rule 4. A limit has passed at the very instant that it names.
 Rule 5. ``locked_until`` is no rule here: it refuses new logins only. If it ended
 sessions, anyone could sign a user out by failing logins.
 Rule 6. Where nothing rotates, activity moves ``expires_at`` to ``refresh_ttl`` ahead, but
 never past the absolute limit. A session that is not remembered starts with an expiry no
-further than ``browser_ttl`` from its creation, and never gets past that either: so the
-expiry itself tells which of the two a session is, and the table needs no column for it.
-Rule 7. To be refused is not to be over: a logout and a login end what may live again.
+further than ``browser_ttl`` from its creation, and never gets past that either. So the
+expiry shows which of the two a session is, and the table needs no column for it.
+Rule 7. A refused session may become valid again: a login and a logout end such a session.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from handstamp.config import Policy
 from handstamp.core.models import Invalid, Reason, Record, Valid, shift
 
 _ROUNDING = timedelta(seconds=1)
-"""What two columns that keep different fractions of a second may be apart."""
+"""How far two columns with different fractions of a second may be apart."""
 
 
 FINAL = frozenset(
@@ -42,12 +42,12 @@ FINAL = frozenset(
         Reason.REPLAYED,
     }
 )
-"""Ends from which nothing that a client does leads back. An expired token may be dated
-anew with its successor, and an idle session may have been active in another process."""
+"""Reasons that nothing a client does can change. An expired token may be dated anew with
+its successor, and an idle session may have been active in another process."""
 _FOR_GOOD = frozenset(
     {Reason.REVOKED, Reason.EXPIRED, Reason.REFRESH_EXPIRED, Reason.ABSOLUTE}
 )
-"""Ends of a family from which nothing leads back at all (rule 7)."""
+"""Reasons of a family that nothing at all can change (rule 7)."""
 
 
 def judge(
@@ -55,7 +55,7 @@ def judge(
 ) -> Valid | Invalid:
     """Whether the record's session token is valid at ``record.read_at`` (rule 3).
 
-    ``active_at`` is activity that the record does not know of yet.
+    ``active_at`` is the time of activity that is not written to the row yet.
     """
     family = judge_family(record, policy, active_at=active_at)
     if isinstance(family, Invalid):
@@ -71,9 +71,9 @@ def judge(
 def judge_family(
     record: Record, policy: Policy, *, active_at: datetime | None = None
 ) -> Valid | Invalid:
-    """Whether the session stands, whatever became of its current token (rule 2).
+    """Whether the session is valid, whatever its current token is (rule 2).
 
-    ``active_at`` is activity that the record does not know of yet.
+    ``active_at`` is the time of activity that is not written to the row yet.
     """
     dead = _ended(record, policy)
     if dead is not None:
@@ -90,8 +90,8 @@ def judge_family(
 def may_be_alive(
     record: Record, policy: Policy, *, active_at: datetime | None = None
 ) -> bool:
-    """Whether the session stands, or may stand again: its user may be enabled, activity
-    may be known elsewhere, a policy may change (rule 7)."""
+    """Whether the session is valid, or may become valid again: its user may be enabled,
+    another process may have its activity, the policy may change (rule 7)."""
     family = judge_family(record, policy, active_at=active_at)
     return not isinstance(family, Invalid) or family.reason not in _FOR_GOOD
 
@@ -127,7 +127,7 @@ def _limits(
 
 
 def sliding_expiry(record: Record, policy: Policy, active_at: datetime | None) -> datetime:
-    """Where ``expires_at`` will stand once activity at ``active_at`` is written (rule 6).
+    """Return ``expires_at`` after activity at ``active_at`` is written (rule 6).
 
     Stores do the same in SQL.
     """
@@ -141,7 +141,7 @@ def sliding_expiry(record: Record, policy: Policy, active_at: datetime | None) -
 def is_remembered(record: Record, policy: Policy) -> bool:
     """Whether a session outlives its browser, as far as its row tells (rule 6).
 
-    Where a refresh token says it, that goes before. False where the table does not keep
+    A refresh token that tells it counts before. False where the table does not keep
     when a session was created: a cookie that is too short-lived does no harm.
     """
     if record.created_at is None:

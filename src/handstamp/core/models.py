@@ -1,16 +1,11 @@
-"""The times that a record may hold: those that every Python date can show.
+"""The values of the core: rows, clients, sessions, tokens for a client, and answers.
 
-A database has times that Python has not: infinite ones, years beyond 9999 and before
-Christ. A store reads such a time as the nearest of these two, and arithmetic stops at them:
-what is too far away to be a date is as good as never, or as always.
-
-Tickets.
-
-The nouns: what a row, a client and a session are, whatever table they come from.
-
-Verdicts.
-
-What the engine says about a request.
+Rule 1. All times are aware. A database has times that Python has not: infinite ones, years
+after 9999 and before Christ. A store reads such a time as ``EARLIEST`` or ``LATEST``, and
+:func:`shift` stops at them: what is too far away to be a date is always, or never, reached.
+Rule 2. A row holds digests and never tokens. Tokens, digests and whole addresses are in no
+``repr``.
+Rule 3. An answer is a value, and no exception: valid, invalid with a reason, or unknown.
 """
 
 from __future__ import annotations
@@ -27,11 +22,11 @@ from handstamp.core.tokens import TokenPair
 
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 LATEST = datetime(9999, 12, 30, tzinfo=UTC)
-"""A day within what a ``datetime`` holds, so that every time zone can show them."""
+"""A day inside the range of ``datetime``, so that they exist in every time zone."""
 
 
 def shift(time: datetime, by: timedelta) -> datetime:
-    """``time`` moved by a duration, but not out of the calendar."""
+    """Return ``time + by``, or the nearest time that ``datetime`` can hold (rule 1)."""
     try:
         return time + by
     except OverflowError:
@@ -39,11 +34,11 @@ def shift(time: datetime, by: timedelta) -> datetime:
 
 
 Ticket = NewType("Ticket", int)
-"""The moment a read began, in invalidations."""
+"""When a read began, counted in invalidations of the cache."""
 
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-"""When a session was created of which nobody knows: too long ago for anything fresh."""
+"""The creation of a session whose table does not keep it: never fresh."""
 
 
 LOWEST = 0
@@ -52,11 +47,11 @@ LOWEST = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """Who made a request, as far as it shows: nothing here proves an identity.
+    """The client of a request, as far as the request shows it. It proves no identity.
 
     ``address`` is a canonical IP address or None, ``user_agent`` is printable text of
-    at most 512 characters, ``fingerprint`` is whatever 64 characters the application
-    computes of a device, ``location`` whatever it makes of an address.
+    at most 512 characters, ``fingerprint`` is what the application computes of a device, at
+    most 64 characters, ``location`` what it derives from an address.
     ``user_agent_hash`` is a SHA-256 hex digest.
     """
 
@@ -71,7 +66,7 @@ class Client:
 
 
 def mask_address(address: str | None) -> str:
-    """An address fit for a log: the network it is in, never the host."""
+    """Return the network of an address, for logs; never the host."""
     if address is None:
         return "unknown"
     separator = ":" if ":" in address else "."
@@ -116,19 +111,17 @@ class Record:
 
     @property
     def client(self) -> Client:
-        """The client that signed in, as the row remembers it."""
+        """The client that signed in, as far as the row keeps it."""
+        agent_hash = self.user_agent_hash
+        if not agent_hash:
+            agent_hash = hashlib.sha256((self.user_agent or "").encode()).hexdigest()
         return Client(
             address=self.address,
             user_agent=self.user_agent,
-            user_agent_hash=self._agent_hash(),
+            user_agent_hash=agent_hash,
             fingerprint=self.fingerprint,
             location=self.location,
         )
-
-    def _agent_hash(self) -> str:
-        if self.user_agent_hash is not None or self.user_agent is None:
-            return self.user_agent_hash or Client().user_agent_hash
-        return hashlib.sha256(self.user_agent.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,9 +322,9 @@ class Issued:
     refresh_lifetime: timedelta | None
     deliver_until: float
     ticket: Ticket | None = field(default=None, repr=False)
-    """The moment these tokens were read or written, where they can be had again."""
+    """When these tokens were read or written; None where they cannot be sent again."""
     body: Mapping[str, object] | None = field(default=None, repr=False)
-    """The tokens as an authorization server answers them, where one has its own words."""
+    """The response of an authorization server with these tokens, where there is one."""
 
     @classmethod
     def of(
@@ -344,10 +337,10 @@ class Issued:
         ticket: Ticket | None = None,
         longest: timedelta | None = None,
     ) -> Issued:
-        """The answer to whoever is to hold ``pair``, which is in ``record``.
+        """Return what a client gets when ``pair`` was written to ``record``.
 
-        ``longest`` is what the session's cookie may last where its expiry moves ahead
-        with activity: the cookie is not sent again each time.
+        ``longest`` is how long the session cookie lasts where activity moves the expiry
+        ahead: the cookie is not sent again each time.
         """
         refresh_ends = record.refresh_expires_at or record.expires_at
         session_lasts = longest or record.expires_at - record.read_at

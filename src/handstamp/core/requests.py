@@ -1,26 +1,27 @@
-"""Who a request comes from: the address behind trusted proxies, the user agent.
+"""What the headers of a request say: its client, and whether another site caused it.
 
-Rule 1. A forwarding header is believed only as far as trusted proxies vouch for it: the
-list is walked from the right, from the peer, and the first address that is no trusted
-proxy is the client. What stands further left is the client's own claim.
-Rule 2. Garbage stops the walk at the last good address. Nothing here raises.
-Rule 3. An address has one spelling: IPv4 in IPv6 is IPv4, zones and ports are dropped.
-Rule 4. Text from a client is cut to length and freed of control characters before it
-goes anywhere.
+The client: the address behind trusted proxies, and the user agent.
 
-Did another site's page make this request? The browser itself says.
+Rule 1. A forwarding header counts only as far as trusted proxies wrote it: the list is read
+from the right, from the peer, and the first address that is no trusted proxy is the client.
+What is further left is the client's own claim.
+Rule 2. Invalid text ends the reading at the last good address. Nothing here raises.
+Rule 3. An address has one text: IPv4 in IPv6 is IPv4, zones and ports are removed.
+Rule 4. Text from a client is shortened, and control characters are removed, before it is
+used anywhere.
 
-Rule 1. ``Sec-Fetch-Site`` decides where it is sent: a page cannot forge it. Only
-``same-origin`` and ``none`` (the user, not a page) are ours; a sibling subdomain is not.
-Rule 2. Without it, ``Origin`` must name the host that was asked; ``null`` names nobody.
-Rule 3. Without either it is no browser of this decade, or no browser: not cross-site.
-Rule 4. Origins the application lists are ours.
-Where a header came several times, each of its values must be ours: a browser sends one, and
-which of them a proxy means nobody can say.
-Rule 5. Methods that are safe by definition (RFC 9110, section 9.2.1) change nothing, so
-another site may cause them. A WebSocket handshake opens a channel in which anything may be
-written, so it is a write: a request with ``Upgrade: websocket`` whatever its method is
-(RFC 6455, section 4.1), and CONNECT (RFC 8441, section 4), which is no safe method.
+Cross-site requests: whether the page of another site caused this request.
+
+Rule 5. ``Sec-Fetch-Site`` decides where it is sent, because a page cannot forge it. Only
+``same-origin`` and ``none`` (the user, no page) are ours; a sibling subdomain is not.
+Rule 6. Without it, ``Origin`` must be the host of the request; ``null`` never is.
+Rule 7. Without either, the request is of no browser, or of a very old one: not cross-site.
+Rule 8. Origins that the application lists are ours. Where a header came several times, each
+of its values must be ours: a browser sends one, and a proxy may mean any of them.
+Rule 9. Safe methods (RFC 9110, section 9.2.1) change nothing, so another site may cause
+them. A WebSocket handshake opens a channel in which anything may be written, so it is a
+write: a request with ``Upgrade: websocket``, whatever its method is (RFC 6455, section
+4.1), and CONNECT (RFC 8441, section 4), which is no safe method.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def read_client(
 def client_address(
     peer: str | None, forwarded: Sequence[bytes], proxies: TrustedProxies
 ) -> str | None:
-    """The client's address in its one spelling, or None if nobody knows."""
+    """Return the client's address in its one text, or None if it is unknown."""
     current = canonical_address(peer)
     if current is None or not proxies or current not in proxies:
         return current
@@ -88,7 +89,7 @@ def client_address(
 
 
 def canonical_address(text: str | None) -> str | None:
-    """``text`` as an IP address in its one spelling, or None if it is none (rule 3)."""
+    """``text`` as an IP address in its one text, or None if it is none (rule 3)."""
     if text is None or len(text) > 64:
         return None
     host = text.strip(" \t")
@@ -140,7 +141,7 @@ def is_cross_site(
 
 
 def is_write(method: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request may change something (rule 5); ``method`` is None where a server
+    """Whether a request may change something (rule 9); ``method`` is None where a server
     has told that it is a WebSocket handshake."""
     return method not in SAFE_METHODS or is_handshake(headers)
 

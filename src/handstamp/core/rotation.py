@@ -1,4 +1,4 @@
-"""Every rule about refresh tokens, and nowhere else.
+"""How a refresh token is judged: every rule about it.
 
 The token that is presented has passed the signature gate, and the record is the row
 of the session it names. Three digests decide: the presented one, the row's, and those
@@ -11,7 +11,7 @@ of the presented one's successor (one for each key).
     neither, within grace of the last rotation                         -> Refuse (late)
     neither, and grace is over                                         -> Replay
 
-Rule 1. A dead family refuses everything and learns nothing.
+Rule 1. A family that is not valid refuses every token, and nothing is written.
 Rule 2. A rotation writes ``last_activity_at`` = the rotation and ``expires_at`` = the
 rotation + ``session_ttl``, so the table needs no column for its date.
 Rule 3. A successor was *seen* once something is recorded after the rotation. Only a client
@@ -51,7 +51,7 @@ class Rotate:
 
 @dataclass(frozen=True, slots=True)
 class Reissue:
-    """Hand out the current ``pair`` again; ``redate`` the rotation to now if told."""
+    """Send the current ``pair`` again; with ``redate``, date the rotation to now."""
 
     pair: TokenPair = field(repr=False)
     rotated_at: datetime
@@ -60,7 +60,7 @@ class Reissue:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Two hold this family: revoke it and report both."""
+    """Two parties hold tokens of this family: revoke it and report both."""
 
     steps_behind_one: bool
 
@@ -83,11 +83,11 @@ def judge_refresh(
     *,
     active_at: datetime | None = None,
 ) -> RefreshVerdict:
-    """What to do about a genuine refresh token, by the table above.
+    """Return what to do about a genuine refresh token, by the table above.
 
     ``presented`` is the digest of the token as sent; ``successors`` are what it leads
-    to, newest key first, and are derived only as far as they are asked for. ``active_at``
-    is activity that the record does not know of yet: it counts for an idle limit only.
+    to, newest key first, and are derived only as far as they are needed. ``active_at`` is
+    the time of activity that is not written yet: it counts for an idle limit only.
     """
     family = judge_family(record, policy, active_at=active_at)
     if isinstance(family, Invalid):
@@ -97,7 +97,7 @@ def judge_refresh(
     pairs = iter(successors)
     if presented == record.refresh_digest:
         return Rotate(next(pairs))
-    current = next((p for p in pairs if _is_current(p, record)), None)
+    current = next((p for p in pairs if p.refresh_digest == record.refresh_digest), None)
     if current is not None:
         return _judge_predecessor(record, current, policy)
     if _in_grace(record, policy):
@@ -157,7 +157,3 @@ def _has_rotation_mark(record: Record) -> bool:
 
 def _in_grace(record: Record, policy: Policy) -> bool:
     return record.read_at - rotated_at(record, policy.session_ttl) <= policy.grace
-
-
-def _is_current(pair: TokenPair, record: Record) -> bool:
-    return pair.refresh_digest == record.refresh_digest

@@ -1,38 +1,31 @@
-"""Ids: what a column of each type can hold, and how a token carries the id of a session.
+"""Tokens and ids: how tokens are made, verified without I/O, and derived from each other.
 
-A value has one spelling here, which is the database's: a uuid in lower case with its
-hyphens, a number without needless zeros. Ids are compared in that spelling only.
-
-A column of ids may hold any text. An id of at most 64 letters, digits, hyphens and
-underscores stands in a token as it is; any other one as ``~`` and the base64url of its
-UTF-8, without padding. No id of the first kind has a ``~``, so no two ids have one text,
-and every id has exactly one: whatever :func:`encode_id` would not have made is refused.
-
-Tokens: how they are minted, recognised without I/O, and how one leads to the next.
-
-Rule 1. A token is opaque and signed. The signature is no credential, it is a gate: a
-value we never made is refused before anything is looked up.
+Rule 1. A token is opaque and signed. The signature is no credential, it is a gate: a value
+that we never made is refused before anything is looked up.
 Rule 2. The table stores SHA-256 digests of the cookie's text as sent, nothing else. A
 256-bit random value needs no salt and no slow hash.
-Rule 3. A token has exactly one text. Base64 as a codec accepts many spellings of the
-same bytes, so both parts are matched as text and a stray spelling is refused. The id
-of a session has one text as well (:mod:`handstamp.core.tokens`).
-Rule 4. The successor of a refresh token is a function of it and of a key (a keyed
-ratchet), so every process that is shown R(n) arrives at the same R(n+1) and S(n+1)
-without a word between them, and the table needs no column for a previous token.
+Rule 3. A token has exactly one text. Base64 decoders accept several texts for the same
+bytes, so both parts are matched as text, and every other text is refused.
+Rule 4. The successor of a refresh token is a function of it and of a key (a keyed ratchet).
+So every process that gets R(n) derives the same R(n+1) and S(n+1) without communication,
+and the table needs no column for a previous token.
 
     R(n+1) = HMAC-SHA256(key, "refresh" ‖ R(n))    cookie R = signed(id . kind . R(n))
     S(n+1) = HMAC-SHA256(key, "session" ‖ R(n))    cookie S = signed(S(n))
 
-Rule 5. Keys are a list, oldest first: the newest signs and derives, all of them verify
-and are tried for derivation. A successor is signed by the key that derived it, so its
-text, and with it its digest, is the same in every process.
-
+The price: who has a key *and* one old refresh token can compute the current one. A key is
+therefore never derived from anything public, and can be changed.
+Rule 5. Keys are a list, oldest first: the newest signs and derives, all of them verify and
+are tried for derivation. A successor is signed by the key that derived it, so its text, and
+with it its digest, is the same in every process.
 Rule 6. An application may bind a claim to a session: a short text that both tokens carry
-inside their signature and every successor inherits. It says nothing to this library.
-
-The price of rule 4: whoever holds a key *and* one old refresh token can compute the
-current one. A key is therefore never derived from anything public, and can be changed.
+inside their signature and every successor inherits. It has no meaning for this library.
+Rule 7. An id has one text, which is the database's: a uuid in lower case with its hyphens,
+a number without leading zeros. Ids are compared in this form only.
+Rule 8. In a token, an id of at most 64 letters, digits, hyphens and underscores is written
+as it is; every other id is ``~`` and the base64url of its UTF-8, without padding. No id of
+the first kind has a ``~``, so no two ids have one text, and every id has exactly one. A
+text that :func:`encode_id` would not have made is refused.
 """
 
 from __future__ import annotations
@@ -233,7 +226,7 @@ class Tokens:
     ) -> TokenPair:
         """The first pair of a session, from 64 bytes of fresh randomness.
 
-        Raises ``ValueError`` for other entropy, for what is no id (:mod:`.ids`), and for a
+        Raises ``ValueError`` for other entropy, for what is no id (rule 8), and for a
         claim that is not 1 to 64 letters, digits, ``-`` and ``_``.
         """
         if len(entropy) != 2 * ENTROPY:
