@@ -2,7 +2,7 @@
 
 A table is added as one more name in `tests/support/tables.py`. A rule that it cannot
 have, because it lacks the capability or the column, is not collected for it; what each
-can do is pinned in `test_table_foreign.py` and `tests/supabase/test_table.py`.
+can do is pinned in `test_table_foreign.py` and `tests/supabase/test_store.py`.
 Rule 6 and everything about several connections is in `test_table.py` and there, since only
 a database has them. One database serves all tests of a table: each empties it first.
 """

@@ -189,7 +189,7 @@ async def test_twenty_parallel_requests_have_one_successor(
 
 
 @pytest.mark.parametrize("version", [1, 2])
-async def test_a_conflict_is_never_told_to_a_browser(world: World, version: int) -> None:
+async def test_a_browser_never_gets_a_409(world: World, version: int) -> None:
     """Who can do without is served; others get 503, and keep the cookie."""
     policy = Policy(time_budget=timedelta(seconds=3))
     sessions = await world.process(version=version, policy=policy)

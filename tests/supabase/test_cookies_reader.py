@@ -119,7 +119,7 @@ def test_each_candidate_has_a_key_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("twice", [3, 4])
-def test_two_cookies_of_four_pieces_can_be_told_apart(twice: int) -> None:
+def test_two_cookies_of_four_pieces_can_be_distinguished(twice: int) -> None:
     """Whatever the order of the pieces; more combinations than 32 are none."""
     size = 3180 * twice // 4 - 150
     both = [{**session(who), "user": {"n": who * size}} for who in ("one", "two")]
@@ -246,7 +246,7 @@ def test_the_neighbours_of_auth_js_are_known_and_not_read() -> None:
     assert found.claims == ()
 
 
-def test_a_stranger_s_cookies_make_no_large_response() -> None:
+def test_foreign_cookies_make_no_large_response() -> None:
     """At most 32 names are remembered, the lowest numbers among them."""
     junk = {f"{NAME}.{n}": "x" for n in range(5000, 6800)}
     found = read(header({**junk, **cut(NAME, LARGE)}))
@@ -323,7 +323,7 @@ def test_credentials_show_nothing() -> None:
     assert "x.y.z" not in shown
 
 
-def test_the_short_way_takes_the_requests_of_every_day() -> None:
+def test_the_fast_path_accepts_ordinary_requests() -> None:
     """One cookie or its pieces in order, anywhere in the header."""
     assert READER.read_fast(ONE) == VALUE.encode()
     assert READER.read_fast(b"a=b; " + ONE + b"; c=d") == VALUE.encode()
@@ -354,7 +354,7 @@ def test_the_short_way_takes_the_requests_of_every_day() -> None:
     ],
     ids=range(17),
 )
-def test_the_short_way_leaves_the_unusual_to_the_long_one(unusual: bytes) -> None:
+def test_the_fast_path_leaves_unusual_cookies_to_the_slow_path(unusual: bytes) -> None:
     """What it does not take is None, never a guess."""
     assert READER.read_fast(unusual) is None
 

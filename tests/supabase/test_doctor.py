@@ -166,7 +166,7 @@ async def test_another_schema_is_named_by_its_sessions(
     assert (again.status, again.bad(), again.report["bound"]) == (0, [], "pushed")
 
 
-async def test_what_an_older_supabase_lacks_is_told(supabase_dsn: str) -> None:
+async def test_what_an_older_supabase_lacks_is_reported(supabase_dsn: str) -> None:
     """Column by column, with the feature that is off; it is nothing to fail for."""
     told = await ask(supabase_dsn)
     for age, statements in enumerate(AGES):
@@ -200,7 +200,7 @@ async def test_the_trigger_of_an_older_supabase_is_no_fault(supabase_dsn: str) -
     assert "complete" in text
 
 
-async def test_a_role_without_a_single_grant_is_told_all(
+async def test_a_role_without_a_single_grant_gets_a_full_report(
     supabase_dsn: str, role: Role
 ) -> None:
     """It gets findings and no traceback, and what is printed is enough."""
@@ -249,7 +249,7 @@ async def test_the_documented_grants_are_all_it_asks_for(
     assert (await ask(role.address, "--strict")).of("grants") == well
 
 
-async def test_a_role_that_only_reads_is_told_that_it_may(
+async def test_a_role_that_only_reads_is_reported_as_enough_to_read(
     supabase_dsn: str, role: Role
 ) -> None:
     """Nothing is said to be missing for everything, only for what it cannot do."""
@@ -304,7 +304,9 @@ async def test_a_member_that_acts_as_the_owner_lacks_nothing(
     assert told.of("grants") == {f"the role {OWNER} may do all that is needed": "ok"}
 
 
-async def test_without_the_trigger_gotrue_is_heard_late(supabase_dsn: str) -> None:
+async def test_without_the_trigger_gotrues_logouts_are_noticed_late(
+    supabase_dsn: str,
+) -> None:
     """The DDL that is printed may be run twice; then its logouts are heard."""
     await sql(supabase_dsn, *ADA)
     told = await ask(supabase_dsn, "--strict")
@@ -323,7 +325,7 @@ async def test_without_the_trigger_gotrue_is_heard_late(supabase_dsn: str) -> No
     assert await notified(supabase_dsn, logout) == [f"s:{SESSION}"]
 
 
-async def test_an_incomplete_trigger_at_supabase_is_told(each_supabase_dsn: str) -> None:
+async def test_an_incomplete_trigger_is_reported(each_supabase_dsn: str) -> None:
     """Handstamp does not rely on it; the DDL completes it."""
     await with_trigger(each_supabase_dsn)
     for change, expected in CHANGES.items():
@@ -370,7 +372,7 @@ async def test_a_trigger_on_the_factors_is_wanted_by_a_rule_only(
     assert "there is no trigger handstamp_factor_changed on auth.mfa_factors" in text
 
 
-async def test_a_missing_index_at_supabase_is_told(supabase_dsn: str) -> None:
+async def test_a_missing_index_is_reported(supabase_dsn: str) -> None:
     """And its DDL mends it."""
     await sql(
         supabase_dsn,
@@ -421,7 +423,7 @@ def standby_dsn() -> Iterator[str]:
         yield server.dsn()
 
 
-async def test_a_standby_is_told_whatever_the_table(standby_dsn: str) -> None:
+async def test_a_standby_is_reported_for_any_table(standby_dsn: str) -> None:
     """It refuses to listen, and is looked at all the same."""
     for arguments in (("--shape", "supabase"), ("--table", "logins")):
         told = await ask(standby_dsn, *arguments)
@@ -439,7 +441,7 @@ async def test_a_pooler_before_supabase_is_noticed(supabase_dsn: str) -> None:
     assert "a session that handstamp ends is refused" in " ".join(told.of("bound"))
 
 
-async def test_sessions_that_are_not_supabase_s_are_told(supabase_dsn: str) -> None:
+async def test_sessions_that_are_not_supabase_s_are_reported(supabase_dsn: str) -> None:
     """Everything that is missing at once, and how to examine a table of one's own."""
     await sql(
         supabase_dsn,

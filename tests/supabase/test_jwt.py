@@ -376,7 +376,7 @@ def test_the_project_s_api_keys_are_no_login() -> None:
         assert live(TOKENS, signed(key), NOW) is None
 
 
-def test_ids_are_told_in_small_letters() -> None:
+def test_ids_are_returned_in_lower_case() -> None:
     """One session has one id, however a token spells it."""
     token = live(TOKENS, signed(valid(sub=USER.upper(), session_id=SESSION.upper())), NOW)
     assert token is not None

@@ -172,7 +172,9 @@ async def test_what_a_second_factor_did_is_two_steps(auth: Supabase) -> None:
 
 
 @pytest.mark.parametrize("change", ["key", "no-key", "no-counter", "no-session"])
-async def test_what_is_wrong_with_a_token_is_not_told(auth: Supabase, change: str) -> None:
+async def test_what_is_wrong_with_a_token_is_not_reported(
+    auth: Supabase, change: str
+) -> None:
     """Another key, none, no counter or no session: all of them are not found."""
     (token,) = await steps(auth, 0)
     claim = read_v2(token)

@@ -162,7 +162,7 @@ async def test_every_table_hides_its_rows_behind_no_policy(supabase_dsn: str) ->
     assert {(row[1], row[2]) for row in rows} == {(True, OWNER)}
 
 
-async def test_a_stranger_sees_no_row_and_no_error(supabase_dsn: str) -> None:
+async def test_a_role_without_bypassrls_sees_no_row_and_no_error(supabase_dsn: str) -> None:
     """What makes row level security dangerous for whoever reads the tables."""
     async with connected(supabase_dsn) as psql, psql.transaction():
         await psql.execute(

@@ -120,7 +120,7 @@ async def test_the_trigger_makes_all_writers_notify(
         assert await town.covers() is False
 
 
-async def test_gotrue_s_own_writes_are_heard(each_supabase_dsn: str) -> None:
+async def test_gotrue_s_own_writes_notify(each_supabase_dsn: str) -> None:
     """Logouts of every scope, bans, deletions, and a level that changes."""
     async with settled(each_supabase_dsn) as town:
         auth = town.auth
@@ -151,7 +151,7 @@ async def test_gotrue_s_own_writes_are_heard(each_supabase_dsn: str) -> None:
         assert await town.run("delete from auth.users") == sorted([said[1], f"u:{user}"])
 
 
-async def test_what_a_before_trigger_changes_at_supabase_is_heard(
+async def test_what_a_before_trigger_changes_notifies(
     supabase_dsn: str,
 ) -> None:
     """A hook of the project that bans in passing, whatever the statement names."""
@@ -174,7 +174,7 @@ async def test_what_a_before_trigger_changes_at_supabase_is_heard(
             assert await town.run(sql) == said, change
 
 
-async def test_a_factor_that_changes_is_heard(supabase_dsn: str) -> None:
+async def test_a_factor_that_changes_notifies(supabase_dsn: str) -> None:
     """Verified, unverified again, or gone: the user's highest level is another."""
     async with settled(supabase_dsn) as town:
         user = await town.auth.add_user()
@@ -190,14 +190,14 @@ async def test_a_factor_that_changes_is_heard(supabase_dsn: str) -> None:
         assert await town.run("delete from auth.mfa_factors") == [f"u:{other}"]
 
 
-async def test_truncating_is_heard(supabase_dsn: str) -> None:
+async def test_truncating_notifies(supabase_dsn: str) -> None:
     """Anything may be over then."""
     async with settled(supabase_dsn) as town:
         assert await town.run("truncate auth.users cascade") == ["all"]
 
 
 @pytest.mark.parametrize("version", [0, 2], ids=["v1", "v2"])
-async def test_no_login_and_no_refresh_is_heard(supabase_dsn: str, version: int) -> None:
+async def test_no_login_and_no_refresh_notifies(supabase_dsn: str, version: int) -> None:
     """NOTIFY in every commit would cost too much."""
     async with settled(supabase_dsn, algorithm_version=version) as town:
         auth = town.auth

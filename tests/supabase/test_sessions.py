@@ -360,7 +360,7 @@ async def test_without_the_trigger_gotrue_is_noticed_within_the_bound(
     assert (await client.get("/me", headers=cookie)).status_code == 401
 
 
-async def test_with_the_trigger_gotrue_is_heard_at_once(world: World) -> None:
+async def test_with_the_trigger_gotrue_s_logouts_are_noticed_at_once(world: World) -> None:
     """A row it deletes, a user it bans, a level it lowers; nothing is read again before."""
     await install_supabase_trigger(world.psql)
     sessions = await world.process(clock=FakeClock())
@@ -523,7 +523,7 @@ def test_the_middleware_may_change_the_attributes_of_the_cookie() -> None:
     assert line == f"{NAME}=; Max-Age=0; Path=/; Secure; SameSite=Lax".encode()
 
 
-def test_frameworks_are_told_of_this_cookie_and_of_no_other(supabase_dsn: str) -> None:
+def test_frameworks_know_this_cookie_and_no_other(supabase_dsn: str) -> None:
     """Whoever compares the name of their own session, describes the cookie in OpenAPI, or
     asks where it goes; with options for plain http too."""
     cookie = SupabaseCookie(name=NAME, same_site="Strict", path="/app", domain="a.example")

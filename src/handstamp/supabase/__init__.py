@@ -51,7 +51,7 @@ from handstamp.supabase.rules import SupabaseRules
 from handstamp.supabase.store import SupabaseStore
 from handstamp.supabase.tokens import KeyRing
 
-_NOBODY = Client()
+_UNKNOWN_CLIENT = Client()
 
 
 class SupabaseSessions(Sessions):
@@ -170,7 +170,7 @@ class SupabaseSessions(Sessions):
         self,
         user_id: str,
         *,
-        client: Client = _NOBODY,
+        client: Client = _UNKNOWN_CLIENT,
         remember: bool = True,
         replaces: str | Iterable[str] | None = None,
         claim: str | None = None,
@@ -218,7 +218,7 @@ class SupabaseSessions(Sessions):
         return issued
 
     async def refresh(
-        self, refresh_token: str, *, client: Client = _NOBODY
+        self, refresh_token: str, *, client: Client = _UNKNOWN_CLIENT
     ) -> Issued | None:
         """See :meth:`Sessions.refresh`; ``Issued.body`` is the body of GoTrue's response.
 

@@ -49,7 +49,7 @@ from handstamp.supabase.schema import (
 )
 from handstamp.supabase.sql import SupabaseStatements
 
-_NOBODY = "00000000-0000-0000-0000-000000000000"
+_NO_ID = "00000000-0000-0000-0000-000000000000"
 _BY_ID: Mapping[str, str] = {"sessions": "id", "users": "id"}
 _BY_SESSION: Mapping[str, str] = {
     "refresh_tokens": "session_id",
@@ -121,7 +121,7 @@ FEATURES = (
         "sessions",
         ("aal",),
         "assurance levels",
-        "every session is of level 1, and require(level=2) lets nobody in",
+        "every session is of level 1, and require(level=2) refuses everybody",
     ),
     Feature(
         "mfa_amr_claims",
@@ -145,7 +145,7 @@ FEATURES = (
         "users",
         ("deleted_at",),
         "a softly deleted user's sessions end",
-        "a user is there or gone; nobody can be deleted softly",
+        "a user exists or not; nobody can be deleted softly",
     ),
     Feature(
         "sessions",
@@ -180,8 +180,8 @@ FEATURES = (
     Feature(
         "users",
         ("is_anonymous",),
-        "anonymous users are told apart",
-        "access tokens made here call nobody anonymous",
+        "anonymous users are marked",
+        "access tokens issued here mark no user as anonymous",
     ),
     Feature(
         "users",
@@ -193,7 +193,7 @@ FEATURES = (
         "users",
         ("is_sso_user",),
         "the audit log knows who came by SSO",
-        "the audit log says of nobody that they came by SSO",
+        "the audit log marks no sign-in as SSO",
     ),
     Feature(
         "audit_log_entries",
@@ -378,16 +378,16 @@ def supabase_samples(name: str, sql: SupabaseStatements) -> list[Sample]:
     """Returns the frequent statements, with the indexes that they need. The last two also
     check the deletion of a session, which deletes its refresh tokens and claims."""
     statements: list[tuple[str, str, object, Mapping[str, str]]] = [
-        ("the read of a session", sql.find_many, [_NOBODY], _BY_ID),
+        ("the read of a session", sql.find_many, [_NO_ID], _BY_ID),
         (
             "a list of a user's sessions",
             sql.list_for_user,
-            _NOBODY,
+            _NO_ID,
             {**_BY_ID, "sessions": "user_id"},
         ),
         ("a refresh", sql.find_v1, "-", {**_BY_ID, "refresh_tokens": "token"}),
-        ("a refresh", sql.read_session, _NOBODY, {**_BY_ID, **_BY_SESSION}),
-        ("a refresh", sql.active, _NOBODY, _BY_SESSION),
+        ("a refresh", sql.read_session, _NO_ID, {**_BY_ID, **_BY_SESSION}),
+        ("a refresh", sql.active, _NO_ID, _BY_SESSION),
     ]
     return [
         Sample(
