@@ -1,9 +1,8 @@
 """What happened: one frozen value per fact, for hooks, logs and metrics.
 
 Subscribe with ``sessions.on(Replayed, callback)``. An event is published after the
-change it tells of is committed, so a failing callback can undo nothing; what it raises
-is logged and contained. No event holds a token or a digest, and a client shows itself
-in a log by its network only.
+change is committed, so a failing callback can undo nothing; what it raises is logged. No
+event holds a token or a digest, and a log shows only the network of a client.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from handstamp.errors import RefusedReason
 class Event:
     """The root of all events. ``action`` is its stable name in logs and metrics.
 
-    ``unauthenticated`` events are those that a client without any genuine token can cause:
-    of each kind, one a second is logged.
+    ``unauthenticated`` events can be caused by a client without any genuine token: one a
+    second of each kind is logged.
     """
 
     action: ClassVar[str] = "event"
@@ -47,7 +46,7 @@ class LoggedIn(SessionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginWasRefused(Event):
-    """The database held a reason against a new session."""
+    """A new session was refused, for a reason that the database holds."""
 
     action: ClassVar[str] = "login_refused"
     user_id: str
@@ -64,7 +63,7 @@ class Refreshed(SessionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reissued(SessionEvent):
-    """The same successor was handed out again; ``redated`` if its answer was lost."""
+    """The same successor was sent again; ``redated`` if its first response was lost."""
 
     action: ClassVar[str] = "reissued"
     client: Client
@@ -76,7 +75,7 @@ class Replayed(SessionEvent):
     """A stale refresh token proved that two parties hold one session: it is revoked.
 
     ``presented_by`` sent the stale token, ``signed_in_by`` is the client that the row
-    remembers. Which of them is the thief nobody can know: both are out.
+    keeps. It cannot be known which of them is the thief: both are signed out.
     """
 
     action: ClassVar[str] = "replayed"
