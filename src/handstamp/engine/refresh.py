@@ -180,7 +180,11 @@ class Refresher:
         A token that came late is of its session as well. A replay ends its session (rule
         4). Raises :class:`SessionsUnavailable`.
         """
-        tokens = [t for t in self._parse(texts) if t.session_id not in known]
+        tokens = [
+            t
+            for t in self._parse(texts)
+            if t.session_id is None or t.session_id not in known
+        ]
         ids = [t.session_id for t in tokens if t.session_id is not None]
         rows = {row.id: row for row in await self._store.find_many(ids)} if ids else {}
         unsigned = [token for token in tokens if token.session_id is None]
