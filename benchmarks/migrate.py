@@ -1,4 +1,4 @@
-"""`handstamp migrate-tokens` under load: a table full of tokens in clear.
+"""`handstamp migrate-tokens` under load: a table full of plaintext tokens.
 
 The command runs in a process of its own, as in production. Meanwhile this process
 authenticates random sessions of the table, far more than its cache holds, and writes their
@@ -42,7 +42,7 @@ POLICY = Policy(
 _SEED = """
     insert into user_sessions (id, user_id, session_token, expires_at)
     select lpad(to_hex(n), 32, '0')::uuid, gen_random_uuid(),
-        'a token in clear, number ' || n, now() + interval '1 day'
+        'a plaintext token, number ' || n, now() + interval '1 day'
     from generate_series(1, $1::int) as n"""
 _LEFT = "select count(*) from user_sessions where session_token not like 'sha256:%'"
 
@@ -70,7 +70,7 @@ class Load:
             self.latencies.append(perf_counter() - start)
 
     async def _ask(self, number: int) -> bool:
-        token = f"a token in clear, number {number}".encode()
+        token = f"a plaintext token, number {number}".encode()
         credentials = Credentials(session=(token,), sent=True)
         answer = await self.sessions.authenticate(credentials, Client())
         right = str(uuid.UUID(int=number))

@@ -341,11 +341,11 @@ def test_the_text_lines_up_and_reminds_of_the_ratios() -> None:
 
 
 async def test_no_request_fails_while_tokens_are_migrated(empty_dsn: str) -> None:
-    """And no token in clear is left."""
+    """And no plaintext token is left."""
     report = run("migrate", dsn=empty_dsn)
     check(report, "migrate", MIGRATE_KEYS)
     assert [row["load"] for row in report["rows"]] == ["before", "migrating"]
     assert [row["failed"] for row in report["rows"]] == [0, 0]
     assert all(row["requests"] > 0 for row in report["rows"])
-    assert (report["facts"]["rows"], report["facts"]["left_in_clear"]) == (20_000, 0)
+    assert (report["facts"]["rows"], report["facts"]["left_in_plaintext"]) == (20_000, 0)
     assert await leftovers(empty_dsn) == []

@@ -294,7 +294,7 @@ def read_policy(environ: Mapping[str, str] | None, prefix: str) -> Policy:
 def _variables(
     environ: Mapping[str, str], prefix: str, options: Iterable[str]
 ) -> tuple[dict[str, object], Spell]:
-    """The variables of these options, and how they are spelled."""
+    """The variables of these options, and how they are written."""
     known = {name.upper(): prefix + name.upper() for name in options}
     for key in environ.keys() - known.values() - _OTHER_VARIABLES:
         name = key.removeprefix(prefix)

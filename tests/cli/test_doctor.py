@@ -196,7 +196,7 @@ async def test_ids_that_no_token_can_carry_are_a_danger(empty_dsn: str) -> None:
     await sql(empty_dsn, *output.mends("table"))
 
 
-async def test_an_id_that_is_a_token_in_clear_is_a_danger(empty_dsn: str) -> None:
+async def test_an_id_that_is_a_token_in_plaintext_is_a_danger(empty_dsn: str) -> None:
     """Ids are shown in logs and lists, so no shape is proposed that would show tokens."""
     await sql(
         empty_dsn,
@@ -207,7 +207,7 @@ async def test_an_id_that_is_a_token_in_clear_is_a_danger(empty_dsn: str) -> Non
     output = await ask(empty_dsn)
     assert (output.status, output.report["shape"]) == (1, None)
     (text,) = output.of("table")
-    assert "whoever sees the id of a session" in text
+    assert "anybody who sees the id of a session" in text
     assert "hidden" not in output.text
     await sql(empty_dsn, *output.mends("table"))
 
@@ -478,17 +478,17 @@ async def test_a_missing_index_is_reported_and_its_ddl_mends_it(empty_dsn: str) 
 
 FILL = """
     insert into user_sessions (user_id, session_token, expires_at, user_agent, ip_address)
-    select gen_random_uuid(), 'a token in clear ' || n, now(), 'an odd browser',
+    select gen_random_uuid(), 'a plaintext token ' || n, now(), 'an odd browser',
         '203.0.113.' || n from generate_series(1, 9) n"""
 
 
-async def test_tokens_in_clear_are_counted_and_none_is_shown(uuid_dsn: str) -> None:
+async def test_tokens_in_plaintext_are_counted_and_none_is_shown(uuid_dsn: str) -> None:
     """Nor any other value of a row."""
     await sql(uuid_dsn, FILL)
     for output in (await ask(uuid_dsn), await ask(uuid_dsn, as_json=False)):
         assert "9 rows of session_token are not hashed by handstamp" in output.text
-        assert "9 other; tokens in clear" in output.text
-        for data in ("a token in clear ", "an odd browser", "203.0.113."):
+        assert "9 other; plaintext tokens" in output.text
+        for data in ("a plaintext token ", "an odd browser", "203.0.113."):
             assert data not in output.text + output.errors
 
 
@@ -497,7 +497,7 @@ DIGESTS = {
     "base64": "encode(sha256(n::text::bytea), 'base64')",
     "SHA-512": "encode(sha512(n::text::bytea), 'hex')",
     "named": "'sha512:' || encode(sha512(n::text::bytea), 'hex')",
-    "one of ten": "case n when 1 then md5(n::text) else 'in clear ' || n end",
+    "one of ten": "case n when 1 then md5(n::text) else 'in plaintext ' || n end",
 }
 
 
@@ -563,7 +563,7 @@ async def test_an_unknown_form_is_refused(uuid_dsn: str) -> None:
 
 
 async def test_a_big_table_is_estimated(uuid_dsn: str) -> None:
-    """A sample proves nothing, so tokens in clear stay accepted."""
+    """A sample proves nothing, so plaintext tokens stay accepted."""
     digest = "'sha256:' || encode(sha256(n::text::bytea), 'hex')"
     await sql(
         uuid_dsn,
@@ -572,11 +572,11 @@ async def test_a_big_table_is_estimated(uuid_dsn: str) -> None:
         "update pg_class set reltuples = 2e6 where relname = 'user_sessions'",
     )
     output = await ask(uuid_dsn)
-    assert output.of("tokens") == {"about 0 rows hold a token in clear": "ok"}
+    assert output.of("tokens") == {"about 0 rows hold a plaintext token": "ok"}
     assert output.shape().at_rest == "plain"
 
 
-async def test_no_token_in_clear_is_left(uuid_dsn: str) -> None:
+async def test_no_token_in_plaintext_is_left(uuid_dsn: str) -> None:
     """Then the shape is prefixed."""
     await sql(
         uuid_dsn,

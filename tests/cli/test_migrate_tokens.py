@@ -27,7 +27,7 @@ from tests.support.commands import handstamp
 SECRET = "the secret of the tests of migrate-tokens: 32 bytes"
 FILL = """
     insert into user_sessions (user_id, session_token, expires_at)
-    select gen_random_uuid(), 'in clear ' || n, now() + interval '1 day'
+    select gen_random_uuid(), 'in plaintext ' || n, now() + interval '1 day'
     from generate_series(1, $1::int) as n"""
 OTHERS = (
     "select count(pid) from pg_stat_activity where datname = current_database()"
@@ -67,7 +67,7 @@ async def one_row_locked(database: asyncpg.Connection, n: int) -> AsyncIterator[
     """Lock a row for the time of a ``with`` block, so that the command cannot finish."""
     async with database.transaction():
         sql = "select from user_sessions where session_token = $1 for update"
-        await database.execute(sql, f"in clear {n}")
+        await database.execute(sql, f"in plaintext {n}")
         yield
 
 
@@ -106,7 +106,7 @@ async def test_it_lists_the_forms_and_changes_nothing(
     assert listed(done) == {"other": 30, "hex-64": 1, "marked": 1}
     assert "nothing was changed" in done.stdout
     assert ("--apply would hash 30 rows" in done.stdout) == ("--form" in arguments)
-    assert "10 to 11 characters, such as xx x(5) x" in done.stdout
+    assert "14 to 15 characters, such as xx x(9) x" in done.stdout
     assert "hidden" not in done.stdout
     assert await stored(database) == before
 
@@ -119,7 +119,9 @@ async def test_it_hashes_everything_and_says_what_to_set(
     done = await migrate(uuid_dsn, *APPLY, "--batch", "7")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(DONE)
-    digests = (hashlib.sha256(f"in clear {n}".encode()).hexdigest() for n in range(1, 31))
+    digests = (
+        hashlib.sha256(f"in plaintext {n}".encode()).hexdigest() for n in range(1, 31)
+    )
     assert await stored(database) == {f"sha256:{digest}" for digest in digests}
     for arguments in (APPLY, (), ("--verify",), ("--apply",)):
         again = await migrate(uuid_dsn, *arguments)
@@ -143,7 +145,7 @@ async def test_no_row_is_hashed_unless_its_form_is_named(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
     """A digest that is hashed again is lost, and with it every session."""
-    await plant(database, *DIGESTS.values(), "in clear")
+    await plant(database, *DIGESTS.values(), "in plaintext")
     before = await stored(database)
     done = await migrate(uuid_dsn)
     assert listed(done) == {**dict.fromkeys(DIGESTS, 1), "other": 1}
@@ -155,7 +157,7 @@ async def test_no_row_is_hashed_unless_its_form_is_named(
     done = await migrate(uuid_dsn, *APPLY)
     assert done.returncode == 1
     assert "rows of other forms are left as they were" in done.stdout
-    clear = "sha256:" + hashlib.sha256(b"in clear").hexdigest()
+    clear = "sha256:" + hashlib.sha256(b"in plaintext").hexdigest()
     assert await stored(database) == {*DIGESTS.values(), clear}
 
 
@@ -175,7 +177,7 @@ async def test_several_forms_may_be_named(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
     """For an application that made tokens in two ways."""
-    await plant(database, DIGESTS["base64-43"], "in clear")
+    await plant(database, DIGESTS["base64-43"], "in plaintext")
     done = await migrate(uuid_dsn, *APPLY, "--form", "base64-43")
     assert (done.returncode, done.stderr) == (0, "")
     assert all(text.startswith("sha256:") for text in await stored(database))
@@ -224,7 +226,7 @@ async def test_a_form_without_rows_is_an_error(
     assert "no row of user_sessions has this form" in done.stderr
 
 
-async def test_verify_fails_while_a_token_is_in_clear(
+async def test_verify_fails_while_a_token_is_in_plaintext(
     uuid_dsn: str, database: asyncpg.Connection
 ) -> None:
     """For CI: it changes nothing."""
@@ -261,7 +263,7 @@ async def test_after_a_kill_it_is_started_again(
     assert 0 < left < 5000
     done = await migrate(uuid_dsn, *APPLY)
     assert (done.returncode, listed(done)["other"]) == (0, left)
-    expected = "sha256:" + hashlib.sha256(b"in clear 1").hexdigest()
+    expected = "sha256:" + hashlib.sha256(b"in plaintext 1").hexdigest()
     assert await database.fetchval(
         "select count(*) from user_sessions where session_token = $1", expected
     )
@@ -290,7 +292,9 @@ async def test_no_user_is_signed_out_while_it_runs(
             nonlocal asked
             while not running.done():
                 n = (n + 7919) % 20_000 + 1
-                credentials = Credentials(session=(f"in clear {n}".encode(),), sent=True)
+                credentials = Credentials(
+                    session=(f"in plaintext {n}".encode(),), sent=True
+                )
                 answer = await sessions.authenticate(credentials, Client())
                 asked += 1
                 if asked == 200:
@@ -370,13 +374,13 @@ async def test_a_digest_that_exists_already_is_reported(
     await database.execute(FILL, 5)
     await database.execute(
         "insert into user_sessions (user_id, session_token, expires_at) select"
-        " user_id, 'sha256:' || encode(sha256('in clear 3'), 'hex'), now()"
+        " user_id, 'sha256:' || encode(sha256('in plaintext 3'), 'hex'), now()"
         " from user_sessions limit 1"
     )
     done = await migrate(uuid_dsn, *APPLY)
     assert done.returncode == 1
     assert "1 row could not be hashed" in done.stdout
-    assert "in clear 3" not in done.stdout + done.stderr
+    assert "in plaintext 3" not in done.stdout + done.stderr
 
 
 async def test_what_cannot_be_done_is_one_line(

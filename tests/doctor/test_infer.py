@@ -105,7 +105,7 @@ def test_a_table_whose_id_is_the_token() -> None:
     assert any("at_rest" in doubt.text for doubt in proposal.doubts)
 
 
-def test_a_table_whose_id_is_a_token_in_clear() -> None:
+def test_a_table_whose_id_is_a_token_in_plaintext() -> None:
     """No shape is proposed that would show tokens as ids."""
     with pytest.raises(ConfigError, match="could sign in with it"):
         proposed(LUCIA, rows=rows(other=1))

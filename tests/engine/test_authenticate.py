@@ -642,7 +642,7 @@ def test_a_request_is_forged_if_nothing_of_it_is_signed(
 def test_an_unsigned_session_token_is_not_forged_where_it_may_be_in_the_table(
     session: list[str], refresh: list[str], forged: bool
 ) -> None:
-    """Under ``accept_unsigned``, and where the table holds tokens in clear."""
+    """Under ``accept_unsigned``, and where the table holds plaintext tokens."""
     accepting = Engine(policy=Policy(accept_unsigned=True))
     plain = Engine(store=Plain(FakeClock().now))
     assert told(accepting, session, refresh) is forged
@@ -650,13 +650,13 @@ def test_an_unsigned_session_token_is_not_forged_where_it_may_be_in_the_table(
 
 
 def test_an_unsigned_refresh_token_is_asked_for_only_under_accept_unsigned() -> None:
-    """A table that holds session tokens in clear has no refresh tokens."""
+    """A table that holds plaintext session tokens has no refresh tokens."""
     assert not told(Engine(policy=Policy(accept_unsigned=True)), [], FAKE)
     assert told(Engine(store=Plain(FakeClock().now)), [], FAKE)
 
 
 class Plain(MemoryStore):
-    """A table whose rows may hold tokens in clear."""
+    """A table whose rows may hold plaintext tokens."""
 
     @property
     def capabilities(self) -> Capabilities:

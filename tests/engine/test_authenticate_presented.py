@@ -119,7 +119,7 @@ async def test_what_came_before_handstamp_ends_as_well() -> None:
         assert engine.store.queries == before + 1
 
 
-async def test_a_token_in_clear_is_its_sessions(uuid_dsn: str) -> None:
+async def test_a_token_in_plaintext_is_its_sessions(uuid_dsn: str) -> None:
     """On a table that held tokens as they are."""
     token = secrets.token_urlsafe(32)
     connection = await asyncpg.connect(uuid_dsn)

@@ -27,7 +27,7 @@ SETTINGS = settings(
 )
 
 
-MOST = pytest.param(20_000 if NIGHTLY else 800, marks=pytest.mark.slow)
+MOST = pytest.param(20_000 if NIGHTLY else 400, marks=pytest.mark.slow)
 
 
 @pytest.fixture

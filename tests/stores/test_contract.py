@@ -993,7 +993,7 @@ async def test_a_clock_that_is_ahead_moves_the_expiry_by_a_minute_at_most(
     assert after.expires_at <= table.now + MINUTE + POLICY.refresh_ttl
 
 
-# Tokens in clear, from before.
+# Plaintext tokens, from before.
 
 
 async def planted(table: Table, user: str) -> tuple[Record, str]:
@@ -1009,7 +1009,7 @@ def digest_of(token: str) -> str:
 
 
 @needs("plain")
-async def test_a_token_in_clear_is_found_and_replaced(table: Table, user: str) -> None:
+async def test_a_token_in_plaintext_is_found_and_replaced(table: Table, user: str) -> None:
     """By the token as it was presented; from then on by its digest alone."""
     record, token = await planted(table, user)
     (seen,) = await table.store.find_plaintext([digest_of(token)], [token])
@@ -1034,7 +1034,7 @@ async def test_the_text_in_a_row_is_no_token(table: Table, user: str) -> None:
 
 
 @needs("plain")
-async def test_the_digest_of_a_token_in_clear_does_not_find_it(
+async def test_the_digest_of_a_token_in_plaintext_does_not_find_it(
     table: Table, user: str
 ) -> None:
     """The row holds the token, and only the token finds it."""

@@ -629,13 +629,13 @@ async def test_c129_a_live_uuid_session_never_fires_it(uuid_database: UuidDataba
     assert after is not None
     assert after.expires_at > record.expires_at
     assert await uuid_database.received() == []
-    clear = "update user_sessions set session_token = 'in clear'"
+    clear = "update user_sessions set session_token = 'in plaintext'"
     assert await uuid_database.run(clear) == [f"s:{record.id}"]
-    await uuid_database.store.find_plaintext([digest_of("in clear")], ["in clear"])
+    await uuid_database.store.find_plaintext([digest_of("in plaintext")], ["in plaintext"])
     await until(lambda: not uuid_database.store._upgrader)
     row = await uuid_database.psql.fetchrow("select session_token from user_sessions")
     assert (row[0], await uuid_database.received()) == (
-        f"sha256:{digest_of('in clear')}",
+        f"sha256:{digest_of('in plaintext')}",
         [],
     )
 

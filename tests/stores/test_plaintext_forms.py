@@ -61,7 +61,7 @@ MARKED = [
 ]
 TOKENS = [
     "a token",
-    "in clear 7",
+    "in plaintext 7",
     "6f50943b-461f-4c2e-8a57-f606eedfa45d",
     "x" * 11,
     "é" * 64,

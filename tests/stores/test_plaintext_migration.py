@@ -24,7 +24,7 @@ SECRET = "the secret of the tests of hashing: 32 bytes and more"
 FILL = """
     insert into user_sessions (id, user_id, session_token, expires_at)
     select lpad(to_hex(n), 32, '0')::uuid, lpad(to_hex(n % 97), 32, '0')::uuid,
-        'in clear ' || n, now() + interval '1 day' from generate_series(1, $1::int) as n"""
+        'plaintext ' || n, now() + interval '1 day' from generate_series(1, $1::int) as n"""
 
 
 @pytest.fixture
@@ -67,14 +67,14 @@ async def test_every_token_becomes_the_digest_that_find_uses(
     """As the engine makes it, of the UTF-8 of the token; and a second run finds nothing."""
     await database.execute(FILL, 30)
     await database.execute(
-        "update user_sessions set session_token = $1 where session_token = 'in clear 9'",
+        "update user_sessions set session_token = $1 where session_token = 'plaintext 9'",
         "schlüssel \U0001f511",
     )
     hashing = await hashing_of(database)
     assert await hashing.count(database) == 30
     batches = [batch.hashed async for batch in hashing.run(database, size=7)]
     assert batches == [7, 7, 7, 7, 2, 0]
-    expected = {n: digest_of(f"in clear {n}") for n in range(1, 31)}
+    expected = {n: digest_of(f"plaintext {n}") for n in range(1, 31)}
     assert await stored(database) == {**expected, 9: digest_of("schlüssel \U0001f511")}
     assert await hashing.count(database) == 0
     assert await run(hashing, database) == 0
@@ -89,7 +89,7 @@ async def test_a_run_that_was_stopped_goes_on(database: asyncpg.Connection) -> N
         break
     assert await hashing.count(database) == 30
     assert await run(hashing, database) == 30
-    assert await stored(database) == {n: digest_of(f"in clear {n}") for n in range(1, 51)}
+    assert await stored(database) == {n: digest_of(f"plaintext {n}") for n in range(1, 51)}
 
 
 async def test_a_locked_row_is_skipped_and_hashed_later(
@@ -103,7 +103,7 @@ async def test_a_locked_row_is_skipped_and_hashed_later(
         locking = other.transaction()
         await locking.start()
         await other.execute(
-            "select from user_sessions where session_token = 'in clear 3' for update"
+            "select from user_sessions where session_token = 'plaintext 3' for update"
         )
         hashed = 0
         async for batch in hashing.run(database, size=5):
@@ -128,7 +128,7 @@ async def test_a_token_that_is_replaced_meanwhile_is_hashed_as_it_is_then(
 
     async def replace_tokens() -> None:
         for n in range(1, 401):
-            token = f"new {n}" if n % 2 else digest_of(f"in clear {n}")
+            token = f"new {n}" if n % 2 else digest_of(f"plaintext {n}")
             await writer.execute(
                 "update user_sessions set session_token = $2 where id = $1",
                 uuid.UUID(int=n),
@@ -142,14 +142,14 @@ async def test_a_token_that_is_replaced_meanwhile_is_hashed_as_it_is_then(
     await run(hashing, database)
     await writer.close()
     assert await stored(database) == {
-        n: digest_of(f"new {n}" if n % 2 else f"in clear {n}") for n in range(1, 401)
+        n: digest_of(f"new {n}" if n % 2 else f"plaintext {n}") for n in range(1, 401)
     }
 
 
 STUCK = """
     select exists (select from pg_stat_activity
         where datname = current_database() and wait_event_type = 'Lock')
-    or (select count(*) = 1 from user_sessions where session_token like 'in clear %')"""
+    or (select count(*) = 1 from user_sessions where session_token like 'plaintext %')"""
 
 
 async def test_a_token_that_is_being_hashed_is_not_hashed_twice(
@@ -162,8 +162,8 @@ async def test_a_token_that_is_being_hashed_is_not_hashed_twice(
     writing = writer.transaction()
     await writing.start()
     await writer.execute(
-        "update user_sessions set session_token = $1 where session_token = 'in clear 3'",
-        digest_of("in clear 3"),
+        "update user_sessions set session_token = $1 where session_token = 'plaintext 3'",
+        digest_of("plaintext 3"),
     )
     running = asyncio.create_task(run(hashing, database))
     async with asyncio.timeout(15):
@@ -173,7 +173,7 @@ async def test_a_token_that_is_being_hashed_is_not_hashed_twice(
     assert await running == 9
     await writer.close()
     await watcher.close()
-    assert await stored(database) == {n: digest_of(f"in clear {n}") for n in range(1, 11)}
+    assert await stored(database) == {n: digest_of(f"plaintext {n}") for n in range(1, 11)}
 
 
 async def test_a_digest_that_another_row_has_is_reported(
@@ -184,7 +184,7 @@ async def test_a_digest_that_another_row_has_is_reported(
     await database.execute(
         "insert into user_sessions (user_id, session_token, expires_at)"
         " values (gen_random_uuid(), $1, now())",
-        digest_of("in clear 2"),
+        digest_of("plaintext 2"),
     )
     hashing = await hashing_of(database)
     batches = [batch async for batch in hashing.run(database, size=2)]
@@ -277,7 +277,7 @@ async def test_no_request_fails_while_tokens_are_hashed(
             n = first
             while not done.is_set():
                 n = (n + 7919 * WORKERS) % ROWS or first
-                credentials = Credentials(session=(f"in clear {n}".encode(),), sent=True)
+                credentials = Credentials(session=(f"plaintext {n}".encode(),), sent=True)
                 answer = await sessions.authenticate(credentials, Client())
                 asked += 1
                 good = isinstance(answer, Authenticated)
@@ -308,7 +308,7 @@ async def test_no_request_fails_while_tokens_are_hashed(
     assert await database.fetchval("select count(*) from user_sessions") > ROWS / 2
     still = await stored(database)
     assert all(
-        token == digest_of(f"in clear {n}") for n, token in still.items() if n <= ROWS
+        token == digest_of(f"plaintext {n}") for n, token in still.items() if n <= ROWS
     )
 
 

@@ -49,7 +49,7 @@ def test_c131_an_invalid_identifier_of_the_users_is_refused(name: str) -> None:
         UsersTable(is_active=name)
 
 
-def test_a_shape_whose_ids_are_tokens_in_clear_is_refused() -> None:
+def test_a_shape_whose_ids_are_tokens_in_plaintext_is_refused() -> None:
     """The id of a session is in logs, events and lists: there it would open the session.
     The refusal says how to get ids that are none."""
     with pytest.raises(ConfigError, match="could sign in with it") as refusal:

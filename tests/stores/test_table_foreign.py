@@ -384,7 +384,7 @@ async def test_a_prefixed_value_is_refused_before_any_query(
         assert not isinstance(answer, Authenticated)
 
 
-# Tokens in clear.
+# Plaintext tokens.
 
 
 @pytest.mark.parametrize("name", PLAIN, indirect=True)
@@ -420,7 +420,7 @@ async def test_tokens_in_plaintext_are_replaced_under_load(table: PostgresTable)
     live = {record.id for record in await store.list_for_user(user)}
     assert live == {record.id for record, _ in pairs} - doomed
 
-    async def in_clear() -> int:
+    async def in_plaintext() -> int:
         tokens = [token for _, token in pairs[1::2]]
         return await table.frozen.connection.fetchval(
             f'select count(*) from "{table.shape.table}" where token = any($1)'
@@ -430,7 +430,7 @@ async def test_tokens_in_plaintext_are_replaced_under_load(table: PostgresTable)
         )
 
     async with asyncio.timeout(15):
-        while await in_clear():
+        while await in_plaintext():
             for _, token in pairs[1::2]:
                 await store.find_plaintext([digest_of(token)], [token])
             await asyncio.sleep(0.001)
@@ -468,7 +468,9 @@ async def test_an_upgrade_replaces_only_what_was_found(table: PostgresTable) -> 
 
 
 @pytest.mark.parametrize("name", PLAIN, indirect=True)
-async def test_a_read_only_database_serves_tokens_in_clear(table: PostgresTable) -> None:
+async def test_a_read_only_database_serves_tokens_in_plaintext(
+    table: PostgresTable,
+) -> None:
     """The replacement fails without a word, and the holder is signed in, every time."""
     _, token = await planted(table, await table.add_user())
     database = await table.frozen.connection.fetchval("select current_database()")

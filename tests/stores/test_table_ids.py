@@ -403,7 +403,7 @@ async def test_signing_out_works_where_the_id_is_the_token_s_digest(
 
 
 @pytest.mark.parametrize("at_rest", ["digest", "prefixed"])
-async def test_a_token_in_clear_that_is_an_id_is_never_shown(
+async def test_a_token_in_plaintext_that_is_an_id_is_never_shown(
     foreign_dsn: Callable[[str], str], at_rest: Any
 ) -> None:
     """A row of the time before ends with all others, and no event names it."""

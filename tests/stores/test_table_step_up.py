@@ -1,7 +1,7 @@
 """A step-up in a table: the level and new tokens, in one conditional write.
 
 Over every kind of table that can be given a column for levels: with and without a refresh
-token, tokens as digests and in clear, one column for id and token, partitions.
+token, tokens as digests and in plaintext, one column for id and token, partitions.
 """
 
 from __future__ import annotations

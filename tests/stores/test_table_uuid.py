@@ -1,4 +1,4 @@
-"""The table with UUIDs and tokens in clear: what is particular to it."""
+"""The table with UUIDs and plaintext tokens: what is particular to it."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_c47_the_servers_log_holds_no_v2_token_and_no_key() -> None:
 
 
 def test_c47_an_ordinary_log_holds_no_v1_token() -> None:
-    """They stand in the table in clear, but no error and no slow statement quotes one."""
+    """They are plaintext in the table, but no error and no slow statement quotes one."""
     with ephemeral() as server:
         secrets = asyncio.run(life(server.dsn(), 0, KeyRing()))
         log = (server.data_dir / "server.log").read_text()

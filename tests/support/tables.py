@@ -221,7 +221,7 @@ class PostgresTable:
         await self._update("sessions", session_id, values)
 
     async def plant(self, session_id: str, token: str) -> None:
-        """Write a token in clear into a row, as the application did before handstamp."""
+        """Write a plaintext token into a row, as the application did before handstamp."""
         await self._update("sessions", session_id, {"token_digest": _InClear(token)})
 
     async def write_user(self, user_id: str, **values: object) -> None:
@@ -267,7 +267,7 @@ class PostgresTable:
 
 
 class _InClear(str):
-    """A token that is written in clear."""
+    """A token that is written in plaintext."""
 
     __slots__ = ()
 

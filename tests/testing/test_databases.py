@@ -54,17 +54,18 @@ async def test_a_template_may_be_empty(handstamp_postgres: str) -> None:
 
 
 async def test_only_created_databases_are_dropped(handstamp_postgres: str) -> None:
-    """Also if a client is still connected to one."""
-    before = await names(handstamp_postgres)
-    with (
-        template_database(handstamp_postgres) as template,
-        database_like(template) as copy,
-    ):
-        made = {urlsplit(dsn).path[1:] for dsn in (template, copy)}
-        assert await names(handstamp_postgres) >= before | made
-        connection = await asyncpg.connect(copy)
-        assert await connection.fetchval("select 1") == 1
-    assert await names(handstamp_postgres) & made == set()
+    """Also if a client is still connected to one. Other tests use the same server."""
+    with template_database(handstamp_postgres, shape=None) as other:
+        with (
+            template_database(handstamp_postgres) as template,
+            database_like(template) as copy,
+        ):
+            made = {urlsplit(dsn).path[1:] for dsn in (template, copy)}
+            kept = urlsplit(other).path[1:]
+            assert await names(handstamp_postgres) >= made | {kept}
+            connection = await asyncpg.connect(copy)
+            assert await connection.fetchval("select 1") == 1
+        assert await names(handstamp_postgres) & (made | {kept}) == {kept}
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
         await connection.fetchval("select 1")
     connection.terminate()

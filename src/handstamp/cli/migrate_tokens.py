@@ -1,4 +1,4 @@
-"""`handstamp migrate-tokens`: replace the tokens in clear in a table by their digests."""
+"""`handstamp migrate-tokens`: replace the plaintext tokens in a table by their digests."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def migrate_tokens(
         typer.Option("--verify", help="Change nothing. Fail if a row is not hashed."),
     ] = False,
 ) -> None:
-    """Hash the tokens in clear in a table, while the app runs.
+    """Hash the plaintext tokens in a table, while the app runs.
 
     Lists the forms of the texts in the column. Changes nothing without --apply. Hashing
     cannot be undone: a digest that is hashed again is lost. No program can tell a digest
@@ -232,7 +232,7 @@ def _conclude(rows: Rows, options: Options) -> None:
         if named:
             typer.echo(
                 f"{_rows(named)} could not be hashed: their digests are in other rows,"
-                " or another program writes tokens in clear"
+                " or another program writes plaintext tokens"
             )
         if rows.unhashed > named:
             others = Rows(

@@ -309,9 +309,9 @@ class Issued:
 
     ``session_lifetime`` and ``refresh_lifetime`` are what the cookies may last; both are
     None for a session that ends with the browser. ``refresh_token`` is None where the table
-    has none. After ``deliver_until``, a reading of
-    the engine's clock, these tokens must not be sent any more: a newer pair may be on its
-    way, and whoever missed this one gets it again.
+    has none. After ``deliver_until``, a reading of the engine's clock, these tokens must
+    not be sent any more: a newer pair may be on its way. A client that did not receive this
+    pair gets it again.
     """
 
     session: Session

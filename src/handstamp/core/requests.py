@@ -141,8 +141,8 @@ def is_cross_site(
 
 
 def is_write(method: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a request may change something (rule 9); ``method`` is None where a server
-    has told that it is a WebSocket handshake."""
+    """Whether a request may change something (rule 9); ``method`` is None for what the
+    server calls a WebSocket connection."""
     return method not in SAFE_METHODS or is_handshake(headers)
 
 

@@ -146,7 +146,7 @@ def needed_privileges(resolved: ResolvedTable) -> Iterator[Need]:
         "revocation": _ENDED,
         "rotation": _ROTATED if shape.rotates else (),
         "activity": ("last_activity_at", *(["expires_at"] if sliding else [])),
-        "replacing tokens in clear": ("token",) if shape.at_rest == "plain" else (),
+        "replacing plaintext tokens": ("token",) if shape.at_rest == "plain" else (),
         "step-up": ("level", *(_ROTATED if shape.rotates else ("token",))),
     }
     for feature, fields in updates.items():

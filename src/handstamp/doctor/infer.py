@@ -118,7 +118,7 @@ _WITHOUT: Mapping[str, str] = {
 _AT_REST: Mapping[str, str] = {
     "digest": "the column holds SHA-256 digests in hex",
     "prefixed": "the column holds digests with sha256: in front",
-    "plain": "rows may still hold tokens in clear: they are accepted, and replaced by"
+    "plain": "rows may still hold plaintext tokens: they are accepted, and replaced by"
     " digests at their first use",
 }
 _NEW_ID: Mapping[str, str] = {
@@ -280,7 +280,7 @@ def _by_rows(
 ) -> tuple[AtRest, tuple[Finding, ...]]:
     """How tokens are stored, by the rows; and the doubt, if the rows do not prove it.
 
-    ``is_plain``: this is the documented table with tokens in clear.
+    ``is_plain``: this is the documented table with plaintext tokens.
     """
     room = token.length is None or token.length >= _DIGEST + len(PREFIX)
     safe: AtRest = "prefixed" if room else "digest"

@@ -76,7 +76,7 @@ _CAPABILITIES: Mapping[str, str] = {
     "password_change": "a changed password can end sessions",
     "level": "trust levels and step-up",
     "fingerprint": "device fingerprint",
-    "plain": "tokens in clear are accepted and replaced",
+    "plain": "plaintext tokens are accepted and replaced",
 }
 
 
@@ -224,7 +224,7 @@ def _danger(error: ConfigError) -> Finding:
 
 
 def _tokens(proposal: Proposal, rows: Rows | None) -> Iterator[Finding]:
-    """Tokens in clear, by the forms of the rows."""
+    """Plaintext tokens, by the forms of the rows."""
     shape = proposal.shape
     if rows is None:
         text = "the rows were not counted: no right to read them, or no answer in time"
@@ -239,12 +239,12 @@ def _tokens(proposal: Proposal, rows: Rows | None) -> Iterator[Finding]:
             text = (
                 f"{about}{sum(others.values())} rows of {shape.token} hold something other"
                 f" than a SHA-256 digest of small hex digits ({Rows(forms=others)}). These"
-                " sessions are not valid. If the texts are tokens in clear, anyone who can"
+                " sessions are not valid. If the texts are plaintext tokens, anyone who can"
                 " read the table has them"
             )
             yield Finding(Level.WARNING, "tokens", text)
     elif rows.unhashed:
-        accepted = "tokens in clear" if shape.at_rest == "plain" else "not accepted"
+        accepted = "plaintext tokens" if shape.at_rest == "plain" else "not accepted"
         text = (
             f"{about}{rows.unhashed} rows of {shape.token} are not hashed by handstamp"
             f" ({rows}; {accepted}): anyone who can read the table has these tokens."
@@ -253,10 +253,10 @@ def _tokens(proposal: Proposal, rows: Rows | None) -> Iterator[Finding]:
         )
         yield Finding(Level.WARNING, "tokens", text)
     elif shape.at_rest == "prefixed" and PRESETS[proposal.preset].at_rest == "plain":
-        text = 'no row holds a token in clear any more: set at_rest="prefixed"'
+        text = 'no row holds a plaintext token any more: set at_rest="prefixed"'
         yield Finding(Level.NOTICE, "tokens", text)
     else:
-        yield Finding(Level.OK, "tokens", f"{about}0 rows hold a token in clear")
+        yield Finding(Level.OK, "tokens", f"{about}0 rows hold a plaintext token")
 
 
 async def _long_ids(

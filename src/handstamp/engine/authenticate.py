@@ -245,7 +245,7 @@ class Authenticator:
         return answers
 
     def _plain_tokens(self, tokens: Iterable[bytes]) -> dict[str, str]:
-        """Return by digest the tokens that a row may hold in clear: none that we signed."""
+        """Return by digest the tokens that a row may hold as plaintext, never ours."""
         if not self._store.capabilities.plain:
             return {}
         return {

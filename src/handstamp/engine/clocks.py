@@ -3,7 +3,7 @@
 The first never jumps when the time is set, and it counts while the machine is suspended: a
 laptop that slept for an hour wakes up with a cache that is an hour old.
 
-The second is what the last answer of the database said, counted on with the first.
+The second is the time in the last answer of the database, counted on with the first.
 """
 
 from __future__ import annotations

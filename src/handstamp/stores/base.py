@@ -10,7 +10,7 @@ its own, and a store has its methods only if it implements it:
 - :class:`RotatingStore` keeps refresh tokens in the row, and replaces them;
 - :class:`StepUpStore` gives a live session new tokens, and may raise its trust level;
 - :class:`ActivityStore` records when a session was used;
-- :class:`PlaintextStore` finds rows that still hold a token in plaintext;
+- :class:`PlaintextStore` finds rows that still hold a plaintext token;
 - :class:`ListeningStore` sends and receives notifications.
 
 One class may serve tables of different shapes. So a feature is there if the store has the
@@ -118,7 +118,7 @@ class Capabilities:
     - ``password_change``: users have the time of their last change of the password.
     - ``level``: sessions have a trust level.
     - ``fingerprint``: a device fingerprint has a column.
-    - ``plain``: rows may hold tokens in plaintext.
+    - ``plain``: rows may hold plaintext tokens.
     - ``longest_id``: the most characters that the id of a session may have.
     """
 
@@ -313,7 +313,7 @@ class ActivityStore(Protocol):
 
 @runtime_checkable
 class PlaintextStore(Protocol):
-    """A store whose rows may hold session tokens in plaintext (``Capabilities.plain``)."""
+    """A store whose rows may hold plaintext session tokens (``Capabilities.plain``)."""
 
     async def find_plaintext(
         self, digests: Sequence[str], tokens: Sequence[str]

@@ -59,7 +59,7 @@ class MemoryStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Everything but tokens in plaintext."""
+        """Everything but plaintext tokens."""
         return Capabilities(level=True)
 
     @property

@@ -1,4 +1,4 @@
-"""A column with tokens in plaintext: what is in it, and how digests replace the tokens.
+"""A column with plaintext tokens: what is in it, and how digests replace the tokens.
 
 A row is found by either form of its token, so replacing a token signs no user out. What is
 a digest already is never changed, so a run that was killed is simply started again. Tokens
@@ -262,7 +262,7 @@ class TokenMigration:
         self._next = self._statement(shape, table, beyond, size="$2")
 
     async def count(self, connection: Connection) -> int:
-        """How many rows hold a token in plaintext: a text of one of the forms."""
+        """How many rows hold a plaintext token: a text of one of the forms."""
         return int(await connection.fetchval(self._count))
 
     async def run(self, connection: Connection, *, size: int) -> AsyncIterator[Batch]:

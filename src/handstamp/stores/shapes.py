@@ -18,7 +18,7 @@ AtRest = Literal["digest", "prefixed", "plain"]
 NewId = Literal["ulid", "uuid", "database"]
 
 PREFIX = "sha256:"
-"""The prefix of a digest in a column that holds, or once held, tokens in plaintext."""
+"""The prefix of a digest in a column that holds, or once held, plaintext tokens."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}(\.[A-Za-z_][A-Za-z0-9_$]{0,62})?")
 _NO_COLUMNS = frozenset({"at_rest", "new_id", "users"})

@@ -160,7 +160,7 @@ class SqlBuilder:
 
     def _is_whole(self) -> str:
         """The condition that a row is a session: it has a user and an end, its id is short
-        enough for a token, and is no token in plaintext."""
+        enough for a token, and is no plaintext token."""
         rules = [
             f"{self._bare(name)} is not null"
             for name in ("user_id", "expires_at")

@@ -201,7 +201,7 @@ class Statements(SqlBuilder):
 
     def _revoke(self, where: str, notified: str | None = None) -> str:
         id = "{id}"
-        if self.resolved.shape.id_is_token:  # a token in plaintext is never returned
+        if self.resolved.shape.id_is_token:  # a plaintext token is never returned
             id = f"case when {self._is_digest_id()} then {{id}} else '' end"
         returned = f"{id} as id, {{user_id}} as user_id" + (
             f", {notified} as notified" if notified else ""
@@ -223,7 +223,7 @@ class Statements(SqlBuilder):
         )
 
     def _upgrade(self) -> str:
-        """Replace tokens in plaintext by their digests, each only if it is still there."""
+        """Replace plaintext tokens by their digests, each only if it is still there."""
         token = self._columns["token"]
         return self._fill(
             "with batch as (select * from unnest($1::text[], $2::text[]) as b(old, new)),"

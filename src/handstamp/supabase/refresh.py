@@ -7,8 +7,8 @@ Rule 2. When the retry budget is spent there is no answer: the result is *unknow
 session is not refused for it. GoTrue's own 409 would sign a browser out.
 Rule 3. Everything is judged first without a lock, so that a refused request holds none;
 then once more under the locks, on fresh data.
-Rule 4. A transaction is short: whoever updates the session, or inserts a row that refers to
-it, makes every refresh of it wait, GoTrue's too.
+Rule 4. A transaction is short: an update of the session, or an insert of a row that refers
+to it, makes every refresh of it wait, GoTrue's too.
 Rule 5. Limits of time are judged by the database's clock at the first read of the request,
 however often it tries again.
 """

@@ -262,7 +262,7 @@ def triggers_of(resolved: ResolvedTable) -> tuple[NotifyTrigger, ...]:
     """All triggers for this table and its table of users."""
     shape, columns = resolved.shape, _names(resolved.columns)
     changed, was_live = any_of(list(_changes(resolved, columns))), _was_live(resolved)
-    if shape.id_is_token:  # an id in clear must not appear in a payload
+    if shape.id_is_token:  # an id in plaintext must not appear in a payload
         prefix = "" if shape.at_rest == "digest" else PREFIX
         is_digest = f"(old.{columns['id']} ~ '^{prefix}[0-9a-f]{{64}}$')"
         changed = f"({is_digest} AND {changed})"
