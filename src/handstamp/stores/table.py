@@ -69,6 +69,7 @@ class TableStore(PostgresStore):
     ) -> None:
         self._shape = shape
         self._statements: Statements | None = None
+        self._capabilities = capabilities_of(shape)
         super().__init__(
             dsn,
             self._triggers,
@@ -85,9 +86,7 @@ class TableStore(PostgresStore):
     @property
     def capabilities(self) -> Capabilities:
         """What the table can do; before its catalog was read, what the shape says."""
-        if self._statements is None:
-            return capabilities_of(self._shape)
-        return self._statements.resolved.capabilities
+        return self._capabilities
 
     async def open(self) -> None:
         """Prepare for the running loop. Reads the catalog if the database answers.
@@ -100,7 +99,8 @@ class TableStore(PostgresStore):
 
     async def ready(self) -> Capabilities:
         """See :meth:`Store.ready`; reads the catalog, once."""
-        return (await self.statements()).resolved.capabilities
+        await self.statements()
+        return self._capabilities
 
     async def statements(self) -> Statements:
         """The SQL for this table. Reads the catalog at the first call, and logs which
@@ -122,7 +122,7 @@ class TableStore(PostgresStore):
                     ", ".join(sql.resolved.missing),
                     extra={"action": "features_off"},
                 )
-            self._statements = sql
+            self._statements, self._capabilities = sql, sql.resolved.capabilities
         return self._statements
 
     async def _triggers(self) -> Sequence[NotifyTrigger]:
@@ -243,7 +243,7 @@ class TableStore(PostgresStore):
             policy.absolute_ttl,
             policy.idle_ttl,
             policy.end_on_password_change,
-            not sql.resolved.capabilities.absolute,
+            not self._capabilities.absolute,
         )
         live = [id for row in rows if (id := str(row["id"])) not in ending]
         surplus = max(0, len(live) - new.limit + 1)
@@ -415,7 +415,7 @@ class TableStore(PostgresStore):
         ordered = sorted(able, key=lambda touch: touch.session_id)
         limits = (
             [policy.session_ttl]
-            if sql.resolved.capabilities.refresh
+            if self._capabilities.refresh
             else [policy.refresh_ttl, policy.browser_ttl, policy.absolute_ttl]
         )
         async with self._database.acquire_write() as connection:
@@ -442,7 +442,7 @@ class TableStore(PostgresStore):
         return count_of(status)
 
     def _record(self, row: asyncpg.Record) -> Record:
-        return record_of(row, self._shape.at_rest, self.capabilities)
+        return record_of(row, self._shape.at_rest, self._capabilities)
 
     def _one(self, rows: Sequence[asyncpg.Record]) -> Record | None:
         return self._record(rows[0]) if rows else None
