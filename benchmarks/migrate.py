@@ -120,7 +120,7 @@ async def _run(dsn: str, count: int) -> Report:
         "rows": count,
         "seconds": seconds,
         "rows_per_second": count / seconds,
-        "left_in_clear": left,
+        "left_in_plaintext": left,
         "touches_written": stats.written_touches,
         "cache_hits": stats.hits,
     }
