@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import asyncpg
@@ -13,6 +11,7 @@ import pytest
 from ulid import ULID
 
 from handstamp.stores.install import PRESETS, install, script, statements
+from tests.support.catalog import COLUMNS_OF, CONSTRAINTS_OF, INDEXES_OF, connected
 
 # The documentation of the table, word for word: name, type, default, nullable.
 COLUMNS = [
@@ -111,14 +110,6 @@ UUID_INDEXES = {
     " (user_id, device_id, is_active)",
 }
 
-COLUMNS_OF = """
-    select attname,
-        replace(format_type(atttypid, atttypmod), 'character varying', 'varchar'),
-        coalesce(pg_get_expr(adbin, adrelid), ''), not attnotnull
-    from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
-    where attrelid = $1::text::regclass and attnum > 0 and not attisdropped
-    order by attnum"""
-
 NEW_SESSION = """
     insert into user_sessions
         (user_id, session_token_hash, ip_address, user_agent_hash, expires_at)
@@ -126,15 +117,6 @@ NEW_SESSION = """
     returning id"""
 
 ALPHABET = set("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
-
-
-@asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def new_user(connection: asyncpg.Connection, attempts: int = 0) -> str:
@@ -165,21 +147,14 @@ async def test_the_users_have_the_documented_columns(each_dsn: str) -> None:
 async def test_the_constraints_are_the_documented_ones(each_dsn: str) -> None:
     """Every constraint has the documented name and definition."""
     async with connected(each_dsn) as connection:
-        rows = await connection.fetch(
-            "select conname, pg_get_constraintdef(oid) from pg_constraint "
-            # PostgreSQL 18 lists NOT NULL too; the columns tell that here.
-            "where conrelid = 'user_sessions'::regclass and contype <> 'n'"
-        )
+        rows = await connection.fetch(CONSTRAINTS_OF, "user_sessions")
     assert dict(map(tuple, rows)) == CONSTRAINTS
 
 
 async def test_the_indexes_are_the_documented_ones(each_dsn: str) -> None:
     """Every index is there as documented, the redundant one too."""
     async with connected(each_dsn) as connection:
-        rows = await connection.fetch(
-            "select pg_get_indexdef(indexrelid) from pg_index "
-            "where indrelid = 'user_sessions'::regclass"
-        )
+        rows = await connection.fetch(INDEXES_OF, "user_sessions")
     assert {row[0] for row in rows} == INDEXES
 
 
@@ -306,20 +281,14 @@ async def test_the_uuid_columns_are_the_documented_ones(each_uuid_dsn: str) -> N
 async def test_the_uuid_constraints_are_the_documented_ones(each_uuid_dsn: str) -> None:
     """Both, and no foreign key: the table refers to nothing."""
     async with connected(each_uuid_dsn) as connection:
-        rows = await connection.fetch(
-            "select conname, pg_get_constraintdef(oid) from pg_constraint "
-            "where conrelid = 'user_sessions'::regclass and contype <> 'n'"
-        )
+        rows = await connection.fetch(CONSTRAINTS_OF, "user_sessions")
     assert dict(map(tuple, rows)) == UUID_CONSTRAINTS
 
 
 async def test_the_uuid_indexes_are_the_eleven_documented_ones(each_uuid_dsn: str) -> None:
     """The redundant ones too."""
     async with connected(each_uuid_dsn) as connection:
-        rows = await connection.fetch(
-            "select pg_get_indexdef(indexrelid) from pg_index "
-            "where indrelid = 'user_sessions'::regclass"
-        )
+        rows = await connection.fetch(INDEXES_OF, "user_sessions")
     assert {row[0] for row in rows} == UUID_INDEXES
     assert len(rows) == 11
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-import asyncpg
 import pytest
 
+from tests.support.catalog import COLUMNS_OF, CONSTRAINTS_OF, INDEXES_OF, connected
 from tests.support.supabase import OWNER
 
 # The documentation of the tables, word for word: name, type, default, nullable.
@@ -90,20 +87,6 @@ COMMENTS = {
     "refresh_token_counter": "Holds the ID (counter) of the last issued refresh token.",
 }
 
-COLUMNS_OF = """
-    select attname,
-        replace(format_type(atttypid, atttypmod), 'character varying', 'varchar'),
-        coalesce(pg_get_expr(adbin, adrelid), ''), not attnotnull
-    from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
-    where attrelid = $1::text::regclass and attnum > 0 and not attisdropped
-    order by attnum"""
-CONSTRAINTS_OF = """
-    select conname, pg_get_constraintdef(oid) from pg_constraint
-    where conrelid = $1::text::regclass and contype <> 'n'"""
-INDEXES_OF = """
-    select pg_get_indexdef(indexrelid) from pg_index
-    where indrelid = $1::text::regclass"""
-
 TABLES = pytest.mark.parametrize(
     ("table", "columns", "constraints", "indexes"),
     [
@@ -112,15 +95,6 @@ TABLES = pytest.mark.parametrize(
     ],
     ids=["sessions", "refresh-tokens"],
 )
-
-
-@asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 @TABLES
