@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -638,3 +640,27 @@ def test_keys_show_no_key() -> None:
     keys = Keys(secret=SECRET, key_set=[private_key("HS256")])
     assert repr(keys) == "Keys(['HS256'], secret=True)"
     assert "c2VjcmV0" not in repr(keys.signing)
+
+
+WITHOUT_PYJWT = """
+import sys
+sys.modules["jwt"] = None
+import handstamp.testing
+from handstamp.cli import load
+load()
+from handstamp.errors import ConfigError
+from handstamp.supabase.jwt import Keys
+try:
+    Keys(secret="a secret of the project, long enough")
+except ConfigError as refused:
+    print(refused)
+"""
+
+
+def test_the_command_line_and_testing_need_no_pyjwt() -> None:
+    """They are imported without the extra; what needs it names it."""
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYJWT], capture_output=True, text=True
+    )
+    assert ran.stderr == ""
+    assert "handstamp[supabase]" in ran.stdout

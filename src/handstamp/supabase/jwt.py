@@ -29,7 +29,8 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from handstamp.core.models import Issued, Session
 from handstamp.errors import ConfigError
@@ -46,13 +47,13 @@ from handstamp.supabase.rules import (
 )
 from handstamp.supabase.tokens import canonical_uuid
 
-try:
+_IS_INSTALLED = find_spec("jwt") is not None
+# The command line and handstamp.testing import this room too, without that extra.
+if TYPE_CHECKING or _IS_INSTALLED:
     from jwt import PyJWK, PyJWS
     from jwt.exceptions import PyJWTError
-except ImportError as missing:
-    raise ImportError(
-        "Supabase's access tokens need the package PyJWT: pip install 'handstamp[supabase]'"
-    ) from missing
+
+    _JWS = PyJWS()
 
 KeySet = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """JSON text, ``{"keys": […]}``, or the list itself, as ``GOTRUE_JWT_KEYS`` has it."""
@@ -75,7 +76,6 @@ _NO_SESSION = "00000000-0000-0000-0000-000000000000"
 _SECOND_FACTORS = frozenset({"totp", "mfa/phone", "mfa/webauthn"})
 _FIXED = ("sub", "session_id", "iat", "exp")
 _TEXTS = ("email", "phone", "role", "aal")
-_JWS = PyJWS()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Keys:
     ``secret`` is ``GOTRUE_JWT_SECRET``; ``key_set`` is ``…_JWT_KEYS``, or the public set
     of ``/.well-known/jwks.json`` where another server signs. The key whose ``key_ops``
     have ``sign`` signs, else the secret does.
-    Raises :class:`ConfigError` for keys that cannot work.
+    Raises :class:`ConfigError` for keys that cannot work, or without PyJWT.
     """
 
     __slots__ = ("_by_kid", "_secret", "signing")
@@ -105,6 +105,11 @@ class Keys:
         secret: str | bytes | None = None,
         key_set: KeySet | None = None,
     ) -> None:
+        if not _IS_INSTALLED:
+            raise ConfigError(
+                "Supabase's access tokens need the package PyJWT: pip install"
+                " 'handstamp[supabase]'"
+            )
         self._secret = None if secret is None else _from_secret(secret)
         self._by_kid: dict[str, Key] = {}
         for key in _from_key_set(key_set):
